@@ -1,0 +1,1 @@
+"""Data sets, host-side transforms and the input pipeline."""

@@ -1,0 +1,1 @@
+"""Global Filter Networks as Flax NNX modules."""

@@ -1,0 +1,83 @@
+"""The seven published variants (paper, tables 1 and 2; official main_gfnet.py)."""
+
+import difflib
+
+import jax.numpy as jnp
+from flax import nnx
+
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.gfnet import GFNet, GFNetPyramid, ImageSize
+from gfnet_jax.models.layers import Dtype
+
+
+def _isotropic(embed_dim, depth, drop_path_rate):
+  return GFNet, dict(embed_dim=embed_dim, depth=depth, drop_path_rate=drop_path_rate)
+
+
+def _pyramid(embed_dims, depths, drop_path_rate, layer_scale_init):
+  return GFNetPyramid, dict(
+    embed_dims=embed_dims,
+    depths=depths,
+    drop_path_rate=drop_path_rate,
+    layer_scale_init=layer_scale_init,
+  )
+
+
+VARIANTS = {
+  #                        channels             blocks         drop path  layer scale
+  "gfnet-ti": _isotropic(256, 12, 0.0),
+  "gfnet-xs": _isotropic(384, 12, 0.0),
+  "gfnet-s": _isotropic(384, 19, 0.15),
+  "gfnet-b": _isotropic(512, 19, 0.25),
+  "gfnet-h-ti": _pyramid((64, 128, 256, 512), (3, 3, 10, 3), 0.1, 1e-3),
+  "gfnet-h-s": _pyramid((96, 192, 384, 768), (3, 3, 10, 3), 0.2, 1e-5),
+  "gfnet-h-b": _pyramid((96, 192, 384, 768), (3, 3, 27, 3), 0.4, 1e-6),
+}
+
+
+def list_models() -> list[str]:
+  """The names that `create_model` takes."""
+  return list(VARIANTS)
+
+
+def create_model(
+  name: str,
+  *,
+  image_size: ImageSize = 224,
+  num_classes: int = 1000,
+  dtype: Dtype = jnp.float32,
+  rngs: nnx.Rngs | None = None,
+  **overrides,
+) -> GFNet | GFNetPyramid:
+  """Creates one of the seven variants with fresh weights.
+
+  Args:
+    name: one of `list_models()`.
+    image_size: side of the images, or (height, width), in pixels.
+    num_classes: outputs of the head.
+    dtype: type of the matrix products; parameters and results stay float32.
+    rngs: source of the initial weights; nnx.Rngs(0) if None.
+    **overrides: further arguments of `GFNet` or `GFNetPyramid`, such as
+      drop_path_rate, in place of the variant's.
+
+  Raises:
+    UserError: for an unknown name or override, or an image size that does not divide.
+  """
+  if name not in VARIANTS:
+    close = difflib.get_close_matches(str(name), VARIANTS, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(f"unknown model {name!r}, expected one of {', '.join(VARIANTS)}{hint}")
+  module, settings = VARIANTS[name]
+  known = module.__init__.__kwdefaults__.keys() | set(module.__init__.__annotations__)
+  unknown = sorted(overrides.keys() - known)
+  if unknown:
+    raise UserError(
+      f"unknown option {unknown[0]!r} of {name}, expected one of {', '.join(sorted(known))}"
+    )
+  return module(
+    image_size,
+    **{**settings, **overrides},
+    num_classes=num_classes,
+    dtype=dtype,
+    rngs=nnx.Rngs(0) if rngs is None else rngs,
+  )

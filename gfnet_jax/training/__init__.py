@@ -1,0 +1,1 @@
+"""Optimiser, training step, loop, checkpoints and evaluation."""
