@@ -1,14 +1,19 @@
 """Host-side image transforms: decoding, crops, resizing, flips (Pillow in, uint8 out)."""
 
+import dataclasses
 import io
+import math
+import random
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
+from gfnet_jax.data.randaugment import INTERPOLATIONS, draw_interpolation, parse_randaugment
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.gfnet import ImageSize, as_height_width
 
 RESIZE_FREE_SIZE = 32  # up to this side, images are taken as they are (official: datasets.py)
+CROP_ATTEMPTS = 10  # after which a crop is taken from the centre (official: timm transforms.py)
 
 
 class BadImageError(ValueError):
@@ -88,3 +93,144 @@ class EvalTransform:
 
   def __call__(self, image: Image.Image) -> np.ndarray:
     return eval_transform(image, self.image_size)
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainTransform:
+  """Crop, flip, then RandAugment or colour jitter (official: datasets.py, timm 0.4.12).
+
+  Picklable; an image's result depends on the image and on the generator alone.
+
+  Args:
+    image_size: side of the result, or (height, width).
+    crop: 'random_resized' resizes a random part; 'pad' cuts a random window out of
+      the image in a black frame, without resizing (official for sizes up to 32).
+    scale: smallest and largest area of a random resized crop, as part of the image's.
+    ratio: smallest and largest width / height of a random resized crop.
+    padding: width in pixels of the black frame; 0 for none.
+    flip: probability of the horizontal flip.
+    interpolation: 'bilinear', 'bicubic' or 'random' (one of both for each image), for
+      the random resized crop and RandAugment.
+    auto_augment: string of RandAugment, or '' for none.
+    color_jitter: strength of the colour jitter, in effect only if auto_augment is ''.
+
+  Raises:
+    UserError: for an unknown crop, interpolation or auto_augment.
+  """
+
+  image_size: ImageSize
+  crop: str = "random_resized"
+  scale: tuple[float, float] = (0.08, 1.0)
+  ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  padding: int = 4
+  flip: float = 0.5
+  interpolation: str = "bicubic"
+  auto_augment: str = "rand-m9-mstd0.5-inc1"
+  color_jitter: float = 0.4
+
+  def __post_init__(self):
+    self.image_size = as_height_width(self.image_size)
+    _require_choice("crop", self.crop, ("random_resized", "pad"))
+    _require_choice("interpolation", self.interpolation, INTERPOLATIONS)
+    self._augment = (
+      parse_randaugment(self.auto_augment, interpolation=self.interpolation)
+      if self.auto_augment
+      else None
+    )
+
+  def __call__(self, image: Image.Image, rng: random.Random) -> np.ndarray:
+    """Maps an image of mode RGB to (height, width, 3), uint8; draws from `rng` alone.
+
+    Raises:
+      UserError: if crop is 'pad' and the framed image is smaller than image_size.
+    """
+    if self.crop == "pad":
+      image = padded_crop(image, self.image_size, rng, padding=self.padding)
+    else:
+      box = draw_crop(image.width, image.height, rng, scale=self.scale, ratio=self.ratio)
+      resample = draw_interpolation(self.interpolation, rng)
+      # Cropped first: the filter must not see pixels outside of the crop.
+      image = image.crop(box).resize(self.image_size[::-1], resample)
+    if rng.random() < self.flip:
+      image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if self._augment:
+      image = self._augment(image, rng)
+    elif self.color_jitter:
+      image = color_jitter(image, self.color_jitter, rng)
+    return np.array(image)
+
+
+def draw_crop(
+  width: int,
+  height: int,
+  rng: random.Random,
+  *,
+  scale: tuple[float, float],
+  ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+  """Draws the part of an image for a random resized crop (timm 0.4.12 transforms.py).
+
+  Area and logarithm of width / height are uniform; after ten parts that do not fit,
+  the largest centred one within the ratios is taken.
+
+  Returns:
+    (left, top, right, bottom) in pixels, right and bottom exclusive.
+  """
+  for _ in range(CROP_ATTEMPTS):
+    area = rng.uniform(*scale) * (width * height)
+    aspect = math.exp(rng.uniform(*map(math.log, ratio)))
+    w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    if w <= width and h <= height:
+      top = rng.randint(0, height - h)
+      left = rng.randint(0, width - w)
+      return left, top, left + w, top + h
+  w, h = width, height
+  if width / height < ratio[0]:
+    h = round(width / ratio[0])
+  elif width / height > ratio[1]:
+    w = round(height * ratio[1])
+  left, top = (width - w) // 2, (height - h) // 2
+  return left, top, left + w, top + h
+
+
+def padded_crop(
+  image: Image.Image, size: tuple[int, int], rng: random.Random, *, padding: int
+) -> Image.Image:
+  """Cuts a random window out of the image in a black frame (torchvision's RandomCrop).
+
+  Args:
+    image: mode RGB.
+    size: (height, width) of the window.
+    rng: the only source of randomness; unused if there is but one window.
+    padding: width of the frame in pixels.
+
+  Raises:
+    UserError: if the framed image is smaller than the window.
+  """
+  spare_rows = image.height + 2 * padding - size[0]
+  spare_columns = image.width + 2 * padding - size[1]
+  if min(spare_rows, spare_columns) < 0:
+    raise UserError(
+      f"got an image of {image.height}x{image.width} (height x width), padded by {padding}, "
+      f"expected at least {size[0]}x{size[1]}; choose a smaller image_size or a resizing crop"
+    )
+  top = left = 0
+  if spare_rows or spare_columns:
+    top, left = rng.randint(0, spare_rows), rng.randint(0, spare_columns)
+  top, left = top - padding, left - padding
+  return image.crop((left, top, left + size[1], top + size[0]))  # black beyond the image
+
+
+def color_jitter(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+  """Brightness, contrast and saturation by random factors, in random order (torchvision)."""
+  enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
+  order = rng.sample(range(3), 3)
+  factors = [rng.uniform(max(0, 1 - strength), 1 + strength) for _ in enhancers]
+  for i in order:
+    image = enhancers[i](image).enhance(factors[i])
+  return image
+
+
+def _require_choice(name: str, value: str, choices) -> None:
+  if value not in choices:
+    raise UserError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
