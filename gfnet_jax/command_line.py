@@ -1,0 +1,89 @@
+"""What the scripts share: configs from flags, one-line errors, exit codes."""
+
+import argparse
+import inspect
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from gfnet_jax.errors import UserError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+  """argparse with help that keeps its line breaks and errors of one line."""
+
+  def __init__(self, **kwargs):
+    super().__init__(
+      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs
+    )
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def run(main: Callable[[list[str]], None]) -> int:
+  """Calls main(arguments) and returns the exit code of the script.
+
+  0 if it succeeds, 2 after one line on standard error for a mistake of the user, 130
+  if interrupted from the keyboard. Other exceptions are bugs and pass with their
+  traceback.
+  """
+  flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags
+  try:
+    main(sys.argv[1:])
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    return 130
+  return 0
+
+
+def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDict:
+  """Loads a config file and applies `--config.field=value` overrides.
+
+  Args:
+    specifier: path of a Python file with `get_config()`, or "path:argument" for
+      `get_config(argument)`.
+    overrides: command-line arguments, of which all must be overrides.
+
+  Raises:
+    UserError: for a file without a config, an unknown field, a value of another type,
+      or an argument that is no override.
+  """
+  config = _load_config(specifier)
+  values = flags.FlagValues()
+  original, sys.argv = sys.argv, ["", *overrides]  # config_flags reads overrides from here
+  try:
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    rest = values(sys.argv)[1:]
+  except KeyError as error:
+    raise UserError(
+      f"unknown config field {' '.join(str(error.args[0]).split())}; see {specifier}"
+    ) from error
+  except (flags.Error, AttributeError, TypeError, ValueError) as error:
+    raise UserError(f"{' '.join(str(error).split())}; see {specifier}") from error
+  finally:
+    sys.argv = original
+  if rest:
+    raise UserError(f"unexpected argument {rest[0]!r} (see --help)")
+  return config
+
+
+def _load_config(specifier: str) -> ml_collections.ConfigDict:
+  path, colon, argument = specifier.partition(":")
+  if not Path(path).is_file():
+    raise UserError(f"config file {path} not found; the ready-made ones are in configs/")
+  get_config = runpy.run_path(path).get("get_config")
+  if get_config is None:
+    raise UserError(f"config file {path} has no function get_config()")
+  if colon and not inspect.signature(get_config).parameters:
+    raise UserError(f"config file {path} takes no argument, found {argument!r} after the colon")
+  return get_config(argument) if colon else get_config()

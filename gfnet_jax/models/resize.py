@@ -1,0 +1,63 @@
+"""Bicubic resizing of position embeddings and filters, to the rule of PyTorch.
+
+The official fine-tuning at another resolution (main_gfnet.py) interpolates with the
+Keys kernel of a = -0.75, which `jax.image.resize` does not offer (a = -0.5).
+"""
+
+import numpy as np
+
+KEYS_A = np.float32(-0.75)
+
+
+def resize_bicubic(table: np.ndarray, size: tuple[int, int], *, align_corners: bool) -> np.ndarray:
+  """Interpolates the first two axes; an unchanged size gives the same values exactly.
+
+  Args:
+    table: (height, width, ...), any float type.
+    size: (height, width) of the result.
+    align_corners: True maps the centres of the corner cells onto each other (the
+      official rule for filters), False the outer edges (position embeddings).
+
+  Returns:
+    (*size, ...), float32.
+  """
+  for axis, (before, after) in enumerate(zip(table.shape[:2], size, strict=True)):
+    if before != after:
+      matrix = _interpolation_matrix(before, after, align_corners)
+      table = np.moveaxis(np.tensordot(matrix, table, axes=(1, axis)), 0, axis)
+  return table.astype(np.float32, copy=False)
+
+
+def _interpolation_matrix(before: int, after: int, align_corners: bool) -> np.ndarray:
+  """The weights (after, before), float64, of one axis; taps beyond the border are clamped.
+
+  Positions and weights are rounded to float32 where PyTorch rounds them: exact ones
+  would move a value of unit variance by up to 1.5e-5.
+  """
+  index = np.arange(after)
+  if align_corners:
+    position = index.astype(np.float32) * np.float32((before - 1) / max(after - 1, 1))
+  else:
+    position = _fused(index + 0.5, np.float32(before / after), -0.5)
+  first = np.floor(position)
+  t, one, two = position - first, np.float32(1), np.float32(2)
+  weights = (_outer(t + one), _inner(t), _inner(one - t), _outer(two - t))
+  matrix = np.zeros((after, before))
+  for tap, weight in enumerate(weights, start=-1):
+    np.add.at(matrix, (index, np.clip(first.astype(int) + tap, 0, before - 1)), weight)
+  return matrix
+
+
+def _inner(t: np.ndarray) -> np.ndarray:
+  """The Keys kernel for 0 <= t <= 1."""
+  return _fused(_fused(KEYS_A + 2, t, -(KEYS_A + 3)) * t, t, 1)
+
+
+def _outer(t: np.ndarray) -> np.ndarray:
+  """The Keys kernel for 1 <= t <= 2."""
+  return _fused(_fused(_fused(KEYS_A, t, -5 * KEYS_A), t, 8 * KEYS_A), t, -4 * KEYS_A)
+
+
+def _fused(a, b, c) -> np.ndarray:
+  """a * b + c rounded to float32 once, as the fused instruction does that PyTorch uses."""
+  return (np.float64(a) * np.float64(b) + np.float64(c)).astype(np.float32)

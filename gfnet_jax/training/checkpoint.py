@@ -1,0 +1,297 @@
+"""Checkpoints that keep their promise: asynchronous, atomic, checksummed, verified.
+
+Layout of a directory of checkpoints:
+
+    00001200/            one checkpoint, named after its step; complete as soon as it exists
+      metadata.json      step, model, class names, whole config, metrics, position in the data
+      params/ ...        trees of arrays, written by Orbax
+      sha256.json        the SHA-256 sum of every other file
+    .pending-00001300/   being written; never read, removed by the next run
+
+Orbax restores flipped bits without a word, hence the sums.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.variants import create_model
+from gfnet_jax.training.checksums import DamagedError, verify_checksums, write_checksums
+
+PyTree = Any
+METADATA = "metadata.json"
+_STEP = re.compile(r"\d{8,}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+  """A model read from a checkpoint.
+
+  Attributes:
+    model: with the saved parameters.
+    config: the arguments of `create_model` that describe it.
+    class_names: of the classes in order of their index, or None.
+    step: of the training run; 0 for imported weights.
+    run_config: the whole config of the training run, or None for imported weights.
+  """
+
+  model: nnx.Module
+  config: dict
+  class_names: list[str] | None
+  step: int
+  run_config: dict | None
+
+
+class Checkpoints:
+  """The checkpoints of one run: saves in the background, keeps the last ones and the best.
+
+  Args:
+    directory: created if missing.
+    keep_last: how many of the newest to keep, besides the best.
+    best_metric: key in the metadata's "metrics" by which the best is the greatest.
+
+  Raises:
+    UserError: if the directory cannot be written.
+  """
+
+  def __init__(self, directory: Path, *, keep_last: int = 2, best_metric: str = "top1"):
+    self.directory, self._keep_last, self._best_metric = directory, keep_last, best_metric
+    make_directory(directory)
+    for stale in directory.glob(".pending-*"):
+      shutil.rmtree(stale)
+    self._writer = _make_writer()
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+    self._commit: concurrent.futures.Future | None = None
+
+  def save(self, step: int, trees: Mapping[str, PyTree], metadata: Mapping[str, Any]) -> None:
+    """Saves trees of arrays by name; returns once they are copied, writes in the background.
+
+    An error of the write raises at the next `save` or `wait`.
+    """
+    self.wait()
+    pending = self.directory / f".pending-{step:08d}"
+    self._writer.save(pending, args=_save_args(trees))
+    self._commit = self._thread.submit(self._finish, pending, step, {"step": step, **metadata})
+
+  def restore(self, step: int, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """See `restore`."""
+    return restore(self.directory, step, trees)
+
+  def wait(self) -> None:
+    """Waits until the checkpoint being written is complete."""
+    if self._commit is not None:
+      commit, self._commit = self._commit, None
+      commit.result()
+
+  def close(self) -> None:
+    """Completes the checkpoint being written and ends the background threads."""
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
+      self._writer.close()
+
+  def _finish(self, pending: Path, step: int, metadata: dict) -> None:
+    self._writer.wait_until_finished()
+    _commit(pending, _path(self.directory, step), metadata)
+    self._remove_old()
+
+  def _remove_old(self) -> None:
+    steps = list_steps(self.directory)
+    keep = {*steps[-self._keep_last :], best_step(self.directory, self._best_metric)}
+    for step in steps:
+      if step not in keep:
+        # Out of sight first: a removal cut off half-way must not leave a damaged checkpoint.
+        doomed = self.directory / f".pending-{step:08d}"
+        _path(self.directory, step).rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def list_steps(directory: Path) -> list[int]:
+  """The steps of the complete checkpoints in a directory, ascending."""
+  if not directory.is_dir():
+    return []
+  return sorted(int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name))
+
+
+def best_step(directory: Path, metric: str) -> int | None:
+  """The step with the greatest metric, the later one of equals; None without any."""
+  values = {}
+  for step in list_steps(directory):
+    value = read_metadata(directory, step).get("metrics", {}).get(metric)
+    if value is not None:
+      values[step] = value
+  return max(values, key=lambda step: (values[step], step), default=None)
+
+
+def read_metadata(directory: Path, step: int) -> dict:
+  """The metadata of a checkpoint; {} if it is damaged, which `restore` will report."""
+  try:
+    return json.loads((_path(directory, step) / METADATA).read_text())
+  except (OSError, ValueError):
+    return {}
+
+
+def restore(directory: Path, step: int, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
+  """Restores trees of arrays by name after verifying every file of the checkpoint.
+
+  Args:
+    directory: of the checkpoints.
+    step: which one.
+    trees: name to a tree of jax.ShapeDtypeStruct, with shardings if several devices.
+
+  Raises:
+    DamagedError: if a file is missing, altered or unexpected.
+  """
+  path = _path(directory, step)
+  verify_checksums(path)
+  args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+  with _make_writer() as reader:
+    return dict(reader.restore(path.absolute(), args=ocp.args.Composite(**args)))
+
+
+def find_checkpoint(directory: Path, which: str = "last") -> tuple[Path, int]:
+  """Finds a checkpoint in a work directory, a directory of checkpoints, or itself.
+
+  Args:
+    directory: what the user named.
+    which: "last", "best" or a step.
+
+  Returns:
+    (directory of checkpoints, step).
+
+  Raises:
+    UserError: if there is none.
+  """
+  if _STEP.fullmatch(directory.name) and (directory / METADATA).is_file():
+    return directory.parent, int(directory.name)
+  nested = directory / "checkpoints"
+  directory = nested if nested.is_dir() else directory
+  steps = list_steps(directory)
+  if not steps:
+    raise UserError(
+      f"no checkpoint in {directory}; expected a work directory of train.py, or a directory "
+      "written by convert_torch_weights.py"
+    )
+  if which == "last":
+    return directory, steps[-1]
+  step = best_step(directory, "top1") if which == "best" else int(which)
+  if step not in steps:
+    found = ", ".join(map(str, steps))
+    raise UserError(f"no checkpoint {which!r} in {directory}, expected last, best or {found}")
+  return directory, step
+
+
+def save_model(
+  directory: Path | str,
+  model: nnx.Module,
+  config: Mapping[str, Any],
+  class_names: list[str] | None = None,
+) -> None:
+  """Writes the parameters of a model as a checkpoint that all scripts take.
+
+  Args:
+    directory: where; created if missing, and must hold no checkpoint.
+    model: of which the parameters are saved.
+    config: the arguments of `create_model` that describe it.
+    class_names: of the classes in order of their index.
+
+  Raises:
+    UserError: if the directory cannot be written or holds a checkpoint.
+  """
+  directory = Path(directory)
+  if (directory / "checkpoints").exists() or list_steps(directory):
+    raise UserError(f"{directory} holds checkpoints already; choose another directory")
+  checkpoints = Checkpoints(directory / "checkpoints")
+  _, params = split(model)
+  checkpoints.save(0, {"params": params}, model_metadata(config, class_names))
+  checkpoints.close()
+
+
+def load_model(directory: Path | str, which: str = "last", **overrides) -> SavedModel:
+  """Reads a model from a checkpoint, with verification.
+
+  Args:
+    directory: a work directory, a directory of checkpoints, or one checkpoint.
+    which: "last", "best" or a step.
+    **overrides: arguments of `create_model` that do not change parameters, as dtype.
+
+  Raises:
+    UserError: if there is no checkpoint or it is damaged.
+  """
+  directory, step = find_checkpoint(Path(directory), which)
+  metadata = read_metadata(directory, step)
+  try:
+    verify_checksums(_path(directory, step))
+    model = nnx.eval_shape(lambda: create_model(**{**metadata["model"], **overrides}))
+    structure, shapes = split(model)
+    params = restore(directory, step, {"params": on_one_device(shapes)})["params"]
+  except DamagedError as error:
+    raise UserError(f"{error}; choose another checkpoint of {directory}") from error
+  return SavedModel(
+    model=merge(structure, params),
+    config=metadata["model"],
+    class_names=metadata["class_names"],
+    step=step,
+    run_config=metadata.get("config"),
+  )
+
+
+def model_metadata(config: Mapping[str, Any], class_names: list[str] | None) -> dict:
+  """What a checkpoint must say about its model for `load_model`."""
+  return {"format": 1, "model": dict(config), "class_names": class_names}
+
+
+def on_one_device(shapes: PyTree) -> PyTree:
+  """The same jax.ShapeDtypeStructs, placed on the first local device."""
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def make_directory(directory: Path) -> None:
+  """Creates a directory with its parents and makes sure that it can be written.
+
+  Raises:
+    UserError: if not.
+  """
+  probe = directory / ".write-test"
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise UserError(
+      f"cannot write to {directory} ({error.strerror}); choose another directory or mend its "
+      "permissions"
+    ) from error
+
+
+def _make_writer() -> ocp.AsyncCheckpointer:
+  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+
+
+def _save_args(trees: Mapping[str, PyTree]) -> ocp.args.Composite:
+  return ocp.args.Composite(**{name: ocp.args.StandardSave(tree) for name, tree in trees.items()})
+
+
+def _path(directory: Path, step: int) -> Path:
+  return directory / f"{step:08d}"
+
+
+def _commit(pending: Path, final: Path, metadata: dict) -> None:
+  (pending / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
+  write_checksums(pending)
+  if final.exists():  # a checkpoint that was found damaged and is made anew
+    shutil.rmtree(final)
+  pending.rename(final)

@@ -1,0 +1,60 @@
+"""SHA-256 sums of a directory, so that no damaged file is ever taken for data."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from gfnet_jax.errors import UserError
+
+SUMS = "sha256.json"
+
+
+class DamagedError(UserError):
+  """A file of a checkpoint is missing, altered or unexpected."""
+
+
+def write_checksums(directory: Path) -> None:
+  """Writes the sums of all files of a directory into its sha256.json, last and durably."""
+  sums = {name: _sha256(directory / name) for name in _files(directory)}
+  with (directory / SUMS).open("w") as file:
+    json.dump(sums, file, indent=1)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def verify_checksums(directory: Path) -> None:
+  """Compares all files of a directory with its sha256.json.
+
+  Raises:
+    DamagedError: naming the first file that is missing, altered or unexpected.
+  """
+  try:
+    sums = json.loads((directory / SUMS).read_text())
+    expected = {str(name): str(value) for name, value in sums.items()}
+  except (OSError, ValueError, AttributeError) as error:
+    raise DamagedError(f"checkpoint {directory} is damaged: {SUMS} cannot be read") from error
+  found = _files(directory)
+  for name in sorted(expected.keys() | set(found)):
+    if name not in expected:
+      raise DamagedError(f"checkpoint {directory} is damaged: {name} does not belong to it")
+    if name not in found:
+      raise DamagedError(f"checkpoint {directory} is damaged: {name} is missing")
+    if _sha256(directory / name) != expected[name]:
+      raise DamagedError(f"checkpoint {directory} is damaged: {name} was altered")
+
+
+def _files(directory: Path) -> list[str]:
+  """Relative names of all files but the sums; symbolic links are named, never followed."""
+  names = []
+  for root, folders, files in os.walk(directory):
+    links = [name for name in folders if (Path(root) / name).is_symlink()]
+    names += [(Path(root) / name).relative_to(directory).as_posix() for name in files + links]
+  return sorted(name for name in names if name != SUMS)
+
+
+def _sha256(path: Path) -> str:
+  if path.is_symlink() or not path.is_file():
+    return "not a regular file"
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,93 @@
+"""AdamW as in the official recipe, and learning rates as plain functions of the step."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.functional import Params
+
+Schedule = Callable[[int], float]
+
+
+def warmup_cosine(
+  *, peak: float, warmup_steps: int, num_steps: int, initial: float, final: float
+) -> Schedule:
+  """Linear warm-up from `initial` to `peak`, then half a cosine down to `final`.
+
+  Returns:
+    A function of the step (0, ..., num_steps - 1) to its learning rate, in float64.
+  """
+
+  def learning_rate(step: int) -> float:
+    if step < warmup_steps:
+      return initial + (peak - initial) * step / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * progress))
+
+  return learning_rate
+
+
+def decays(name: str) -> bool:
+  """Whether weight decay applies: to kernels and filters only (official: timm's groups).
+
+  Biases, norms, layer scales and the position embedding are exempt.
+  """
+  return name.rpartition(".")[2] in ("kernel", "complex_weight")
+
+
+def make_optimizer(optimizer: ml_collections.ConfigDict) -> optax.GradientTransformation:
+  """AdamW with decoupled decay behind clipping by the global norm.
+
+  Its updates are to be multiplied by minus the learning rate, which is an argument of
+  the training step and not part of the state.
+
+  Args:
+    optimizer: beta1, beta2, eps, weight_decay and clip_norm (0 does not clip).
+  """
+  return optax.chain(
+    clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
+    optax.scale_by_adam(optimizer.beta1, optimizer.beta2, optimizer.eps),
+    optax.add_decayed_weights(
+      optimizer.weight_decay, mask=lambda params: {name: decays(name) for name in params}
+    ),
+  )
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+  """Multiplies by min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_.
+
+  optax.clip_by_global_norm lacks the 1e-6.
+  """
+
+  def update(gradients: Params, state, params=None):
+    del params
+    factor = jnp.minimum(1.0, max_norm / (optax.global_norm(gradients) + 1e-6))
+    return jax.tree.map(lambda gradient: gradient * factor, gradients), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Schedule:
+  """The schedule of a run from its `optimizer` section and `num_epochs`.
+
+  Raises:
+    UserError: if the warm-up is longer than the run.
+  """
+  optimizer = config.optimizer
+  if not 0 <= optimizer.warmup_epochs <= config.num_epochs:
+    raise UserError(
+      f"optimizer.warmup_epochs is {optimizer.warmup_epochs}, "
+      f"expected 0 to num_epochs = {config.num_epochs}"
+    )
+  return warmup_cosine(
+    peak=optimizer.learning_rate,
+    warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch),
+    num_steps=round(config.num_epochs * steps_per_epoch),
+    initial=optimizer.warmup_learning_rate,
+    final=optimizer.final_learning_rate,
+  )

@@ -1,0 +1,54 @@
+"""The files in which a run leaves its metrics."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+
+
+class MetricWriter:
+  """Writes metrics as lines of JSON and as TensorBoard events.
+
+  metrics.jsonl holds only what the run determines, so that a resumed run leaves the
+  very file of an undisturbed one; performance.jsonl holds what the machine determines.
+
+  Args:
+    directory: the work directory.
+    step: lines of later steps are removed, because the run goes on from here.
+  """
+
+  def __init__(self, directory: Path, step: int):
+    self._files = {}
+    for kind in ("metrics", "performance"):
+      path = directory / f"{kind}.jsonl"
+      _keep_until(path, step)
+      self._files[kind] = path.open("a")
+    self._events = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+
+  def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+    """Writes one line to `kind`.jsonl, durable against a kill, and to TensorBoard."""
+    file = self._files[kind]
+    file.write(json.dumps({"step": step, **values}) + "\n")
+    file.flush()
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    for file in self._files.values():
+      file.close()
+    self._events.close()
+
+
+def _keep_until(path: Path, step: int) -> None:
+  """Removes the lines of later steps, and a line that a kill left half-written."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines(keepends=True):
+    if not line.endswith("\n") or json.loads(line)["step"] > step:
+      break
+    kept.append(line)
+  replacement = path.with_suffix(".tmp")
+  replacement.write_text("".join(kept))
+  replacement.replace(path)

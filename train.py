@@ -1,0 +1,44 @@
+"""Trains a Global Filter Network.
+
+With no arguments, trains a small network on handwritten digits that need no download:
+
+  python train.py
+
+Any config file, with any of its fields overridden:
+
+  python train.py --config configs/digits.py --workdir runs/wide --config.model.embed_dim=96
+
+The work directory receives config.json, metrics.jsonl, performance.jsonl, TensorBoard
+events and checkpoints. The same command again continues a run that was interrupted.
+"""
+
+import sys
+from pathlib import Path
+
+from gfnet_jax.command_line import ArgumentParser, read_config, run
+
+
+def main(arguments: list[str]) -> None:
+  parser = ArgumentParser(prog="train.py", description=__doc__)
+  parser.add_argument(
+    "--config",
+    default="configs/digits.py",
+    metavar="FILE[:ARGUMENT]",
+    help="config file (default: %(default)s); --config.FIELD=VALUE overrides one of its fields",
+  )
+  parser.add_argument(
+    "--workdir", type=Path, help="work directory (default: runs/ and the config's name)"
+  )
+  options, overrides = parser.parse_known_args(arguments)
+  config = read_config(options.config, overrides)
+
+  # Importing jax and the rest takes a second that --help and typing errors need not wait for.
+  from gfnet_jax.training.loop import train
+
+  workdir = options.workdir or Path("runs") / config.name
+  train(config, workdir)
+  print(f"Done. Evaluate it again with: python eval.py --checkpoint {workdir}")
+
+
+if __name__ == "__main__":
+  sys.exit(run(main))
