@@ -51,9 +51,7 @@ class TfdsSource:
   def __init__(self, name: str, split: str, data_dir: str = ""):
     builder = _open_builder(name, data_dir)
     try:
-      self._records = builder.as_data_source(
-        split, decoders={"image": tfds.decode.SkipDecoding()}
-      )
+      self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
       raise UserError(
         f"{builder.data_path} is stored as {builder.info.file_format.value}, expected array_record"
@@ -87,6 +85,15 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
   if len(source) == 0:
     raise UserError(f"split {split!r} of {data.name} is empty, expected at least one image")
   return source
+
+
+def check_classes(source: Source, num_classes: int) -> None:
+  """Raises UserError unless the source has as many classes as the model."""
+  if len(source.class_names) != num_classes:
+    raise UserError(
+      f"the data set has {len(source.class_names)} classes, the model has {num_classes} "
+      "(model.num_classes); choose another data set or another model"
+    )
 
 
 def _open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:

@@ -25,9 +25,11 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.files import make_directory
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.training.checksums import DamagedError, verify_checksums, write_checksums
+from gfnet_jax.training.precision import compute_dtype
 
 PyTree = Any
 METADATA = "metadata.json"
@@ -186,11 +188,11 @@ def find_checkpoint(directory: Path, which: str = "last") -> tuple[Path, int]:
     )
   if which == "last":
     return directory, steps[-1]
-  step = best_step(directory, "top1") if which == "best" else int(which)
-  if step not in steps:
+  step = best_step(directory, "top1") if which == "best" else which
+  if str(step) not in map(str, steps):
     found = ", ".join(map(str, steps))
     raise UserError(f"no checkpoint {which!r} in {directory}, expected last, best or {found}")
-  return directory, step
+  return directory, int(step)
 
 
 def save_model(
@@ -219,23 +221,28 @@ def save_model(
   checkpoints.close()
 
 
-def load_model(directory: Path | str, which: str = "last", **overrides) -> SavedModel:
+def load_model(
+  directory: Path | str, which: str = "last", precision: str | None = None
+) -> SavedModel:
   """Reads a model from a checkpoint, with verification.
 
   Args:
     directory: a work directory, a directory of checkpoints, or one checkpoint.
     which: "last", "best" or a step.
-    **overrides: arguments of `create_model` that do not change parameters, as dtype.
+    precision: see `compute_dtype`; None for that of the training run, or "default".
 
   Raises:
-    UserError: if there is no checkpoint or it is damaged.
+    UserError: if there is no checkpoint, it is damaged, or the precision is unknown.
   """
   directory, step = find_checkpoint(Path(directory), which)
-  metadata = read_metadata(directory, step)
   try:
     verify_checksums(_path(directory, step))
-    model = nnx.eval_shape(lambda: create_model(**{**metadata["model"], **overrides}))
-    structure, shapes = split(model)
+    metadata = read_metadata(directory, step)
+    trained = metadata.get("config", {}).get("precision", "default")
+    dtype = compute_dtype(precision or trained)
+    structure, shapes = split(
+      nnx.eval_shape(lambda: create_model(**metadata["model"], dtype=dtype))
+    )
     params = restore(directory, step, {"params": on_one_device(shapes)})["params"]
   except DamagedError as error:
     raise UserError(f"{error}; choose another checkpoint of {directory}") from error
@@ -257,24 +264,6 @@ def on_one_device(shapes: PyTree) -> PyTree:
   """The same jax.ShapeDtypeStructs, placed on the first local device."""
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-
-
-def make_directory(directory: Path) -> None:
-  """Creates a directory with its parents and makes sure that it can be written.
-
-  Raises:
-    UserError: if not.
-  """
-  probe = directory / ".write-test"
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise UserError(
-      f"cannot write to {directory} ({error.strerror}); choose another directory or mend its "
-      "permissions"
-    ) from error
 
 
 def _make_writer() -> ocp.AsyncCheckpointer:

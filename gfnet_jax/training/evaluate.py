@@ -4,15 +4,19 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
+import ml_collections
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from gfnet_jax.data.pipeline import Reading, Share, eval_batches
-from gfnet_jax.data.sources import Source
+from gfnet_jax.data.sources import Source, check_classes, open_source
 from gfnet_jax.data.transforms import EvalTransform
-from gfnet_jax.models.functional import Params
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.functional import Params, split
+from gfnet_jax.training.checkpoint import SavedModel
 from gfnet_jax.training.metrics import summarize
-from gfnet_jax.training.sharding import to_devices
+from gfnet_jax.training.sharding import make_mesh, replicated, to_devices
+from gfnet_jax.training.step import make_eval_step
 
 
 def evaluate(
@@ -48,6 +52,53 @@ def evaluate(
   ]
   summary = summarize(jax.device_get(results))
   return {**summary, "images_per_second": len(source) / (time.monotonic() - start)}
+
+
+def eval_data(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
+  """The `data` section to evaluate a saved model with.
+
+  Args:
+    saved: of `load_model`; its training run's section is the default.
+    **changes: fields to replace, where not None.
+
+  Raises:
+    UserError: if no data set is named.
+  """
+  data = dict(data_dir="", eval_split="validation", eval_batch_size=128, reading={})
+  data |= (saved.run_config or {}).get("data", {})
+  data |= {name: value for name, value in changes.items() if value is not None}
+  if "name" not in data:
+    raise UserError("the checkpoint was not trained here and names no data set; give one: --data")
+  return ml_collections.ConfigDict(data)
+
+
+def evaluate_model(saved: SavedModel, data: ml_collections.ConfigDict) -> dict[str, float | int]:
+  """Evaluates a saved model on the evaluation split of a data set.
+
+  Args:
+    saved: of `load_model`.
+    data: the `data` section of a config.
+
+  Returns:
+    As `evaluate`.
+
+  Raises:
+    UserError: if the data cannot be opened or its classes are not the model's.
+  """
+  source = open_source(data, data.eval_split)
+  check_classes(source, saved.config["num_classes"])
+  structure, params = split(saved.model)
+  mesh = make_mesh()
+  with jax.set_mesh(mesh):
+    return evaluate(
+      make_eval_step(structure, mesh),
+      jax.device_put(params, replicated(mesh)),
+      source,
+      EvalTransform(saved.model.image_size),
+      batch_size=data.eval_batch_size,
+      mesh=mesh,
+      reading=Reading(**data.reading),
+    )
 
 
 def _progress(batches: Iterator, source: Source, batch_size: int) -> Iterator:

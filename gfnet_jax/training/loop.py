@@ -9,12 +9,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gfnet_jax.data.pipeline import Reading, Share, train_batches
-from gfnet_jax.data.sources import Source, open_source
+from gfnet_jax.data.sources import check_classes, open_source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
-from gfnet_jax.errors import UserError
+from gfnet_jax.files import make_directory, write_atomically
 from gfnet_jax.models.functional import split
 from gfnet_jax.models.variants import create_model
-from gfnet_jax.training.checkpoint import Checkpoints, make_directory, model_metadata
+from gfnet_jax.training.checkpoint import Checkpoints, model_metadata
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run
 from gfnet_jax.training.evaluate import evaluate
 from gfnet_jax.training.metrics import TrainMetrics
@@ -54,7 +54,7 @@ class _Run:
     self.reading = Reading(**config.data.reading)
     self.train_source = open_source(config.data, config.data.train_split)
     self.eval_source = open_source(config.data, config.data.eval_split)
-    _check_classes(self.train_source, config)
+    check_classes(self.train_source, config.model.num_classes)
 
     dtype = compute_dtype(config.precision)
 
@@ -67,7 +67,6 @@ class _Run:
 
     self.steps_per_epoch = len(self.train_source) / config.data.batch_size
     self.num_steps = max(1, round(config.num_epochs * self.steps_per_epoch))
-    self.eval_every = max(1, round(config.eval_every_epochs * self.steps_per_epoch))
     self.schedule = make_schedule(config, self.steps_per_epoch)
     optimizer = make_optimizer(config.optimizer)
     self.train_step = make_train_step(structure, optimizer, config, mesh)
@@ -79,7 +78,7 @@ class _Run:
     self.state, self.results = restore_run(self.checkpoints, config, init)
     self.first_step = int(self.state.step)
     self.writer = MetricWriter(workdir, self.first_step)
-    (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+    write_atomically(workdir / "config.json", config.to_json(indent=2) + "\n")
     describe_run(config, workdir, shapes, self.first_step, self.num_steps)
 
   def run(self) -> dict[str, float | int]:
@@ -100,7 +99,7 @@ class _Run:
         last = step == self.num_steps
         if step % self.config.log_every_steps == 0 or last:
           bar.show(self._log(step, watch))
-        if step % self.eval_every == 0 or last:
+        if last or self._ends_period(step, self.config.eval_every_epochs):
           with watch.paused():
             bar.print_evaluation(step / self.steps_per_epoch, self._evaluate(step))
             self._save(step)
@@ -109,6 +108,11 @@ class _Run:
     self.checkpoints.close()
     self.writer.close()
     return self.results
+
+  def _ends_period(self, step: int, epochs: float) -> bool:
+    """Whether a multiple of this many epochs ends at this step, rounded to steps."""
+    period = epochs * self.steps_per_epoch
+    return step == round(round(step / period) * period)
 
   def _log(self, step: int, watch: Stopwatch) -> dict[str, float]:
     """Writes the means since the last line; waits for the device."""
@@ -151,13 +155,4 @@ class _Run:
         "metrics": self.results,
         "samples_seen": step * self.config.data.batch_size,
       },
-    )
-
-
-def _check_classes(source: Source, config: ml_collections.ConfigDict) -> None:
-  found, expected = len(source.class_names), config.model.num_classes
-  if found != expected:
-    raise UserError(
-      f"the data set {config.data.name} has {found} classes, model.num_classes is {expected}; "
-      f"set --config.model.num_classes={found}"
     )

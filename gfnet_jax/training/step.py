@@ -100,9 +100,7 @@ def make_train_step(
   )
 
 
-def make_eval_step(
-  structure: nnx.GraphDef, mesh: Mesh
-) -> Callable[[Params, Batch], EvalMetrics]:
+def make_eval_step(structure: nnx.GraphDef, mesh: Mesh) -> Callable[[Params, Batch], EvalMetrics]:
   """Compiles eval_step(params, batch) -> metrics of the batch."""
 
   def eval_step(params: Params, batch: Batch) -> EvalMetrics:

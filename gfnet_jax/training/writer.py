@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorboardX
 
+from gfnet_jax.files import write_atomically
+
 
 class MetricWriter:
   """Writes metrics as lines of JSON and as TensorBoard events.
@@ -49,6 +51,4 @@ def _keep_until(path: Path, step: int) -> None:
     if not line.endswith("\n") or json.loads(line)["step"] > step:
       break
     kept.append(line)
-  replacement = path.with_suffix(".tmp")
-  replacement.write_text("".join(kept))
-  replacement.replace(path)
+  write_atomically(path, "".join(kept))

@@ -1,0 +1,54 @@
+"""Evaluates a trained or converted model.
+
+On the data set that it was trained with; nothing but the directory is needed:
+
+  python eval.py --checkpoint runs/digits
+
+Every image counts once, for any batch size and any number of devices.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from gfnet_jax.command_line import ArgumentParser, run
+
+
+def main(arguments: list[str]) -> None:
+  parser = ArgumentParser(prog="eval.py", description=__doc__)
+  parser.add_argument(
+    "--checkpoint", type=Path, required=True, help="work directory of train.py, or a checkpoint"
+  )
+  parser.add_argument("--which", default="last", help="last, best or a step (default: %(default)s)")
+  parser.add_argument("--data", help="TFDS name or directory (default: as in training)")
+  parser.add_argument("--split", help="split of the data set (default: as in training)")
+  parser.add_argument("--data-dir", help="directory of all TFDS data sets")
+  parser.add_argument("--batch-size", type=int, help="over all devices (default: as in training)")
+  parser.add_argument("--precision", help="highest, default or bf16 (default: as in training)")
+  parser.add_argument("--output", type=Path, help="write the result to this file as JSON")
+  options = parser.parse_args(arguments)
+
+  # Importing jax and the rest takes a second that --help and typing errors need not wait for.
+  from gfnet_jax.files import make_directory, write_atomically
+  from gfnet_jax.training.checkpoint import load_model
+  from gfnet_jax.training.console import format_results
+  from gfnet_jax.training.evaluate import eval_data, evaluate_model
+
+  if options.output:
+    make_directory(options.output.parent)  # before the work, not after
+  saved = load_model(options.checkpoint, options.which, options.precision)
+  data = eval_data(
+    saved,
+    name=options.data,
+    eval_split=options.split,
+    data_dir=options.data_dir,
+    eval_batch_size=options.batch_size,
+  )
+  results = evaluate_model(saved, data)
+  print(format_results(results))
+  if options.output:
+    write_atomically(options.output, json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  sys.exit(run(main))
