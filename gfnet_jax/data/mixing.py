@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from gfnet_jax.errors import UserError
 
@@ -145,7 +146,18 @@ def draw_mixing(config: Mixing, key: jax.Array, batch: int, height: int, width: 
       draw = jnp.concatenate([draw, draw[:, ::-1]], axis=1)
     return draw.reshape(batch, *draw.shape[2:])
 
-  return Draws(per_sample(lam), per_sample(use_cutmix), per_sample(jnp.stack(edges, axis=-1)))
+  draws = Draws(per_sample(lam), per_sample(use_cutmix), per_sample(jnp.stack(edges, axis=-1)))
+  return _replicated(draws)
+
+
+def _replicated(draws: Draws) -> Draws:
+  """Under a mesh, lets every device draw everything.
+
+  Split over devices, the rejection sampling of Beta would synchronise them in every round.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return draws
+  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), draws)
 
 
 def _draw_box(
