@@ -94,6 +94,7 @@ def model_from_torch(
   name: str | None = None,
   image_size: ImageSize | None = None,
   num_classes: int | None = None,
+  **overrides,
 ) -> tuple[Model, dict]:
   """Creates the model that a state dict belongs to, filled with it.
 
@@ -103,6 +104,7 @@ def model_from_torch(
     image_size: to resize for; the state dict's own if None.
     num_classes: outputs of the head; if they differ from the state dict's, the head
       gets fresh weights.
+    **overrides: arguments of `create_model` that do not change parameters, as dtype.
 
   Returns:
     The model, and the arguments of `create_model` that describe it.
@@ -118,7 +120,7 @@ def model_from_torch(
   )
   new_head = config["num_classes"] != found["num_classes"]
   # Abstract: random weights, overwritten at once, would cost time and memory.
-  model = nnx.eval_shape(lambda: create_model(**config))
+  model = nnx.eval_shape(lambda: create_model(**config, **overrides))
   load_torch_state_dict(model, state_dict, keep_head=new_head)
   if new_head:
     # Compiled, so that nothing but the head of a fresh model is computed.

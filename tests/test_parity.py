@@ -1,0 +1,313 @@
+"""Numerical agreement with the official implementation, from the transform up.
+
+Two witnesses: golden data computed once with the official code (tests/golden), and a
+PyTorch reference run live (torch_reference.py). Every measured difference is recorded;
+tools/parity_table.py makes a table of them.
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import gfnet_jax
+from gfnet_jax.models.fourier import global_filter
+from gfnet_jax.models.functional import merge, split
+from gfnet_jax.torch_weights import load_torch_state_dict, model_from_torch, to_torch_state_dict
+from gfnet_jax.training.losses import cross_entropy
+from gfnet_jax.training.optimizer import make_optimizer
+
+torch = pytest.importorskip("torch")
+reference = pytest.importorskip("torch_reference")
+
+pytestmark = pytest.mark.parity
+
+GOLDEN = Path(__file__).parent / "golden"
+GRIDS = [7, 12, 14, 24, 56]
+
+
+def golden(name):
+  """The arrays of a golden file, or None if there is none of that name."""
+  path = GOLDEN / f"{name}.npz"
+  return dict(np.load(path)) if path.exists() else None
+
+
+def largest_difference(actual, expected):
+  assert actual.shape == expected.shape
+  return np.abs(np.float64(actual) - np.float64(expected)).max()
+
+
+def relative_l2(actual, expected):
+  norm = np.linalg.norm(np.float64(expected))
+  return np.linalg.norm(np.float64(actual) - np.float64(expected)) / norm
+
+
+def random_array(*shape, seed=0):
+  return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def to_channels_first(images):
+  return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def to_tokens(grid):
+  """(batch, height, width, channels) as PyTorch tokens (batch, height * width, channels)."""
+  return torch.from_numpy(np.array(grid)).flatten(1, 2)
+
+
+@pytest.fixture
+def measured(request):
+  """Records a difference under a description and checks it against its bound."""
+
+  def measured(what, difference, at_most):
+    request.node.user_properties.append((what, (float(difference), at_most)))
+    assert difference <= at_most, what
+
+  return measured
+
+
+@pytest.mark.parametrize("side", GRIDS)
+def test_fourier_transform(side, measured):
+  grid = random_array(2, side, side, 3)
+  spectrum = jnp.fft.rfft2(grid, axes=(1, 2), norm="ortho")
+  for witness, expected in [
+    ("NumPy", np.fft.rfft2(np.float64(grid), axes=(1, 2), norm="ortho")),
+    ("reference", torch.fft.rfft2(torch.from_numpy(grid), dim=(1, 2), norm="ortho").numpy()),
+  ]:
+    difference = np.abs(np.asarray(spectrum) - expected).max()
+    measured(f"Fourier transform, {side}x{side}, {witness}", difference, 2e-6)
+
+
+@pytest.mark.parametrize("side", GRIDS)
+def test_filter(side, measured):
+  tokens, weight = random_array(2, side, side, 3), random_array(2, side, side // 2 + 1, 3, seed=1)
+  actual = global_filter(jnp.asarray(tokens), jnp.asarray(weight))
+  spectrum = np.fft.rfft2(np.float64(tokens), axes=(1, 2), norm="ortho")
+  spectrum *= weight[0] + 1j * np.float64(weight[1])
+  by_numpy = np.fft.irfft2(spectrum, s=(side, side), axes=(1, 2), norm="ortho")
+  module = reference.load(
+    reference.GlobalFilter(3, side), {"complex_weight": weight.transpose(1, 2, 3, 0).copy()}
+  )
+  by_torch = module(to_tokens(tokens)).detach().numpy().reshape(tokens.shape)
+  measured(f"filter, {side}x{side}, NumPy", largest_difference(actual, by_numpy), 5e-6)
+  measured(f"filter, {side}x{side}, reference", largest_difference(actual, by_torch), 5e-6)
+
+
+class Variant:
+  """A variant with golden weights in both frameworks, and what both make of two images."""
+
+  def __init__(self, name):
+    self.name = name
+    self.reference = reference.create(name)
+    self.weights = reference.golden_weights(reference.shapes(self.reference))
+    reference.load(self.reference, self.weights)
+    self.model, _ = model_from_torch(self.weights)
+    self.images = random_array(2, 224, 224, 3)
+    self.projection = random_array(2, 1000, seed=1)  # of the logits, to a scalar to derive
+
+  @functools.cached_property
+  def results(self):
+    """Features, logits, and gradients by official key."""
+    structure, params = split(self.model)
+
+    def project(params):
+      model = merge(structure, params)
+      features = model.forward_features(self.images)
+      logits = model.head(features)
+      return (logits * self.projection).sum(), (features, logits)
+
+    gradients, (features, logits) = jax.jit(jax.grad(project, has_aux=True))(params)
+    return features, logits, to_torch_state_dict(merge(structure, gradients))
+
+  @functools.cached_property
+  def expected(self):
+    """The same from the reference."""
+    features = self.reference.forward_features(to_channels_first(self.images))
+    logits = self.reference.head(features)
+    (logits * torch.from_numpy(self.projection)).sum().backward()
+    gradients = {key: p.grad.numpy() for key, p in self.reference.named_parameters()}
+    return features.detach().numpy(), logits.detach().numpy(), gradients
+
+
+@pytest.fixture(scope="module", params=gfnet_jax.list_models())
+def variant(request):
+  return Variant(request.param)
+
+
+@pytest.mark.parametrize("variant", ["gfnet-ti", "gfnet-h-ti"], indirect=True)
+def test_block(variant, measured):
+  block, module = variant.model.blocks[0], variant.reference.blocks[0]
+  if variant.name == "gfnet-h-ti":
+    block, module = block[0], module[0]
+  tokens = random_array(1, *block.filter.grid, block.norm1.num_features)
+  expected = module(to_tokens(tokens)).detach().numpy().reshape(tokens.shape)
+  difference = largest_difference(block(jnp.asarray(tokens)), expected)
+  measured(f"block of {variant.name}, reference", difference, 5e-6)
+
+
+@pytest.mark.parametrize("variant", ["gfnet-h-ti"], indirect=True)
+def test_stage(variant, measured):
+  tokens, images = jnp.asarray(variant.images[:1]), to_channels_first(variant.images[:1])
+  expected = images
+  for i, (patch_embed, stage) in enumerate(
+    zip(variant.model.patch_embed, variant.model.blocks, strict=True)
+  ):
+    tokens = patch_embed(tokens)
+    if i == 0:
+      tokens += variant.model.pos_embed[...][None]
+    for block in stage:
+      tokens = block(tokens)
+    expected = variant.reference.forward_stage(i, expected)
+    difference = largest_difference(to_tokens(tokens), expected.detach().numpy())
+    measured(f"stage {i} of {variant.name}, reference", difference, 2e-5)
+
+
+def test_features_and_logits(variant, measured):
+  features, logits, _ = variant.results
+  expected_features, expected_logits, _ = variant.expected
+  measured(
+    f"features of {variant.name}, reference", largest_difference(features, expected_features), 5e-6
+  )
+  measured(
+    f"logits of {variant.name}, reference", largest_difference(logits, expected_logits), 5e-6
+  )
+  witness = golden(f"logits_{variant.name}_224")
+  if witness:
+    measured(
+      f"features of {variant.name}, golden", largest_difference(features, witness["features"]), 5e-6
+    )
+    measured(
+      f"logits of {variant.name}, golden", largest_difference(logits, witness["logits"]), 5e-6
+    )
+    # Ties the live witness to the golden one.
+    measured(
+      f"reference of {variant.name}, golden",
+      largest_difference(expected_logits, witness["logits"]),
+      5e-6,
+    )
+
+
+def test_gradients(variant, measured):
+  gradients, expected = variant.results[2], variant.expected[2]
+  assert list(gradients) == list(expected)
+  worst = max(relative_l2(gradients[key], expected[key]) for key in expected)
+  measured(f"gradients of {variant.name}, relative L2, reference", worst, 1e-4)
+
+
+@pytest.mark.parametrize(("name", "size"), [("gfnet-ti", 384), ("gfnet-h-ti", 288)])
+def test_resized(name, size, measured):
+  witness = golden(f"logits_{name}_224to{size}")
+  weights = reference.golden_weights(reference.shapes(reference.create(name)))
+  model, _ = model_from_torch(weights, image_size=size)
+  resized = to_torch_state_dict(model)
+  embedding = resized["pos_embed"].mean(-1, dtype=np.float64)
+  first_filter = next(resized[key] for key in resized if key.endswith("complex_weight"))
+  images = random_array(1, size, size, 3)
+  features = model.forward_features(jnp.asarray(images))
+  logits = model.head(features)
+  live = reference.load(reference.create(name, size), resized)(to_channels_first(images))
+  what = f"{name} resized to {size}"
+  for part, actual, expected, at_most in [
+    ("position embedding", embedding, witness["pos_embed_mean"], 1e-6),
+    ("first filter", first_filter[:, :, 0], witness["first_filter_channel0"], 1e-6),
+    ("features", features, witness["features"], 1e-5),
+    ("logits", logits, witness["logits"], 1e-5),
+  ]:
+    measured(f"{part} of {what}, golden", largest_difference(actual, expected), at_most)
+  measured(f"logits of {what}, reference", largest_difference(logits, live.detach().numpy()), 1e-5)
+
+
+class Trajectory:
+  """Twenty optimiser steps of a small network: losses, gradient norms, final parameters."""
+
+  settings = ml_collections.ConfigDict(
+    dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.05, clip_norm=1.0)
+  )
+
+  def __init__(self):
+    self.golden = golden("trajectory_isotropic_32px")
+    self.reference = reference.GFNet(image_size=32, patch=4, dim=64, depth=4, num_classes=10)
+    self.weights = reference.golden_weights(reference.shapes(self.reference))
+
+  def batches(self):
+    rng = np.random.default_rng(123)
+    for learning_rate in self.golden["lr"]:
+      images = rng.standard_normal((8, 32, 32, 3)).astype(np.float32)
+      targets = rng.random((8, 10)).astype(np.float32)
+      yield images, targets / targets.sum(1, keepdims=True), learning_rate
+
+  def run(self):
+    model = gfnet_jax.GFNet(32, 4, 64, 4, 10, rngs=nnx.Rngs(0))
+    structure, params = split(load_torch_state_dict(model, self.weights))
+    optimizer = make_optimizer(self.settings)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, images, targets, learning_rate):
+      def mean_loss(params):
+        return cross_entropy(merge(structure, params)(images), targets).mean()
+
+      loss, gradients = jax.value_and_grad(mean_loss)(params)
+      updates, state = optimizer.update(gradients, state, params)
+      params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+      return params, state, loss, optax.global_norm(gradients)
+
+    losses, norms = [], []
+    for images, targets, learning_rate in self.batches():
+      params, state, loss, norm = step(params, state, images, targets, np.float32(learning_rate))
+      losses.append(loss)
+      norms.append(norm)
+    return losses, norms, to_torch_state_dict(merge(structure, params))
+
+  def run_reference(self):
+    module = reference.load(self.reference, self.weights)
+    decayed = {p for key, p in module.named_parameters() if p.ndim > 1 and key != "pos_embed"}
+    exempt = [p for p in module.parameters() if p not in decayed]
+    optimizer = torch.optim.AdamW(
+      [{"params": list(decayed)}, {"params": exempt, "weight_decay": 0}],
+      betas=(0.9, 0.999),
+      eps=1e-8,
+      weight_decay=0.05,
+    )
+    losses, norms = [], []
+    for images, targets, learning_rate in self.batches():
+      for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+      logits = module(to_channels_first(images))
+      loss = -(torch.from_numpy(targets) * logits.log_softmax(-1)).sum(-1).mean()
+      optimizer.zero_grad()
+      loss.backward()
+      norms.append(torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0).item())
+      optimizer.step()
+      losses.append(loss.item())
+    return losses, norms, {key: p.detach().numpy() for key, p in module.named_parameters()}
+
+
+def statistics(params):
+  """(mean, unbiased standard deviation) of every tensor, stacked."""
+  return np.stack([(p.mean(dtype=float), p.std(ddof=1, dtype=float)) for p in params.values()])
+
+
+def test_twenty_optimiser_steps(measured):
+  trajectory = Trajectory()
+  witness = trajectory.golden
+  losses, norms, params = trajectory.run()
+  witnesses = {
+    "golden": (witness["loss"], witness["grad_norm"], [witness[f"param/{key}"] for key in params]),
+  }
+  live = trajectory.run_reference()
+  assert list(live[2]) == list(params)
+  witnesses["reference"] = (*live[:2], statistics(live[2]))
+  for name, (expected_losses, expected_norms, expected_statistics) in witnesses.items():
+    loss = largest_difference(np.array(losses), np.array(expected_losses))
+    norm = np.abs(np.array(norms) / np.array(expected_norms) - 1).max()
+    parameters = largest_difference(statistics(params), np.array(expected_statistics))
+    measured(f"20 steps: loss, {name}", loss, 1e-5)
+    measured(f"20 steps: gradient norm, relative, {name}", norm, 1e-4)
+    measured(f"20 steps: mean and deviation of parameters, {name}", parameters, 1e-6)
