@@ -5,7 +5,54 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax  # noqa: E402
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+  """A directory of TFDS data sets of this test session alone."""
+  directory = tmp_path_factory.mktemp("tfds")
+  os.environ["TFDS_DATA_DIR"] = str(directory)
+  return directory
+
+
+@pytest.fixture(scope="session")
+def script(data_dir) -> Callable[..., subprocess.CompletedProcess]:
+  """script("train.py", *arguments, devices=1) runs a script of the project to its end."""
+
+  def run(name: str, *arguments, devices: int = 1) -> subprocess.CompletedProcess:
+    return subprocess.run(
+      script_command(name, *arguments),
+      cwd=ROOT,
+      env=script_environment(devices),
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
+
+  return run
+
+
+def script_command(name: str, *arguments) -> list[str]:
+  return [sys.executable, name, *map(str, arguments)]
+
+
+def script_environment(devices: int = 1) -> dict[str, str]:
+  return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def read_lines(path: Path) -> list[dict]:
+  """The lines of a .jsonl file."""
+  return [json.loads(line) for line in path.read_text().splitlines()]

@@ -43,5 +43,5 @@ def _is_sharded(mesh: jax.sharding.AbstractMesh, batch_size: int) -> bool:
 
 def _filter(tokens: jax.Array, weight: jax.Array) -> jax.Array:
   spectrum = jnp.fft.rfft2(tokens, axes=(1, 2), norm="ortho")
-  spectrum *= jax.lax.complex(weight[0], weight[1])
+  spectrum *= jax.lax.complex(weight[:1], weight[1:])
   return jnp.fft.irfft2(spectrum, s=tokens.shape[1:3], axes=(1, 2), norm="ortho")

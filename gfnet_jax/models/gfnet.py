@@ -64,7 +64,7 @@ class GFNet(nnx.Module):
       images: normalised by the mean and standard deviation of ImageNet.
       key: PRNG key of stochastic depth in training; None is inference.
     """
-    x = self.patch_embed(images).astype(jnp.float32) + self.pos_embed[...]
+    x = self.patch_embed(images).astype(jnp.float32) + self.pos_embed[None]
     for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
       x = block(x, key=block_key)
     return self.norm(x).mean(axis=(1, 2))
@@ -156,7 +156,7 @@ class GFNetPyramid(nnx.Module):
     for i, (patch_embed, stage) in enumerate(zip(self.patch_embed, self.blocks, strict=True)):
       x = patch_embed(x).astype(jnp.float32)
       if i == 0:
-        x += self.pos_embed[...]
+        x += self.pos_embed[None]
       for block in stage:
         x = block(x, key=next(keys))
     return self.norm(x).mean(axis=(1, 2))
@@ -194,7 +194,13 @@ def divide(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:
-  """Linearly growing rates of stochastic depth, 0 for the first block, in float32."""
+  """Linearly growing rates of stochastic depth, 0 for the first block, in float32.
+
+  Raises:
+    UserError: if the last rate is not in [0, 1).
+  """
+  if not 0 <= last < 1:
+    raise UserError(f"drop_path_rate is {last}, expected at least 0 and less than 1")
   return np.linspace(0, last, depth, dtype=np.float32).tolist()
 
 

@@ -115,7 +115,7 @@ class Block(nnx.Module):
     """Maps (batch, H, W, dim) float32 to the same; stochastic if given a PRNG key."""
     branch = self.mlp(self.norm2(self.filter(self.norm1(x)))).astype(x.dtype)
     if self.has_layer_scale:
-      branch *= self.gamma[...]
+      branch *= self.gamma[None, None, None]
     if key is not None:
       branch = drop_path(branch, self.drop_path_rate, key)
     return x + branch

@@ -74,6 +74,8 @@ def create_model(
     raise UserError(
       f"unknown option {unknown[0]!r} of {name}, expected one of {', '.join(sorted(known))}"
     )
+  if num_classes < 1:
+    raise UserError(f"num_classes is {num_classes}, expected at least 1")
   return module(
     image_size,
     **{**settings, **overrides},

@@ -1,0 +1,189 @@
+"""The variants, their initial weights, shapes, stochastic depth and error messages."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gfnet_jax
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.gfnet import drop_path_rates
+from gfnet_jax.models.layers import drop_path
+
+# Counted on the official implementation.
+PARAMETERS = {
+  "gfnet-ti": (7_511_784, 8_837_864),
+  "gfnet-xs": (15_985_768, 17_974_888),
+  "gfnet-s": (24_869_608, 27_933_928),
+  "gfnet-b": (43_120_616, 47_206_376),
+  "gfnet-h-ti": (15_085_096, 18_452_008),
+  "gfnet-h-s": (32_162_632, 37_213_000),
+  "gfnet-h-b": (53_744_200, 61_405_768),
+}
+
+
+def test_every_variant_is_tested():
+  assert gfnet_jax.list_models() == list(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", gfnet_jax.list_models())
+def test_parameter_counts(name):
+  counts = []
+  for image_size in (224, 384):
+    model = nnx.eval_shape(functools.partial(gfnet_jax.create_model, name, image_size=image_size))
+    _, params = split(model)
+    counts.append(sum(math.prod(value.shape) for value in params.values()))
+    assert all(value.dtype == jnp.float32 for value in params.values())
+  assert tuple(counts) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+  ("name", "last", "depth"),
+  [("gfnet-xs", 0.0, 12), ("gfnet-s", 0.15, 19), ("gfnet-b", 0.25, 19), ("gfnet-h-b", 0.4, 36)],
+)
+def test_drop_path_grows_linearly_over_all_blocks(name, last, depth):
+  model = nnx.eval_shape(lambda: gfnet_jax.create_model(name))
+  stages = model.blocks if "-h-" in name else [model.blocks]
+  rates = [block.drop_path_rate for stage in stages for block in stage]
+  np.testing.assert_allclose(rates, [last * i / (depth - 1) for i in range(depth)], rtol=1e-6)
+
+
+def test_official_rates_of_the_largest_variant():
+  rates = drop_path_rates(0.4, 36)
+  assert rates[1] == pytest.approx(0.01142857131, rel=1e-9)
+  assert rates[-1] == pytest.approx(0.400000006, rel=1e-9)
+
+
+def test_initial_weights():
+  model = gfnet_jax.create_model("gfnet-h-ti", image_size=64, depths=(1, 1, 1, 1))
+  _, params = split(model)
+  for name, value in params.items():
+    kind = name.rpartition(".")[2]
+    bound = {"patch_embed.0": 0.1443375673, "patch_embed.1": 0.0625}.get(name[:13])
+    if bound:
+      assert np.abs(value).max() <= bound
+      assert np.abs(value).max() > 0.9 * bound
+    elif name.startswith("patch_embed"):
+      continue
+    elif kind in ("kernel", "complex_weight", "pos_embed"):
+      assert np.std(value) == pytest.approx(0.02, rel=0.05)
+      assert np.abs(value).max() < 0.2, "no weight of -2.0 as in the official initialisation"
+    elif kind == "gamma":
+      assert np.all(np.asarray(value) == np.float32(1e-3))
+    else:
+      assert np.all(np.asarray(value) == (1 if kind == "scale" else 0))
+
+
+@given(
+  grid=st.sampled_from([(1, 1), (1, 4), (3, 1), (5, 7), (8, 6)]), seed=st.integers(0, 2**32 - 1)
+)
+@settings(deadline=None, max_examples=20)
+def test_the_filter_is_a_circular_convolution(grid, seed):
+  """Against sums over all shifts, for odd and even and non-square grids."""
+  height, width = grid
+  rng = np.random.default_rng(seed)
+  layer = gfnet_jax.GlobalFilter(3, height, width, rngs=nnx.Rngs(0))
+  kernel = rng.standard_normal((height, width, 3))
+  transformed = np.fft.rfft2(kernel, axes=(0, 1))
+  layer.complex_weight = nnx.Param(
+    jnp.asarray(np.stack([transformed.real, transformed.imag]), jnp.float32)
+  )
+  tokens = rng.standard_normal((2, height, width, 3)).astype(np.float32)
+  expected = sum(
+    kernel[dy, dx] * np.roll(tokens, (dy, dx), axis=(1, 2))
+    for dy in range(height)
+    for dx in range(width)
+  )
+  np.testing.assert_allclose(layer(tokens), expected, atol=2e-5)
+
+
+def test_imaginary_parts_of_the_real_frequencies_have_no_effect():
+  layer = gfnet_jax.GlobalFilter(2, 1, 4, rngs=nnx.Rngs(0))
+  tokens = jax.random.normal(jax.random.key(0), (1, 1, 4, 2))
+  before = layer(tokens)
+  weight = layer.complex_weight[...]
+  layer.complex_weight[...] = weight.at[1, :, jnp.array([0, 2])].add(5.0)
+  np.testing.assert_allclose(layer(tokens), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gfnet-ti", "gfnet-h-ti"])
+@pytest.mark.parametrize("image_size", [(32, 64), (96, 32)])
+def test_image_sizes_that_are_not_square(name, image_size):
+  options = dict(depth=1) if name == "gfnet-ti" else dict(depths=(1, 1, 1, 1))
+  model = gfnet_jax.create_model(name, image_size=image_size, num_classes=7, **options)
+  images = jax.random.normal(jax.random.key(0), (2, *image_size, 3))
+  logits, features = model(images), model.forward_features(images)
+  assert logits.shape == (2, 7)
+  assert logits.dtype == features.dtype == jnp.float32
+  np.testing.assert_allclose(model.head(features), logits)
+  assert not np.allclose(model(images[:, ::-1]), logits), "rows must matter"
+
+
+def test_bfloat16_computes_close_to_float32_with_float32_parameters():
+  images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+  exact = gfnet_jax.create_model("gfnet-ti", image_size=32, depth=2)
+  fast = gfnet_jax.create_model("gfnet-ti", image_size=32, depth=2, dtype=jnp.bfloat16)
+  assert fast(images).dtype == jnp.float32
+  assert all(value.dtype == jnp.float32 for value in split(fast)[1].values())
+  difference = np.abs(fast(images) - exact(images)).max()
+  assert 0 < difference < 0.02
+
+
+def test_split_and_merge_are_inverse():
+  model = gfnet_jax.create_model("gfnet-h-ti", image_size=32, depths=(1, 1, 11, 1))
+  structure, params = split(model)
+  assert "blocks.2.10.gamma" in params
+  images = jnp.ones((1, 32, 32, 3))
+  np.testing.assert_array_equal(merge(structure, params)(images), model(images))
+
+
+def test_stochastic_depth_drops_whole_samples_at_the_given_rate():
+  branch = jnp.ones((20_000, 2, 2))
+  dropped = np.asarray(drop_path(branch, 0.25, jax.random.key(0)))
+  per_sample = dropped.reshape(len(dropped), -1)
+  assert np.all(per_sample == per_sample[:, :1])
+  assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
+  assert np.mean(dropped == 0) == pytest.approx(0.25, abs=0.01)
+
+
+def test_inference_is_the_default_and_a_key_makes_it_stochastic():
+  model = gfnet_jax.create_model("gfnet-h-ti", image_size=32, depths=(1, 1, 1, 1), drop_path_rate=0.9)
+  model.blocks[3][0].gamma[...] += 1
+  images = jax.random.normal(jax.random.key(2), (4, 32, 32, 3))
+  np.testing.assert_array_equal(model(images), model(images))
+  assert not np.array_equal(model(images, key=jax.random.key(0)), model(images))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (dict(name="gfnet-sx"), "did you mean gfnet-"),
+    (dict(name="gfnet-xs", image_size=225), "225x225 is not divisible by 16"),
+    (dict(name="gfnet-h-s", image_size=(224, 112)), "224x112 is not divisible by 32"),
+    (dict(name="gfnet-h-s", image_size=0), "expected a side or"),
+    (dict(name="gfnet-xs", image_size=(224, 224, 3)), "expected a side or"),
+    (dict(name="gfnet-xs", embed_dims=(1, 2)), "unknown option 'embed_dims' of gfnet-xs"),
+    (dict(name="gfnet-h-s", depths=(1, 2)), "one entry per stage"),
+    (dict(name="gfnet-xs", drop_path_rate=1.0), "drop_path_rate is 1.0"),
+    (dict(name="gfnet-xs", num_classes=0), "num_classes is 0"),
+  ],
+)
+def test_mistakes_are_named_in_one_line(arguments, message):
+  with pytest.raises(UserError, match=message) as caught:
+    gfnet_jax.create_model(**arguments)
+  assert "\n" not in str(caught.value)
+
+
+def test_images_of_another_size_are_refused():
+  model = gfnet_jax.create_model("gfnet-ti", image_size=32, depth=1)
+  with pytest.raises(UserError, match=r"got images of shape \(1, 48, 48, 3\)"):
+    model(jnp.ones((1, 48, 48, 3)))
+  with pytest.raises(UserError, match="GlobalFilter got tokens"):
+    model.blocks[0].filter(jnp.ones((1, 2, 2, 3)))
