@@ -26,6 +26,7 @@ from gfnet_jax.data.transforms import (
   decode_image,
   draw_crop,
   eval_transform,
+  open_image,
   padded_crop,
 )
 from gfnet_jax.errors import UserError
@@ -217,7 +218,7 @@ def damaged_files():
 
 @pytest.mark.parametrize("data", damaged_files().values(), ids=damaged_files().keys())
 def test_damaged_files(data):
-  with pytest.raises(BadImageError, match=rf"not a readable image \({len(data)} bytes\)"):
+  with pytest.raises(BadImageError, match="not a readable image"):
     decode_image(data)
 
 
@@ -296,6 +297,45 @@ def test_random_interpolation_follows_the_crop():
     assert sum(equal) == 1
     chosen.add(equal.index(True))
   assert chosen == {0, 1}
+
+
+def test_opened_images_give_what_decoded_ones_give():
+  data = encode(Image.fromarray(noise(120, 160)), "JPEG")
+  for options in (dict(image_size=48), dict(image_size=100, crop="pad")):
+    transform = TrainTransform(**options)
+    results = [transform(get(data), random.Random(1)) for get in (open_image, decode_image)]
+    np.testing.assert_array_equal(*results)
+
+
+def test_damage_after_the_header_is_found_by_the_transform():
+  data = encode(Image.fromarray(noise(120, 160)), "JPEG")
+  with pytest.raises(BadImageError, match="truncated"):
+    TrainTransform(image_size=48)(open_image(data[:3000]), random.Random(1))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_fast_decode_is_close_and_decodes_large_crops_at_a_part_of_their_size(mode):
+  rows, columns = np.mgrid[0:375, 0:501] / 400
+  smooth = np.stack([rows, columns, 0.5 + 0.5 * np.sin(9 * rows)], axis=-1)
+  image = Image.fromarray(np.uint8(255 * smooth.clip(0, 1))).convert(mode)
+  data = encode(image, "JPEG", quality=95)
+  options = dict(image_size=128, auto_augment="", color_jitter=0.0)
+  exact, fast = (TrainTransform(fast_decode=fast, **options) for fast in (False, True))
+  sizes = set()
+  for seed in range(60):
+    opened = open_image(data)
+    result = fast(opened, random.Random(seed))
+    sizes.add(opened.size)
+    difference = np.abs(exact(open_image(data), random.Random(seed)).astype(int) - result)
+    assert difference.mean() < 2
+  assert sizes == {(501, 375), (251, 188), (126, 94)}
+
+
+def test_fast_decode_of_other_formats_only_filters_faster():
+  data = encode(Image.fromarray(noise(200, 200)), "PNG")
+  opened = open_image(data)
+  TrainTransform(image_size=48, fast_decode=True)(opened, random.Random(0))
+  assert opened.size == (200, 200)
 
 
 def test_flip_rate():
