@@ -1,0 +1,304 @@
+"""PyTorch and safetensors files of weights: read with suspicion, written atomically.
+
+A file comes from the network and may be damaged or hostile. A pickle runs nothing: its
+classes are limited to tensors, containers and the `argparse.Namespace` of official
+training checkpoints. PyTorch does not check the CRC-32 sums of its zip archives, so
+they are checked here; the header of safetensors is held to the letter of the format.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from gfnet_jax.errors import UserError
+
+SAFETENSORS_DTYPES = {
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+DOS_DIRECTORY = 0x10  # bit of the attributes of a zip entry
+SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, as in the reference implementation
+
+StateDict = dict[str, np.ndarray]
+
+
+class DamagedFileError(Exception):
+  """The bytes are not those that a writer of the format would have written."""
+
+
+def read_state_dict(path: Path | str, *, ema: bool = False, allow_nan: bool = False) -> StateDict:
+  """Reads the weights of a PyTorch or safetensors file, recognised by its content.
+
+  Takes a state dict, or a checkpoint that holds one under 'model' (or 'model_ema').
+  The prefix 'module.' of distributed training is removed.
+
+  Args:
+    path: the file.
+    ema: take the averaged weights, 'model_ema', of a checkpoint.
+    allow_nan: accept NaN and infinite values.
+
+  Returns:
+    float32 arrays by key, in the order of the file.
+
+  Raises:
+    UserError: for a file that is missing, damaged, of another kind or unsafe, and for
+      weights that are not finite.
+  """
+  path = Path(path)
+  try:
+    with path.open("rb") as file:
+      head = file.read(1024)
+  except OSError as error:
+    raise UserError(f"cannot read {path} ({error.strerror}); expected a file of weights") from error
+  if looks_like_html(head):
+    raise UserError(
+      f"{path} is an HTML page, not a file of weights; open its address in a browser, download "
+      "the file there and give its path"
+    )
+  try:
+    if head[8:9] == b"{":
+      content = _read_safetensors(path)
+    elif head.startswith(b"PK\x03\x04"):
+      _verify_zip(path)
+      content = _load_with_torch(path)
+    elif head.startswith(b"\x80"):
+      content = _load_with_torch(path)
+    else:
+      raise DamagedFileError("it is neither a PyTorch file nor safetensors")
+  except DamagedFileError as error:
+    raise UserError(f"{path} cannot be used: {error}; get the file again") from error
+  weights = _as_float32(_select(content, ema, path), path)
+  if not allow_nan:
+    _refuse_nan(weights, path)
+  return weights
+
+
+def write_state_dict(path: Path | str, weights: Mapping[str, np.ndarray]) -> None:
+  """Writes weights for PyTorch: {'model': state dict} as .pth, or .safetensors.
+
+  Args:
+    path: a new file; its suffix chooses the format.
+    weights: float32 arrays by key, written in this order.
+
+  Raises:
+    UserError: for another suffix, a file that exists or cannot be written.
+  """
+  path = Path(path)
+  writers = {".pth": _write_pth, ".safetensors": _write_safetensors}
+  if path.suffix not in writers:
+    raise UserError(f"{path} must end in {' or '.join(writers)}, which chooses the format")
+  if path.exists():
+    raise UserError(f"{path} exists already; remove it or choose another name")
+  with _atomically(path) as file:
+    writers[path.suffix](file, weights)
+
+
+def looks_like_html(head: bytes) -> bool:
+  """Whether the first bytes of a file are those of a page for browsers."""
+  return head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html"))
+
+
+def _select(content: Any, ema: bool, path: Path) -> dict[str, Any]:
+  """The state dict in what a file holds."""
+  if not isinstance(content, Mapping):
+    raise UserError(f"{path} holds a {type(content).__name__}, expected a dict of weights")
+  entry = "model_ema" if ema else "model"
+  if isinstance(content.get(entry), Mapping):
+    content = content[entry]
+  elif ema or not all(map(_is_tensor, content.values())):
+    found = ", ".join(map(repr, list(content)[:8]))
+    raise UserError(f"{path} holds no {entry!r}, expected a checkpoint with it; found {found}")
+  if not content:
+    raise UserError(f"{path} holds no tensors, expected weights")
+  prefix = "module."
+  if all(isinstance(key, str) and key.startswith(prefix) for key in content):
+    content = {key.removeprefix(prefix): value for key, value in content.items()}
+  return dict(content)
+
+
+def _is_tensor(value: Any) -> bool:
+  return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _as_float32(weights: Mapping[Any, Any], path: Path) -> StateDict:
+  arrays = {}
+  for key, value in weights.items():
+    if not isinstance(key, str) or not _is_tensor(value):
+      raise UserError(
+        f"{path}: {key!r} is a {type(value).__name__}, expected a tensor under a name"
+      )
+    if not isinstance(value, np.ndarray):
+      if not value.is_floating_point() or value.layout != _torch().strided:
+        raise UserError(f"{path}: {key} is {value.dtype} ({value.layout}), expected dense floats")
+      value = value.detach().float().numpy()
+    arrays[key] = value.astype(np.float32, copy=False)
+  return arrays
+
+
+def _refuse_nan(weights: StateDict, path: Path) -> None:
+  bad = [key for key, array in weights.items() if not np.isfinite(array).all()]
+  if bad:
+    more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+    raise UserError(
+      f"{path}: {bad[0]}{more} hold NaN or infinite values; expected finite weights "
+      "(--allow-nan converts them as they are)"
+    )
+
+
+def _torch():
+  try:
+    import torch
+  except ImportError as error:
+    raise UserError(
+      "PyTorch is needed for .pth files; `pip install torch`, or use .safetensors"
+    ) from error
+  return torch
+
+
+def _load_with_torch(path: Path) -> Any:
+  torch = _torch()
+  try:
+    # Official training checkpoints hold the command line as a Namespace.
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+      warnings.simplefilter("ignore")  # about damage, which its exception tells better
+      return torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:  # damage can surface as any exception
+    forbidden = re.search(r"GLOBAL (\S+)", str(error))
+    if forbidden:
+      raise UserError(
+        f"{path} is refused: its pickle asks for {forbidden[1]}, which weights do not need and "
+        "which may run code; nothing was run"
+      ) from error
+    reason = " ".join(str(error).split())[:200]
+    raise DamagedFileError(f"PyTorch cannot read it ({type(error).__name__}: {reason})") from error
+
+
+def _verify_zip(path: Path) -> None:
+  """Raises a DamagedFileError unless every entry of a zip archive has its CRC-32."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      for entry in archive.infolist():
+        # PyTorch takes an entry marked as a directory for empty: weights of random memory.
+        if entry.external_attr & DOS_DIRECTORY or entry.compress_type != zipfile.ZIP_STORED:
+          raise zipfile.BadZipFile(f"{entry.filename} is not a plain entry")
+      damaged = archive.testzip()
+  except Exception as error:  # damage can surface as any exception
+    raise DamagedFileError(f"its zip archive is damaged ({error})") from error
+  if damaged is not None:
+    raise DamagedFileError(f"its zip archive is damaged (wrong CRC-32 of {damaged})")
+
+
+def _write_pth(file: BinaryIO, weights: Mapping[str, np.ndarray]) -> None:
+  torch = _torch()
+  torch.save({"model": {key: torch.from_numpy(array) for key, array in weights.items()}}, file)
+
+
+def _read_safetensors(path: Path) -> StateDict:
+  """Arrays by key, in the order of the data.
+
+  Raises:
+    DamagedFileError: unless the tensors fill the file, in order, without gap or overlap.
+  """
+  data = path.read_bytes()
+  start = 8 + int.from_bytes(data[:8], "little")
+  if start > min(len(data), SAFETENSORS_HEADER_LIMIT):
+    raise DamagedFileError("its safetensors header is longer than the file")
+  entries = _parse_safetensors_header(data[8:start])
+  entries.pop("__metadata__", None)
+  position, arrays = start, {}
+  for key, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+    dtype, shape = SAFETENSORS_DTYPES.get(entry["dtype"]), entry["shape"]
+    if dtype is None:
+      known = ", ".join(SAFETENSORS_DTYPES)
+      raise DamagedFileError(f"{key} is of type {entry['dtype']}, expected one of {known}")
+    size = math.prod(shape) * dtype.itemsize
+    if entry["data_offsets"] != [position - start, position - start + size]:
+      raise DamagedFileError(f"its safetensors header is inconsistent at {key}")
+    if position + size <= len(data):
+      arrays[key] = np.frombuffer(data, dtype, math.prod(shape), position).reshape(shape)
+    position += size
+  if position != len(data):
+    raise DamagedFileError(f"it has {len(data)} bytes, its safetensors header tells {position}")
+  return arrays
+
+
+def _parse_safetensors_header(header: bytes) -> dict[str, dict]:
+  """The entries of a header by key, each of the form that the format prescribes."""
+  try:
+    if re.search(rb"[\x00-\x1f]", header):
+      raise ValueError("control characters")
+    entries = json.loads(header.decode(), object_pairs_hook=_without_duplicates)
+    for key, entry in entries.items():
+      if key != "__metadata__" and not _is_safetensors_entry(entry):
+        raise ValueError(f"malformed entry {key}")
+  except ValueError as error:
+    raise DamagedFileError(f"its safetensors header is damaged ({error})") from error
+  return entries
+
+
+def _is_safetensors_entry(entry: Any) -> bool:
+  return (
+    isinstance(entry, dict)
+    and entry.keys() == {"dtype", "shape", "data_offsets"}
+    and isinstance(entry["dtype"], str)
+    and _are_sizes(entry["shape"])
+    and _are_sizes(entry["data_offsets"])
+    and len(entry["data_offsets"]) == 2
+  )
+
+
+def _are_sizes(values: Any) -> bool:
+  return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  entries = dict(pairs)
+  if len(entries) != len(pairs):
+    raise ValueError("a key occurs twice")
+  return entries
+
+
+def _write_safetensors(file: BinaryIO, weights: Mapping[str, np.ndarray]) -> None:
+  entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+  position = 0
+  for key, array in weights.items():
+    offsets = [position, position + array.nbytes]
+    entries[key] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": offsets}
+    position = offsets[1]
+  header = json.dumps(entries, separators=(",", ":")).encode()
+  header += b" " * (-len(header) % 8)  # aligns the tensors
+  file.write(struct.pack("<Q", len(header)) + header)
+  for array in weights.values():
+    file.write(array.astype("<f4", order="C", copy=False).data)
+
+
+@contextmanager
+def _atomically(path: Path) -> Iterator[BinaryIO]:
+  """A file that appears under its name only once it is complete.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
+  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+  try:
+    with partial.open("wb") as file:
+      yield file
+    partial.rename(path)
+  except OSError as error:
+    raise UserError(f"cannot write {path} ({error.strerror}); choose another place") from error
+  finally:
+    partial.unlink(missing_ok=True)
