@@ -319,7 +319,7 @@ def test_fast_decode_is_close_and_decodes_large_crops_at_a_part_of_their_size(mo
   smooth = np.stack([rows, columns, 0.5 + 0.5 * np.sin(9 * rows)], axis=-1)
   image = Image.fromarray(np.uint8(255 * smooth.clip(0, 1))).convert(mode)
   data = encode(image, "JPEG", quality=95)
-  options = dict(image_size=128, auto_augment="", color_jitter=0.0)
+  options = dict(image_size=160, auto_augment="", color_jitter=0.0)
   exact, fast = (TrainTransform(fast_decode=fast, **options) for fast in (False, True))
   sizes = set()
   for seed in range(60):

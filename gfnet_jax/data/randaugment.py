@@ -82,7 +82,7 @@ def _solarize_add_amount(level: float) -> int:
 
 def _posterize(image: Image.Image, bits: int) -> Image.Image:
   # Pillow 13 raises for 0 bits, which older releases took for a black image.
-  return ImageOps.posterize(image, bits) if bits > 0 else Image.new("RGB", image.size)
+  return ImageOps.posterize(image, min(bits, 8)) if bits > 0 else Image.new("RGB", image.size)
 
 
 def _solarize_add(image: Image.Image, amount: int) -> Image.Image:

@@ -15,7 +15,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.gfnet import ImageSize, as_height_width
 
 RESIZE_FREE_SIZE = 32  # up to this side, images are taken as they are (official: datasets.py)
-FAST_DETAIL = 0.6  # pixels that fast decoding keeps of a crop, per pixel of the result and side
+FAST_DETAIL = 0.5  # pixels that fast decoding keeps of a crop, per pixel of the result and side
 CROP_ATTEMPTS = 10  # after which a crop is taken from the centre (official: timm transforms.py)
 
 
