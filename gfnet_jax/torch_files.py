@@ -273,8 +273,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _write_safetensors(file: BinaryIO, weights: Mapping[str, np.ndarray]) -> None:
-  entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-  position = 0
+  entries, position = {}, 0
   for key, array in weights.items():
     offsets = [position, position + array.nbytes]
     entries[key] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": offsets}

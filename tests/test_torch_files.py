@@ -169,7 +169,6 @@ def test_no_byte_of_a_safetensors_header_can_change_the_weights(weights, tmp_pat
   write_state_dict(file, weights)
   content = file.read_bytes()
   header = 8 + int.from_bytes(content[:8], "little")
-  renamed = range(content.index(b'"norm.weight"'), header)
   for position in range(header):
     for flip in FLIPS:
       changed = bytearray(content)
@@ -182,7 +181,7 @@ def test_no_byte_of_a_safetensors_header_can_change_the_weights(weights, tmp_pat
       else:
         # Another name is refused by the model; other values must not come through.
         assert equal(dict(zip(weights, read.values(), strict=True)), weights), (position, flip)
-        assert list(read) == list(weights) or position in renamed
+        assert list(read) != list(weights), (position, flip)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
