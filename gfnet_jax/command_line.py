@@ -64,11 +64,10 @@ def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDi
   try:
     config_flags.DEFINE_config_dict("config", config, flag_values=values)
     rest = values(sys.argv)[1:]
-  except KeyError as error:
-    raise UserError(
-      f"unknown config field {' '.join(str(error.args[0]).split())}; see {specifier}"
-    ) from error
-  except (flags.Error, AttributeError, TypeError, ValueError) as error:
+  except (KeyError, AttributeError) as error:
+    field = " ".join(str(error.args[0]).strip('"').split())
+    raise UserError(f"unknown config field {field}; see {specifier}") from error
+  except (flags.Error, TypeError, ValueError) as error:
     raise UserError(f"{' '.join(str(error).split())}; see {specifier}") from error
   finally:
     sys.argv = original

@@ -1,7 +1,10 @@
 """Strict settings for every test: eight simulated devices, no silent promotion."""
 
 import os
+import tempfile
 
+_data_dir = tempfile.TemporaryDirectory(prefix="tfds-")  # read by TFDS when it is imported
+os.environ["TFDS_DATA_DIR"] = _data_dir.name
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -21,15 +24,13 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory) -> Path:
-  """A directory of TFDS data sets of this test session alone."""
-  directory = tmp_path_factory.mktemp("tfds")
-  os.environ["TFDS_DATA_DIR"] = str(directory)
-  return directory
+def data_dir() -> Path:
+  """The directory of TFDS data sets, of this test session alone."""
+  return Path(_data_dir.name)
 
 
 @pytest.fixture(scope="session")
-def script(data_dir) -> Callable[..., subprocess.CompletedProcess]:
+def script() -> Callable[..., subprocess.CompletedProcess]:
   """script("train.py", *arguments, devices=1) runs a script of the project to its end."""
 
   def run(name: str, *arguments, devices: int = 1) -> subprocess.CompletedProcess:

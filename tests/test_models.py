@@ -154,7 +154,9 @@ def test_stochastic_depth_drops_whole_samples_at_the_given_rate():
 
 
 def test_inference_is_the_default_and_a_key_makes_it_stochastic():
-  model = gfnet_jax.create_model("gfnet-h-ti", image_size=32, depths=(1, 1, 1, 1), drop_path_rate=0.9)
+  model = gfnet_jax.create_model(
+    "gfnet-h-ti", image_size=32, depths=(1, 1, 1, 1), drop_path_rate=0.9
+  )
   model.blocks[3][0].gamma[...] += 1
   images = jax.random.normal(jax.random.key(2), (4, 32, 32, 3))
   np.testing.assert_array_equal(model(images), model(images))

@@ -7,24 +7,17 @@ after any restart, and the whole state of the iterator is the number of steps do
 
 import random
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import grain
 import numpy as np
-from PIL import Image
 
 from gfnet_jax.data.sources import Source
-from gfnet_jax.data.transforms import EvalTransform, decode_image
+from gfnet_jax.data.transforms import EvalTransform, TrainTransform, decode_image
 from gfnet_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 PADDING = -1  # the label of the images that fill up the last batch of an evaluation
-
-
-class TrainTransform(Protocol):
-  """Maps a decoded image to (height, width, 3) uint8, drawing from `rng` alone."""
-
-  def __call__(self, image: Image.Image, rng: random.Random) -> np.ndarray: ...
 
 
 class Share(NamedTuple):
@@ -117,17 +110,18 @@ def train_batches(
 
   Yields:
     {"image": (rows, height, width, 3) uint8, "label": (rows,) int32}.
-
-  Raises:
-    UserError: if the source holds fewer records than a global batch.
   """
-  if len(source) < share.batch_size:
-    raise UserError(
-      f"the training split holds {len(source)} images, fewer than one batch of "
-      f"{share.batch_size}; choose a smaller data.batch_size"
-    )
   samples = _TrainSamples(source, transform, seed, share, num_steps)
   return _read(samples, share, reading, first_step)
+
+
+def check_fills_a_batch(source: Source, batch_size: int) -> None:
+  """Raises UserError if a source holds fewer records than a global batch."""
+  if len(source) < batch_size:
+    raise UserError(
+      f"the training split holds {len(source)} images, fewer than one batch of {batch_size}; "
+      "choose a smaller data.batch_size"
+    )
 
 
 def eval_batches(

@@ -57,6 +57,8 @@ class TfdsSource:
         f"{builder.data_path} is stored as {builder.info.file_format.value}, expected array_record"
       ) from error
     except (ValueError, KeyError) as error:
+      if split.partition("[")[0] in builder.info.splits:
+        raise UserError(f"split {split!r} of {name} is empty or no valid slice") from error
       raise UserError(
         f"split {split!r} of {name} not found in {builder.data_path}, "
         f"expected one of {', '.join(builder.info.splits)}"

@@ -18,7 +18,7 @@ def write_checksums(directory: Path) -> None:
   """Writes the sums of all files of a directory into its sha256.json, last and durably."""
   sums = {name: _sha256(directory / name) for name in _files(directory)}
   with (directory / SUMS).open("w") as file:
-    json.dump(sums, file, indent=1)
+    file.write(_serialize(sums))
     file.flush()
     os.fsync(file.fileno())
 
@@ -30,10 +30,12 @@ def verify_checksums(directory: Path) -> None:
     DamagedError: naming the first file that is missing, altered or unexpected.
   """
   try:
-    sums = json.loads((directory / SUMS).read_text())
-    expected = {str(name): str(value) for name, value in sums.items()}
-  except (OSError, ValueError, AttributeError) as error:
+    text = (directory / SUMS).read_text()
+    expected = json.loads(text)
+  except (OSError, ValueError) as error:
     raise DamagedError(f"checkpoint {directory} is damaged: {SUMS} cannot be read") from error
+  if not isinstance(expected, dict) or text != _serialize(expected):
+    raise DamagedError(f"checkpoint {directory} is damaged: {SUMS} was altered")
   found = _files(directory)
   for name in sorted(expected.keys() | set(found)):
     if name not in expected:
@@ -42,6 +44,11 @@ def verify_checksums(directory: Path) -> None:
       raise DamagedError(f"checkpoint {directory} is damaged: {name} is missing")
     if _sha256(directory / name) != expected[name]:
       raise DamagedError(f"checkpoint {directory} is damaged: {name} was altered")
+
+
+def _serialize(sums: dict[str, str]) -> str:
+  """The one text for these sums, so that even a blank too many is noticed."""
+  return json.dumps(sums, indent=1) + "\n"
 
 
 def _files(directory: Path) -> list[str]:

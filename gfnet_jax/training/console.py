@@ -1,6 +1,7 @@
 """What a run shows on the screen."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,7 @@ class ProgressBar:
   def print_evaluation(self, epoch: float, results: dict[str, float | int]) -> None:
     """Prints one line above the bar."""
     self._bar.write(f"epoch {epoch:7.2f}   {format_results(results)}")
+    sys.stdout.flush()  # a log file should show it at once
 
 
 def format_results(results: dict[str, float | int]) -> str:

@@ -8,7 +8,7 @@ import ml_collections
 from flax import nnx
 from jax.sharding import Mesh
 
-from gfnet_jax.data.pipeline import Reading, Share, train_batches
+from gfnet_jax.data.pipeline import Reading, Share, check_fills_a_batch, train_batches
 from gfnet_jax.data.sources import check_classes, open_source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
 from gfnet_jax.files import make_directory, write_atomically
@@ -53,6 +53,7 @@ class _Run:
     check_batch_size(config.data.batch_size, mesh)
     self.reading = Reading(**config.data.reading)
     self.train_source = open_source(config.data, config.data.train_split)
+    check_fills_a_batch(self.train_source, config.data.batch_size)
     self.eval_source = open_source(config.data, config.data.eval_split)
     check_classes(self.train_source, config.model.num_classes)
 

@@ -66,7 +66,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
   def update(gradients: Params, state, params=None):
     del params
-    factor = jnp.minimum(1.0, max_norm / (optax.global_norm(gradients) + 1e-6))
+    factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(gradients) + 1e-6))
     return jax.tree.map(lambda gradient: gradient * factor, gradients), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

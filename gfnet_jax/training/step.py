@@ -82,7 +82,7 @@ def make_train_step(
     metrics = TrainMetrics.single_from_model_output(
       loss=loss,
       accuracy=(logits.argmax(-1) == batch["label"]).astype(jnp.float32),
-      gradient_norm=optax.global_norm(gradients),
+      gradient_norm=optax.tree.norm(gradients),
     )
     return TrainState(
       step=state.step + 1,

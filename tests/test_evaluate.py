@@ -1,0 +1,76 @@
+"""Evaluation counts every image once for any batch size and number of devices."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import gfnet_jax
+from gfnet_jax.data.normalize import normalize
+from gfnet_jax.data.pipeline import Reading
+from gfnet_jax.data.sources import TfdsSource
+from gfnet_jax.data.transforms import EvalTransform, decode_image
+from gfnet_jax.models.fourier import BATCH_AXIS
+from gfnet_jax.models.functional import split
+from gfnet_jax.training.evaluate import evaluate
+from gfnet_jax.training.sharding import replicated
+from gfnet_jax.training.step import make_eval_step
+
+
+@pytest.fixture(scope="module")
+def model():
+  return gfnet_jax.create_model(
+    "gfnet-ti",
+    image_size=8,
+    patch_size=2,
+    embed_dim=16,
+    depth=1,
+    num_classes=10,
+    rngs=nnx.Rngs(3),
+  )
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+  """One forward pass over all images, scored with NumPy."""
+  source = TfdsSource("digits", "test")
+  records = [source[i] for i in range(len(source))]
+  images = np.stack([np.asarray(decode_image(record.image)) for record in records])
+  labels = np.array([record.label for record in records])
+  logits = np.asarray(model(normalize(images)), np.float64)
+  order = np.argsort(-logits, axis=1)
+  loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+  return {
+    "top1": 100 * np.mean(order[:, 0] == labels),
+    "top5": 100 * np.mean((order[:, :5] == labels[:, None]).any(1)),
+    "loss": loss.mean(),
+    "images": 360,
+  }
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 359, 1000])
+def test_every_image_counts_once(model, expected, devices, batch_size):
+  mesh = jax.make_mesh(
+    (devices,),
+    (BATCH_AXIS,),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=jax.devices()[:devices],
+  )
+  structure, params = split(model)
+  source = TfdsSource("digits", "test")
+  with jax.set_mesh(mesh):
+    results = evaluate(
+      make_eval_step(structure, mesh),
+      jax.device_put(params, replicated(mesh)),
+      source,
+      EvalTransform(8),
+      batch_size=batch_size,
+      mesh=mesh,
+      reading=Reading(),
+    )
+  assert results.pop("images_per_second") > 0
+  assert results.pop("images") == expected["images"]
+  assert results["top1"] == pytest.approx(expected["top1"], abs=1e-9)
+  assert results["top5"] == pytest.approx(expected["top5"], abs=1e-9)
+  assert results["loss"] == pytest.approx(expected["loss"], abs=1e-6)
