@@ -2,8 +2,8 @@
 
 A file comes from the network and may be damaged or hostile. A pickle runs nothing: its
 classes are limited to tensors, containers and the `argparse.Namespace` of official
-training checkpoints. PyTorch does not check the CRC-32 sums of its zip archives, so
-they are checked here; the header of safetensors is held to the letter of the format.
+training checkpoints. Archives are verified before PyTorch sees them, and headers of
+safetensors are held to the letter of the format.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import os
 import re
 import struct
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.torch_archive import verify_archive
 
 SAFETENSORS_DTYPES = {
   "F64": np.dtype(np.float64),
@@ -30,7 +30,6 @@ SAFETENSORS_DTYPES = {
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-DOS_DIRECTORY = 0x10  # bit of the attributes of a zip entry
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, as in the reference implementation
 
 StateDict = dict[str, np.ndarray]
@@ -73,8 +72,7 @@ def read_state_dict(path: Path | str, *, ema: bool = False, allow_nan: bool = Fa
     if head[8:9] == b"{":
       content = _read_safetensors(path)
     elif head.startswith(b"PK\x03\x04"):
-      _verify_zip(path)
-      content = _load_with_torch(path)
+      content = _read_archive(path)
     elif head.startswith(b"\x80"):
       content = _load_with_torch(path)
     else:
@@ -169,6 +167,14 @@ def _torch():
   return torch
 
 
+def _read_archive(path: Path) -> Any:
+  try:
+    verify_archive(path)
+  except Exception as error:  # damage can surface as any exception
+    raise DamagedFileError(f"its zip archive is damaged ({error})") from error
+  return _load_with_torch(path)
+
+
 def _load_with_torch(path: Path) -> Any:
   torch = _torch()
   try:
@@ -185,21 +191,6 @@ def _load_with_torch(path: Path) -> Any:
       ) from error
     reason = " ".join(str(error).split())[:200]
     raise DamagedFileError(f"PyTorch cannot read it ({type(error).__name__}: {reason})") from error
-
-
-def _verify_zip(path: Path) -> None:
-  """Raises a DamagedFileError unless every entry of a zip archive has its CRC-32."""
-  try:
-    with zipfile.ZipFile(path) as archive:
-      for entry in archive.infolist():
-        # PyTorch takes an entry marked as a directory for empty: weights of random memory.
-        if entry.external_attr & DOS_DIRECTORY or entry.compress_type != zipfile.ZIP_STORED:
-          raise zipfile.BadZipFile(f"{entry.filename} is not a plain entry")
-      damaged = archive.testzip()
-  except Exception as error:  # damage can surface as any exception
-    raise DamagedFileError(f"its zip archive is damaged ({error})") from error
-  if damaged is not None:
-    raise DamagedFileError(f"its zip archive is damaged (wrong CRC-32 of {damaged})")
 
 
 def _write_pth(file: BinaryIO, weights: Mapping[str, np.ndarray]) -> None:

@@ -5,6 +5,7 @@ import collections
 import json
 import os
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -137,34 +138,35 @@ def test_code_in_a_pickle_is_refused_and_not_run(weights, file, tmp_path, zipped
   assert evidence.exists()
 
 
+def test_compressed_archives_are_refused(weights, file, tmp_path):
+  write_state_dict(file, weights)
+  other = tmp_path / "other.pth"
+  with (
+    zipfile.ZipFile(file) as archive,
+    zipfile.ZipFile(other, "w", zipfile.ZIP_DEFLATED) as compressed,
+  ):
+    for name in archive.namelist():
+      compressed.writestr(name, archive.read(name))
+  refused(other, "zip archive is damaged")
+
+
 def test_no_class_but_the_namespace_is_allowed(weights, file):
   torch.save(dict(model=to_torch(weights), args=collections.ChainMap()), file)
   refused(file, "asks for collections.ChainMap")
 
 
-def test_no_byte_of_a_zip_can_change_the_weights(weights, file, tmp_path):
+def test_every_changed_byte_of_a_zip_is_refused(weights, file):
   torch.save(dict(model=to_torch(weights), args=argparse.Namespace(lr=1)), file)
-  content, damaged = file.read_bytes(), tmp_path / "damaged.pth"
-  data = [content.index(array.tobytes()) for array in weights.values()]
-  accepted = set()
+  content = file.read_bytes()
   for position in range(len(content)):
     for flip in FLIPS:
       changed = bytearray(content)
       changed[position] ^= flip
-      damaged.write_bytes(changed)
-      try:
-        read = read_state_dict(damaged)
-      except UserError as error:
-        assert "\n" not in str(error)
-      else:
-        # Dates, padding and the like mean nothing; the weights are as they were.
-        assert equal(read, weights), (position, flip)
-        accepted.add(position)
-  for start, array in zip(data, weights.values(), strict=True):
-    assert not accepted & set(range(start, start + array.nbytes))
+      file.write_bytes(changed)
+      refused(file, "cannot be used: .* get the file again")
 
 
-def test_no_byte_of_a_safetensors_header_can_change_the_weights(weights, tmp_path):
+def test_no_changed_byte_of_a_safetensors_header_changes_a_tensor(weights, tmp_path):
   file = tmp_path / "weights.safetensors"
   write_state_dict(file, weights)
   content = file.read_bytes()
@@ -179,7 +181,7 @@ def test_no_byte_of_a_safetensors_header_can_change_the_weights(weights, tmp_pat
       except UserError as error:
         assert "\n" not in str(error)
       else:
-        # Another name is refused by the model; other values must not come through.
+        # A changed name is refused by the model.
         assert equal(dict(zip(weights, read.values(), strict=True)), weights), (position, flip)
         assert list(read) != list(weights), (position, flip)
 
