@@ -52,6 +52,12 @@ def test_the_checkpoint_itself_may_be_named(saved):
   assert load_model(saved / "checkpoints", "0").step == 0
 
 
+def test_relative_paths(tmp_path, monkeypatch, model):
+  monkeypatch.chdir(tmp_path)
+  save_model("here", model, CONFIG)
+  assert load_model("here").config == CONFIG
+
+
 def test_an_existing_checkpoint_is_not_overwritten(saved, model):
   with pytest.raises(UserError, match="holds checkpoints already"):
     save_model(saved, model, CONFIG)

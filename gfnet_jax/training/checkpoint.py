@@ -83,7 +83,7 @@ class Checkpoints:
     """
     self.wait()
     pending = self.directory / f".pending-{step:08d}"
-    self._writer.save(pending, args=_save_args(trees))
+    self._writer.save(pending.absolute(), args=_save_args(trees))
     self._commit = self._thread.submit(self._finish, pending, step, {"step": step, **metadata})
 
   def restore(self, step: int, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
