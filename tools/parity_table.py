@@ -8,6 +8,7 @@ Needs PyTorch and pytest. Takes minutes; the exit code is that of pytest.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -46,8 +47,8 @@ def main() -> int:
   arguments = parser.parse_args()
 
   collector = Collector()
-  options = [str(TESTS), "-m", "parity", "-k", arguments.k, "--capture=sys", "-p", "no:terminal"]
-  code = pytest.main(options, plugins=[collector])
+  with contextlib.redirect_stdout(sys.stderr):  # the report of pytest
+    code = pytest.main([str(TESTS), "-m", "parity", "-k", arguments.k], plugins=[collector])
   if arguments.json:
     print("\n".join(map(json.dumps, collector.rows)))
   else:
