@@ -19,7 +19,7 @@ from gfnet_jax.data.pipeline import (
   sample_rng,
   train_batches,
 )
-from gfnet_jax.data.sources import Record
+from gfnet_jax.data.records import Record
 from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.errors import UserError
 

@@ -5,6 +5,7 @@ The boxes are drawn on the host from the sample's own generator, the noise on th
 
 import math
 import random
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,14 @@ AREA = (0.02, 1 / 3)  # of the image, before the division by the number of boxes
 ASPECT = (0.3, 1 / 0.3)  # height / width
 ATTEMPTS = 10  # after which a box is left out
 MODES = ("pixel", "rand", "const")
+
+
+class Erasing(NamedTuple):
+  """The section `erasing` of a config: arguments of `draw_erasing_boxes` and `erase`."""
+
+  probability: float = 0.0
+  max_count: int = 1
+  mode: str = "pixel"
 
 
 def draw_erasing_boxes(
