@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> None:
   parser.add_argument(
     "--to-torch", action="store_true", help="convert a checkpoint to .pth or .safetensors"
   )
+  parser.add_argument("--ema", action="store_true", help="take the averaged weights")
   parser.add_argument("--which", help="with --to-torch: last, best or a step (default: last)")
 
   # Without a default they are absent unless given.
@@ -51,13 +52,12 @@ def main(arguments: list[str]) -> None:
   group.add_argument(
     "--num-classes", type=_positive, help="a number other than the file's gets a fresh head"
   )
-  group.add_argument("--ema", action="store_true", help="take the averaged weights (model_ema)")
   group.add_argument("--allow-nan", action="store_true", help="accept NaN and infinite weights")
   group.add_argument("--sha256", metavar="SUM", help="the sum that the file must have")
   group.add_argument("--cache", type=Path, help="of downloads (default: ~/.cache/gfnet_jax)")
   options = vars(parser.parse_args(arguments))
   source, destination = options.pop("source"), options.pop("destination")
-  to_torch, which = options.pop("to_torch"), options.pop("which")
+  to_torch, which, ema = (options.pop(name) for name in ("to_torch", "which", "ema"))
   if to_torch and options:
     parser.error(f"--to-torch takes no --{min(options).replace('_', '-')}")
   if which and not to_torch:
@@ -67,9 +67,9 @@ def main(arguments: list[str]) -> None:
   from gfnet_jax.convert import export_weights, import_weights
 
   if to_torch:
-    config = export_weights(Path(source), destination, which=which or "last")
+    config = export_weights(Path(source), destination, which=which or "last", ema=ema)
   else:
-    config = import_weights(source, destination, **options)
+    config = import_weights(source, destination, ema=ema, **options)
   described = ", ".join(f"{key} {value}" for key, value in config.items())
   print(f"Wrote {destination}: {described}")
 

@@ -50,13 +50,14 @@ def import_weights(
   return config
 
 
-def export_weights(directory: Path, path: Path, *, which: str = "last") -> dict:
+def export_weights(directory: Path, path: Path, *, which: str = "last", ema: bool = False) -> dict:
   """Writes the model of a checkpoint as a file for the official code.
 
   Args:
     directory: a work directory of training or a checkpoint.
     path: a new .pth or .safetensors file.
     which: "last", "best" or a step.
+    ema: take the averaged weights of the checkpoint.
 
   Returns:
     The arguments of `create_model` that describe the model.
@@ -64,6 +65,6 @@ def export_weights(directory: Path, path: Path, *, which: str = "last") -> dict:
   Raises:
     UserError: as `load_model` and `write_state_dict`.
   """
-  saved = load_model(directory, which)
+  saved = load_model(directory, which, ema=ema)
   write_state_dict(path, to_torch_state_dict(saved.model))
   return saved.config

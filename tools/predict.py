@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> None:
   parser.add_argument("--json", action="store_true", help="one JSON object per image")
   parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
   parser.add_argument("--which", default="last", help="last, best or a step (default: last)")
+  parser.add_argument("--ema", action="store_true", help="take the averaged weights")
   parser.add_argument("--precision", help="highest, default or bf16 (default: as in training)")
   options = parser.parse_args(arguments)
   if options.top < 1 or options.batch_size < 1:
@@ -45,7 +46,9 @@ def main(arguments: list[str]) -> None:
   # Importing jax takes a second that --help and typing errors need not wait for.
   from gfnet_jax.training.checkpoint import load_model
 
-  saved = load_model(options.checkpoint, options.which, options.precision)
+  saved = load_model(
+    options.checkpoint, options.which, precision=options.precision, ema=options.ema
+  )
   num_classes = saved.config["num_classes"]
   names = saved.class_names
   if options.class_names:
