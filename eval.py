@@ -20,6 +20,7 @@ def main(arguments: list[str]) -> None:
     "--checkpoint", type=Path, required=True, help="work directory of train.py, or a checkpoint"
   )
   parser.add_argument("--which", default="last", help="last, best or a step (default: %(default)s)")
+  parser.add_argument("--ema", action="store_true", help="take the averaged weights")
   parser.add_argument("--data", help="TFDS name or directory (default: as in training)")
   parser.add_argument("--split", help="split of the data set (default: as in training)")
   parser.add_argument("--data-dir", help="directory of all TFDS data sets")
@@ -36,7 +37,9 @@ def main(arguments: list[str]) -> None:
 
   if options.output:
     make_directory(options.output.parent)  # before the work, not after
-  saved = load_model(options.checkpoint, options.which, options.precision)
+  saved = load_model(
+    options.checkpoint, options.which, precision=options.precision, ema=options.ema
+  )
   data = eval_data(
     saved,
     name=options.data,

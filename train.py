@@ -29,15 +29,24 @@ def main(arguments: list[str]) -> None:
   parser.add_argument(
     "--workdir", type=Path, help="work directory (default: runs/ and the config's name)"
   )
+  group = parser.add_argument_group(
+    "several processes", "TPU pods, SLURM and Open MPI need none of these"
+  )
+  group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+  group.add_argument("--num-processes", type=int, help="of the run")
+  group.add_argument("--process-id", type=int, help="0, 1, ...: of this process")
   options, overrides = parser.parse_known_args(arguments)
   config = read_config(options.config, overrides)
 
   # Importing jax and the rest takes a second that --help and typing errors need not wait for.
+  from gfnet_jax.training import distributed
+  from gfnet_jax.training.console import say
   from gfnet_jax.training.loop import train
 
+  distributed.initialize(options.coordinator, options.num_processes, options.process_id)
   workdir = options.workdir or Path("runs") / config.name
-  train(config, workdir)
-  print(f"Done. Evaluate it again with: python eval.py --checkpoint {workdir}")
+  if train(config, workdir):
+    say(f"Done. Evaluate it again with: python eval.py --checkpoint {workdir}")
 
 
 if __name__ == "__main__":

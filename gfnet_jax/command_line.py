@@ -85,4 +85,7 @@ def _load_config(specifier: str) -> ml_collections.ConfigDict:
     raise UserError(f"config file {path} has no function get_config()")
   if colon and not inspect.signature(get_config).parameters:
     raise UserError(f"config file {path} takes no argument, found {argument!r} after the colon")
-  return get_config(argument) if colon else get_config()
+  try:
+    return get_config(argument) if colon else get_config()
+  except (KeyError, ValueError) as error:
+    raise UserError(f"config {specifier}: {error}") from error

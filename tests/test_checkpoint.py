@@ -19,6 +19,7 @@ from gfnet_jax.training.checkpoint import (
   on_one_device,
   restore,
   save_model,
+  verify,
 )
 from gfnet_jax.training.checksums import DamagedError
 
@@ -149,13 +150,30 @@ def test_a_step_can_be_saved_again(checkpoints):
   )
 
 
-def test_an_error_of_the_background_write_is_raised(tmp_path):
+def test_a_write_that_fails_is_reported_and_tried_again(tmp_path, capsys):
   checkpoints = Checkpoints(tmp_path / "checkpoints")
   checkpoints.save(1, {"params": {"x": jnp.zeros(3)}}, {"metrics": {"not": object()}})
-  with pytest.raises(TypeError):
-    checkpoints.wait()
-  checkpoints.close()
+  checkpoints.wait()
+  assert "the checkpoint of step 1 could not be written" in capsys.readouterr().out
   assert list_steps(tmp_path / "checkpoints") == []
+  checkpoints.save(2, {"params": {"x": jnp.zeros(3)}}, {"metrics": {}})
+  checkpoints.close()
+  assert list_steps(tmp_path / "checkpoints") == [2]
+
+
+def test_a_last_write_that_fails_is_an_error(tmp_path):
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  checkpoints.save(1, {"params": {"x": jnp.zeros(3)}}, {"metrics": {"not": object()}})
+  with pytest.raises(UserError, match="step 1 could not be written"):
+    checkpoints.close()
+
+
+def test_some_are_kept_for_ever(tmp_path):
+  checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=1)
+  for step in range(1, 7):
+    checkpoints.save(step, {"params": {"x": jnp.zeros(3)}}, {"keep": step % 2 == 0})
+  checkpoints.close()
+  assert list_steps(tmp_path / "checkpoints") == [2, 4, 6]
 
 
 def test_metadata_is_readable_text(checkpoints):
@@ -173,4 +191,4 @@ def test_a_directory_without_a_checkpoint(tmp_path):
 def test_sums_that_are_no_json(checkpoints):
   (checkpoints / "00000050" / "sha256.json").write_text("[1")
   with pytest.raises(DamagedError, match=r"sha256.json cannot be read"):
-    restore(checkpoints, 50, {})
+    verify(checkpoints, 50)

@@ -4,15 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfnet_jax.training.losses import cross_entropy, smooth_one_hot
+from gfnet_jax.training.losses import cross_entropy, distillation_loss
 from gfnet_jax.training.metrics import eval_metrics, rank_of_label, summarize
-
-
-def test_smoothed_targets_of_imagenet():
-  targets = smooth_one_hot(jnp.array([3, 999]), 1000, 0.1)
-  assert targets[0, 3] == pytest.approx(0.9001)
-  assert targets[1, 0] == pytest.approx(1e-4)
-  np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-5)
 
 
 def test_cross_entropy_by_hand():
@@ -51,3 +44,16 @@ def test_ranks_with_ties_and_nan():
   logits = jnp.array([[1.0, 3, 3, 2], [1, 3, 3, 2], [0, 0, 0, 0], [1, jnp.nan, 3, 2]])
   ranks = rank_of_label(logits, jnp.array([1, 2, 3, 1]))
   assert ranks.tolist() == [0, 1, 3, 4]
+
+
+def test_distillation_by_hand():
+  student = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+  teacher = jnp.log(jnp.array([[0.25, 0.5, 0.25]]))
+  soft = distillation_loss(student, teacher, kind="soft", temperature=1.0)
+  assert soft[0] == pytest.approx((0.25 * np.log(0.5) + 0.5 * np.log(2)) / 3)
+  hard = distillation_loss(student, teacher, kind="hard", temperature=1.0)
+  assert hard[0] == pytest.approx(np.log(4))
+  # At a temperature of 1/2 the probabilities are squared and normalised again.
+  cold = distillation_loss(student, teacher, kind="soft", temperature=0.5)
+  p, q = np.array([1, 4, 1]) / 6, np.array([4, 1, 1]) / 6
+  assert cold[0] == pytest.approx(0.25 * np.sum(p * np.log(p / q)) / 3, rel=1e-6)

@@ -15,7 +15,8 @@ from gfnet_jax.training.optimizer import (
   decays,
   make_optimizer,
   make_schedule,
-  warmup_cosine,
+  official_schedule,
+  cosine_schedule,
 )
 
 # (tensors, elements) with and without decay, counted on the official implementation.
@@ -45,11 +46,78 @@ def test_decay_groups(name):
 
 
 def test_warmup_and_cosine_by_hand():
-  schedule = warmup_cosine(peak=1.0, warmup_steps=4, num_steps=12, initial=0.2, final=0.1)
+  schedule = cosine_schedule(peak=1.0, warmup_steps=4, num_steps=12, initial=0.2, final=0.1)
   assert [schedule(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
   assert schedule(8) == pytest.approx(0.55)  # half-way down
   assert schedule(12) == pytest.approx(0.1)
   assert schedule(6) == pytest.approx(0.1 + 0.45 * (1 + np.sqrt(0.5)))
+
+
+def test_official_learning_rates_of_imagenet():
+  """Rates printed by the official implementation: 8 x 128 images, 300 epochs."""
+  schedule = official_schedule(
+    peak=5e-4 * (8 * 128) / 512, warmup_epochs=5, num_epochs=300, initial=1e-6, final=1e-5
+  )
+  expected = {
+    0: 9.9999999999999995e-07,
+    1: 9.9999999999999995e-07,
+    2: 0.00020080000000000003,
+    3: 0.00040060000000000009,
+    4: 0.00060040000000000017,
+    5: 0.00080020000000000015,
+    6: 0.00099932161970351405,
+    7: 0.00099902323057199436,
+    8: 0.00099867066622610673,
+    9: 0.00099826396532850473,
+    10: 0.00099780317247852453,
+    100: 0.00075697550079643385,
+    150: 0.0005101835331375417,
+    200: 0.00026200264196050532,
+    250: 7.8932696633047955e-05,
+    298: 1.0244252618962858e-05,
+    299: 1.0108561679951479e-05,
+  }
+  for epoch, rate in expected.items():
+    assert schedule(epoch) == pytest.approx(rate, rel=1e-12, abs=0)
+  for epoch in range(1, 300):  # the formulas once more, in NumPy
+    t = epoch - 1
+    warm = 1e-6 + t * (1e-3 - 1e-6) / 5
+    cool = 1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + np.cos(np.pi * t / 300))
+    assert schedule(epoch) == pytest.approx(warm if t < 5 else cool, rel=1e-12, abs=0)
+
+
+def test_official_learning_rates_of_the_other_recipes():
+  fine_tuning = official_schedule(
+    peak=5e-6, warmup_epochs=5, num_epochs=30, initial=1e-6, final=5e-6
+  )
+  expected = [1e-6, 1e-6, 1.8e-6, 2.6e-6, 3.4e-6, 4.2e-6, 5e-6, 5e-6]
+  assert [fine_tuning(epoch) for epoch in range(8)] == pytest.approx(expected, rel=1e-12)
+  cars = official_schedule(peak=1e-4, warmup_epochs=5, num_epochs=1000, initial=1e-6, final=1e-5)
+  expected = [1e-6, 1e-6, 2.08e-5, 4.06e-5, 6.04e-5, 8.02e-5, 9.999444846e-5, 9.999200586e-5]
+  assert [cars(epoch) for epoch in range(8)] == pytest.approx(expected, rel=1e-9)
+  cold = official_schedule(peak=1.0, warmup_epochs=0, num_epochs=2, initial=1e-6, final=0)
+  assert [cold(epoch) for epoch in range(2)] == [1.0, 1.0]
+
+
+def test_the_official_schedule_changes_with_the_epoch():
+  config = ml_collections.ConfigDict(
+    dict(
+      num_epochs=4,
+      optimizer=dict(
+        schedule="official",
+        warmup_epochs=2,
+        learning_rate=1.0,
+        warmup_learning_rate=0.2,
+        final_learning_rate=0.0,
+      ),
+    )
+  )
+  schedule = make_schedule(config, steps_per_epoch=2.5)
+  rates = [0.2] * 5 + [0.6] * 3 + [0.5] * 2  # epochs begin at steps 0, 2.5, 5 and 7.5
+  assert [schedule(step) for step in range(10)] == pytest.approx(rates)
+  config.optimizer.schedule = "linear"
+  with pytest.raises(UserError, match="expected one of official, cosine"):
+    make_schedule(config, steps_per_epoch=2.5)
 
 
 def test_a_warmup_longer_than_the_run_is_refused():

@@ -29,6 +29,7 @@ from gfnet_jax.files import make_directory
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.training.checksums import DamagedError, verify_checksums, write_checksums
+from gfnet_jax.training.distributed import barrier
 from gfnet_jax.training.precision import compute_dtype
 
 PyTree = Any
@@ -56,11 +57,15 @@ class SavedModel:
 
 
 class Checkpoints:
-  """The checkpoints of one run: saves in the background, keeps the last ones and the best.
+  """The checkpoints of one run: saves in the background and keeps those worth keeping.
+
+  Kept are the newest, the best, and those whose metadata says "keep": true.
+  A save that fails, on a full disk for instance, is reported and does not end the run.
+  All processes of a run call the same methods; process 0 completes what all have written.
 
   Args:
-    directory: created if missing.
-    keep_last: how many of the newest to keep, besides the best.
+    directory: created if missing; shared by all processes.
+    keep_last: how many of the newest to keep.
     best_metric: key in the metadata's "metrics" by which the best is the greatest.
 
   Raises:
@@ -69,55 +74,78 @@ class Checkpoints:
 
   def __init__(self, directory: Path, *, keep_last: int = 2, best_metric: str = "top1"):
     self.directory, self._keep_last, self._best_metric = directory, keep_last, best_metric
-    make_directory(directory)
-    for stale in directory.glob(".pending-*"):
-      shutil.rmtree(stale)
+    if jax.process_index() == 0:
+      make_directory(directory)
+      for stale in directory.glob(".pending-*"):
+        shutil.rmtree(stale)
+    barrier("checkpoints")
     self._writer = _make_writer()
     self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     self._commit: concurrent.futures.Future | None = None
+    self._failure: str | None = None
 
   def save(self, step: int, trees: Mapping[str, PyTree], metadata: Mapping[str, Any]) -> None:
-    """Saves trees of arrays by name; returns once they are copied, writes in the background.
-
-    An error of the write raises at the next `save` or `wait`.
-    """
+    """Saves trees of arrays by name; returns once they are copied, writes in the background."""
     self.wait()
     pending = self.directory / f".pending-{step:08d}"
-    self._writer.save(pending.absolute(), args=_save_args(trees))
-    self._commit = self._thread.submit(self._finish, pending, step, {"step": step, **metadata})
+    metadata = {"step": step, **metadata}
+    try:
+      self._writer.save(pending.absolute(), args=_save_args(trees), force=True)
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      self._report(step, error)
+    else:
+      self._commit = self._thread.submit(self._finish, pending, step, metadata)
 
   def restore(self, step: int, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """See `restore`."""
     return restore(self.directory, step, trees)
 
   def wait(self) -> None:
-    """Waits until the checkpoint being written is complete."""
+    """Waits until the checkpoint being written is complete or has failed."""
     if self._commit is not None:
       commit, self._commit = self._commit, None
       commit.result()
 
   def close(self) -> None:
-    """Completes the checkpoint being written and ends the background threads."""
-    try:
-      self.wait()
-    finally:
-      self._thread.shutdown()
-      self._writer.close()
+    """Completes the checkpoint being written and ends the background threads.
+
+    Raises:
+      UserError: if the last checkpoint could not be written.
+    """
+    self.wait()
+    self._thread.shutdown()
+    self._writer.close()
+    if self._failure:
+      raise UserError(f"{self._failure}; make room and start the run again")
 
   def _finish(self, pending: Path, step: int, metadata: dict) -> None:
-    self._writer.wait_until_finished()
-    _commit(pending, _path(self.directory, step), metadata)
-    self._remove_old()
+    try:
+      self._writer.wait_until_finished()
+      if jax.process_index() == 0:
+        _commit(pending, _path(self.directory, step), metadata)
+        self._remove_old()
+      self._failure = None
+    except Exception as error:  # as above
+      self._report(step, error)
+      shutil.rmtree(pending, ignore_errors=True)
+
+  def _report(self, step: int, error: Exception) -> None:
+    reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+    self._failure = f"the checkpoint of step {step} could not be written to {self.directory}"
+    self._failure += f" ({reason[:200]})"
+    print(f"warning: {self._failure}; training goes on and tries again", flush=True)
+    self._writer = _make_writer()  # the old one would raise the error once more
 
   def _remove_old(self) -> None:
     steps = list_steps(self.directory)
     keep = {*steps[-self._keep_last :], best_step(self.directory, self._best_metric)}
     for step in steps:
-      if step not in keep:
-        # Out of sight first: a removal cut off half-way must not leave a damaged checkpoint.
-        doomed = self.directory / f".pending-{step:08d}"
-        _path(self.directory, step).rename(doomed)
-        shutil.rmtree(doomed)
+      if step in keep or read_metadata(self.directory, step).get("keep"):
+        continue
+      # Out of sight first: a removal cut off half-way must not leave a damaged checkpoint.
+      doomed = self.directory / f".pending-{step:08d}"
+      _path(self.directory, step).rename(doomed)
+      shutil.rmtree(doomed)
 
 
 def list_steps(directory: Path) -> list[int]:
@@ -145,22 +173,23 @@ def read_metadata(directory: Path, step: int) -> dict:
     return {}
 
 
+def verify(directory: Path, step: int) -> None:
+  """Raises DamagedError if a file of a checkpoint is missing, altered or unexpected."""
+  verify_checksums(_path(directory, step))
+
+
 def restore(directory: Path, step: int, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
-  """Restores trees of arrays by name after verifying every file of the checkpoint.
+  """Restores trees of arrays by name; to be verified before.
 
   Args:
     directory: of the checkpoints.
     step: which one.
     trees: name to a tree of jax.ShapeDtypeStruct, with shardings if several devices.
-
-  Raises:
-    DamagedError: if a file is missing, altered or unexpected.
   """
-  path = _path(directory, step)
-  verify_checksums(path)
   args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+  path = _path(directory, step).absolute()
   with _make_writer() as reader:
-    return dict(reader.restore(path.absolute(), args=ocp.args.Composite(**args)))
+    return dict(reader.restore(path, args=ocp.args.Composite(**args)))
 
 
 def find_checkpoint(directory: Path, which: str = "last") -> tuple[Path, int]:
@@ -222,7 +251,7 @@ def save_model(
 
 
 def load_model(
-  directory: Path | str, which: str = "last", precision: str | None = None
+  directory: Path | str, which: str = "last", *, precision: str | None = None, ema: bool = False
 ) -> SavedModel:
   """Reads a model from a checkpoint, with verification.
 
@@ -230,20 +259,24 @@ def load_model(
     directory: a work directory, a directory of checkpoints, or one checkpoint.
     which: "last", "best" or a step.
     precision: see `compute_dtype`; None for that of the training run, or "default".
+    ema: take the moving averages of the parameters.
 
   Raises:
     UserError: if there is no checkpoint, it is damaged, or the precision is unknown.
   """
   directory, step = find_checkpoint(Path(directory), which)
   try:
-    verify_checksums(_path(directory, step))
+    verify(directory, step)
     metadata = read_metadata(directory, step)
     trained = metadata.get("config", {}).get("precision", "default")
     dtype = compute_dtype(precision or trained)
     structure, shapes = split(
       nnx.eval_shape(lambda: create_model(**metadata["model"], dtype=dtype))
     )
-    params = restore(directory, step, {"params": on_one_device(shapes)})["params"]
+    tree = "ema" if ema else "params"
+    if not (_path(directory, step) / tree).is_dir():
+      raise UserError(f"{directory} holds no averaged weights; train with ema_decay, or omit --ema")
+    params = restore(directory, step, {tree: on_one_device(shapes)})[tree]
   except DamagedError as error:
     raise UserError(f"{error}; choose another checkpoint of {directory}") from error
   return SavedModel(

@@ -1,6 +1,7 @@
 """What a run shows on the screen."""
 
 import contextlib
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ from clu import parameter_overview
 from tqdm import tqdm
 
 
+def say(line: str) -> None:
+  """Prints a line, once for all processes."""
+  if jax.process_index() == 0:
+    print(line, flush=True)
+
+
 def describe_run(
   config: ml_collections.ConfigDict,
   workdir: Path,
@@ -20,9 +27,14 @@ def describe_run(
   num_steps: int,
 ) -> None:
   """Prints the parameter table, the devices and what is about to happen."""
+  if jax.process_index() != 0:
+    return
   print(parameter_overview.get_parameter_overview(parameters, include_stats=False))
   device = jax.devices()[0]
-  print(f"Devices:         {jax.device_count()} x {device.device_kind} ({device.platform})")
+  processes = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
+  print(
+    f"Devices:         {jax.device_count()} x {device.device_kind} ({device.platform}){processes}"
+  )
   print(f"Data set:        {config.data.name}")
   print(f"Work directory:  {workdir}")
   print(f"Steps:           {num_steps}", end="")
@@ -34,7 +46,12 @@ class ProgressBar:
 
   def __init__(self, first_step: int, num_steps: int):
     self._bar = tqdm(
-      total=num_steps, initial=first_step, desc="train", unit="step", disable=None, smoothing=0.05
+      total=num_steps,
+      initial=first_step,
+      desc="train",
+      unit="step",
+      smoothing=0.05,
+      disable=jax.process_index() != 0 or None,
     )
 
   def __enter__(self) -> "ProgressBar":
@@ -55,8 +72,9 @@ class ProgressBar:
 
   def print_evaluation(self, epoch: float, results: dict[str, float | int]) -> None:
     """Prints one line above the bar."""
-    self._bar.write(f"epoch {epoch:7.2f}   {format_results(results)}")
-    sys.stdout.flush()  # a log file should show it at once
+    if jax.process_index() == 0:
+      self._bar.write(f"epoch {epoch:7.2f}   {format_results(results)}")
+      sys.stdout.flush()  # a log file should show it at once
 
 
 def format_results(results: dict[str, float | int]) -> str:
@@ -69,20 +87,42 @@ def format_results(results: dict[str, float | int]) -> str:
 
 
 class Stopwatch:
-  """Images per second since it was last asked, without the pauses."""
+  """Where the time of training went since it was last read, without the pauses."""
 
   def __init__(self):
-    self._images, self._start = 0, time.monotonic()
+    self._images = self._steps = 0
+    self._waited = 0.0
+    self._start = time.monotonic()
 
   def count(self, images: int) -> None:
+    """Counts one step."""
     self._images += images
+    self._steps += 1
 
-  def images_per_second(self) -> float:
-    """The rate since the last call."""
+  def waits(self, batches: Iterator) -> Iterator:
+    """The batches, with the time that each was waited for."""
+    while True:
+      begin = time.monotonic()
+      try:
+        batch = next(batches)
+      except StopIteration:
+        return
+      self._waited += time.monotonic() - begin
+      yield batch
+
+  def read(self) -> dict[str, float]:
+    """Rate, seconds per step and the part of them spent waiting for data, since the last call."""
     now = time.monotonic()
-    rate = self._images / (now - self._start)
-    self._images, self._start = 0, now
-    return rate
+    seconds = now - self._start
+    result = {
+      "images_per_second": self._images / seconds,
+      "step_seconds": seconds / self._steps,
+      "data_wait_seconds": self._waited / self._steps,
+      "memory_gib": _memory_in_use() / 2**30,
+    }
+    self._images = self._steps = 0
+    self._waited, self._start = 0.0, now
+    return result
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
@@ -90,3 +130,11 @@ class Stopwatch:
     begin = time.monotonic()
     yield
     self._start += time.monotonic() - begin
+
+
+def _memory_in_use() -> int:
+  """The peak of the first device's memory in bytes; of the process where there is none."""
+  statistics = jax.local_devices()[0].memory_stats()
+  if statistics:
+    return statistics["peak_bytes_in_use"]
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

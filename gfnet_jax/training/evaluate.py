@@ -28,6 +28,7 @@ def evaluate(
   batch_size: int,
   mesh: Mesh,
   reading: Reading,
+  on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float | int]:
   """Evaluates on all images of a source, with a progress bar.
 
@@ -39,6 +40,7 @@ def evaluate(
     batch_size: of all devices together; rounded up to a multiple of their number.
     mesh: of `make_mesh`.
     reading: how to read.
+    on_batch: called after every batch, as a sign of life.
 
   Returns:
     top1 and top5 in percent, loss, images, images_per_second.
@@ -47,9 +49,10 @@ def evaluate(
   share = Share(batch_size, jax.process_index(), jax.process_count())
   batches = eval_batches(source, transform, share=share, reading=reading)
   start = time.monotonic()
-  results = [
-    eval_step(params, batch) for batch in _progress(to_devices(batches, mesh), source, batch_size)
-  ]
+  results = []
+  for batch in _progress(to_devices(batches, mesh), source, batch_size):
+    results.append(eval_step(params, batch))
+    on_batch()
   summary = summarize(jax.device_get(results))
   return {**summary, "images_per_second": len(source) / (time.monotonic() - start)}
 

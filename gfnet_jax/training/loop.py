@@ -1,41 +1,57 @@
 """A training run: from a config and a work directory to a trained model."""
 
-import functools
 from pathlib import Path
 
 import jax
 import ml_collections
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from gfnet_jax.data.pipeline import Reading, Share, check_fills_a_batch, train_batches
 from gfnet_jax.data.sources import check_classes, open_source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
+from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory, write_atomically
 from gfnet_jax.models.functional import split
+from gfnet_jax.models.gfnet import as_height_width
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.training.checkpoint import Checkpoints, model_metadata
-from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run
+from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run, say
+from gfnet_jax.training.distributed import Preemption
 from gfnet_jax.training.evaluate import evaluate
+from gfnet_jax.training.initial import initial_params, load_teacher
 from gfnet_jax.training.metrics import TrainMetrics
+from gfnet_jax.training.objective import make_objective
 from gfnet_jax.training.optimizer import make_optimizer, make_schedule
 from gfnet_jax.training.precision import compute_dtype
+from gfnet_jax.training.profile import Profile
 from gfnet_jax.training.resume import restore_run, state_to_trees
-from gfnet_jax.training.sharding import check_batch_size, make_mesh, replicated, to_devices
+from gfnet_jax.training.sharding import (
+  check_batch_size,
+  make_mesh,
+  replicated,
+  shard_state,
+  to_devices,
+)
 from gfnet_jax.training.step import init_state, make_eval_step, make_train_step
+from gfnet_jax.training.watchdog import Watchdog
 from gfnet_jax.training.writer import MetricWriter
 
+NONFINITE = ("stop", "skip", "rollback")
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float | int]:
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float | int] | None:
   """Trains, or continues the run that the work directory holds.
 
   Args:
-    config: one of configs/; the fields are explained in configs/digits.py.
+    config: one of configs/; the fields are explained in configs/default.py.
     workdir: receives config.json, metrics.jsonl, performance.jsonl, tensorboard/ and
-      checkpoints/.
+      checkpoints/; shared by all processes.
 
   Returns:
-    The last evaluation: top1 and top5 in percent, loss, images, images_per_second.
+    The last evaluation: top1 and top5 in percent, loss, images, images_per_second; None
+    if the run was stopped by SIGTERM.
 
   Raises:
     UserError: for anything in the config, the data or the directory that cannot work.
@@ -45,115 +61,239 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float |
     return _Run(config, workdir, mesh).run()
 
 
+class _NonFinite(Exception):
+  """The loss or the gradient of a step was not finite."""
+
+
 class _Run:
   """The parts of one run, put together in the order in which they can go wrong."""
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh):
     self.config, self.workdir, self.mesh = config, workdir, mesh
-    check_batch_size(config.data.batch_size, mesh)
+    check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
+    if config.on_nonfinite not in NONFINITE:
+      raise UserError(
+        f"on_nonfinite is {config.on_nonfinite!r}, expected one of {', '.join(NONFINITE)}"
+      )
+    self.preemption = Preemption()
     self.reading = Reading(**config.data.reading)
-    self.train_source = open_source(config.data, config.data.train_split)
-    check_fills_a_batch(self.train_source, config.data.batch_size)
-    self.eval_source = open_source(config.data, config.data.eval_split)
-    check_classes(self.train_source, config.model.num_classes)
+    self._open_data()
+    self._build()
+    if jax.process_index() == 0:
+      make_directory(workdir)
+    self.checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.checkpoints.keep_last)
+    self._start()
+    if jax.process_index() == 0:
+      write_atomically(workdir / "config.json", config.to_json(indent=2) + "\n")
+    describe_run(config, workdir, self.shapes.params, self.first_step, self.num_steps)
 
-    dtype = compute_dtype(config.precision)
+  def _open_data(self) -> None:
+    """Sources and transforms."""
+    data, model = self.config.data, self.config.model
+    self.train_source = open_source(data, data.train_split)
+    self.eval_source = open_source(data, data.eval_split)
+    if model.num_classes == 0:  # to be counted
+      model.num_classes = len(self.train_source.class_names)
+    for source in (self.train_source, self.eval_source):
+      check_classes(source, model.num_classes)
+    check_fills_a_batch(self.train_source, data.batch_size)
+    self.train_transform = TrainTransform(image_size=model.image_size, **self.config.augment)
+    self.eval_transform = EvalTransform(model.image_size)
+    self.steps_per_epoch = len(self.train_source) / data.batch_size
+    self.num_steps = max(1, round(self.config.num_epochs * self.steps_per_epoch))
+    self.schedule = make_schedule(self.config, self.steps_per_epoch)
+
+  def _build(self) -> None:
+    """Model, teacher, optimiser and the compiled steps."""
+    config, dtype = self.config, compute_dtype(self.config.precision)
 
     def make_model() -> nnx.Module:
       return create_model(**config.model, dtype=dtype, rngs=nnx.Rngs(config.seed))
 
-    structure, shapes = split(nnx.eval_shape(make_model))
-    self.train_transform = TrainTransform(image_size=config.model.image_size, **config.augment)
-    self.eval_transform = EvalTransform(config.model.image_size)
+    self.make_model = make_model
+    structure, params = split(nnx.eval_shape(make_model))
+    image_size = as_height_width(config.model.image_size)
+    teacher, self.teacher_params = load_teacher(
+      config.distillation.teacher, config.model.num_classes, image_size, self.mesh
+    )
+    self.optimizer = make_optimizer(config.optimizer)
+    self.shapes = jax.eval_shape(lambda p: init_state(p, self.optimizer, config), params)
+    self.shardings = shard_state(self.shapes, self.mesh, config.sharding)
+    self.train_step = make_train_step(
+      make_objective(structure, config, teacher), self.optimizer, config, self.mesh, self.shardings
+    )
+    self.eval_step = make_eval_step(structure, self.mesh)
+    self.parameter_norm = jax.jit(optax.tree.norm, out_shardings=replicated(self.mesh))
 
-    self.steps_per_epoch = len(self.train_source) / config.data.batch_size
-    self.num_steps = max(1, round(config.num_epochs * self.steps_per_epoch))
-    self.schedule = make_schedule(config, self.steps_per_epoch)
-    optimizer = make_optimizer(config.optimizer)
-    self.train_step = make_train_step(structure, optimizer, config, mesh)
-    self.eval_step = make_eval_step(structure, mesh)
-
-    make_directory(workdir)
-    self.checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.keep_checkpoints)
-    init = functools.partial(init_state, make_model, optimizer, mesh)
-    self.state, self.results = restore_run(self.checkpoints, config, init)
+  def _start(self) -> None:
+    """The state of the newest checkpoint, or a fresh one."""
+    restored = restore_run(self.checkpoints, self.config, self.shapes, self.shardings)
+    if restored:
+      self.state, metadata = restored
+      self.results, self.skipped = metadata["metrics"], metadata["skipped_batches"]
+    else:
+      params = initial_params(self.make_model, self.config.init_checkpoint, self.mesh)
+      init = jax.jit(
+        lambda p: init_state(p, self.optimizer, self.config), out_shardings=self.shardings
+      )
+      self.state, self.results, self.skipped = init(params), {}, []
     self.first_step = int(self.state.step)
-    self.writer = MetricWriter(workdir, self.first_step)
-    write_atomically(workdir / "config.json", config.to_json(indent=2) + "\n")
-    describe_run(config, workdir, shapes, self.first_step, self.num_steps)
 
-  def run(self) -> dict[str, float | int]:
-    """Trains to the end; returns the last evaluation."""
+  def run(self) -> dict[str, float | int] | None:
+    """Trains to the end; returns the last evaluation, or None if preempted."""
+    self.watchdog = Watchdog(self.workdir / "heartbeats", self.config.stall_timeout)
+    while True:
+      self.writer = MetricWriter(self.workdir, self.first_step)
+      try:
+        finished = self._train()
+        break
+      except _NonFinite:
+        self._roll_back()
+      finally:
+        self.writer.close()
+    self.checkpoints.close()
+    self.watchdog.stop()
+    if finished:
+      return self.results
+    say("Stopped by SIGTERM with everything saved; the same command goes on from here")
+    return None
+
+  def _train(self) -> bool:
+    """Trains until the end (True) or until preempted (False)."""
+    config, first_batch = self.config, self._batch_of(self.first_step + 1)
     batches = train_batches(
       self.train_source,
       self.train_transform,
-      seed=self.config.seed,
-      share=Share(self.config.data.batch_size, jax.process_index(), jax.process_count()),
-      first_step=self.first_step,
-      num_steps=self.num_steps,
+      seed=config.seed,
+      share=Share(config.data.batch_size, jax.process_index(), jax.process_count()),
+      first_step=first_batch,
+      num_steps=self.num_steps + len(self.skipped),
       reading=self.reading,
     )
-    watch = Stopwatch()
+    wanted = (batch for i, batch in enumerate(batches, first_batch) if i not in self.skipped)
+    watch, profile = Stopwatch(), Profile(config.profile, self.workdir)
     with ProgressBar(self.first_step, self.num_steps) as bar:
-      for step, batch in enumerate(to_devices(batches, self.mesh), self.first_step + 1):
-        self.state = self.train_step(self.state, batch, self.schedule(step - 1))
+      arriving = watch.waits(to_devices(wanted, self.mesh))
+      for step, batch in enumerate(arriving, self.first_step + 1):
+        with profile.of(step):
+          self.state = self.train_step(
+            self.state, self.teacher_params, batch, self.schedule(step - 1)
+          )
+        watch.count(config.data.batch_size)
+        self.watchdog.advance()
         last = step == self.num_steps
-        if step % self.config.log_every_steps == 0 or last:
+        preempted = self.preemption.reached(step)
+        if step % config.log_every_steps == 0 or last:
           bar.show(self._log(step, watch))
-        if last or self._ends_period(step, self.config.eval_every_epochs):
+        if last or self._ends_period(step, config.eval_every_epochs):
           with watch.paused():
             bar.print_evaluation(step / self.steps_per_epoch, self._evaluate(step))
             self._save(step)
-        watch.count(self.config.data.batch_size)
+        elif preempted or self._is_multiple(step, config.checkpoints.every_steps):
+          self._save(step)
         bar.advance()
-    self.checkpoints.close()
-    self.writer.close()
-    return self.results
+        if preempted and not last:
+          return False
+    return True
+
+  def _batch_of(self, step: int) -> int:
+    """The index of the global batch that a step (1, 2, ...) takes."""
+    index = step - 1
+    for skipped in sorted(self.skipped):
+      index += skipped <= index
+    return index
+
+  def _is_multiple(self, step: int, steps: int) -> bool:
+    return steps > 0 and step % steps == 0
 
   def _ends_period(self, step: int, epochs: float) -> bool:
     """Whether a multiple of this many epochs ends at this step, rounded to steps."""
     period = epochs * self.steps_per_epoch
-    return step == round(round(step / period) * period)
+    return period > 0 and step == round(round(step / period) * period)
 
   def _log(self, step: int, watch: Stopwatch) -> dict[str, float]:
-    """Writes the means since the last line; waits for the device."""
-    means = {name: float(value) for name, value in self.state.metrics.compute().items()}
+    """Writes the means since the last line; waits for the device.
+
+    Raises:
+      _NonFinite: if there was a step that the config does not skip.
+      UserError: if the config says to stop at such a step.
+    """
+    norm = self.parameter_norm(self.state.params)
+    metrics, bad_steps, norm = jax.device_get((self.state.metrics, self.state.bad_steps, norm))
+    if bad_steps and self.config.on_nonfinite != "skip":
+      self._meet_nonfinite()
     empty = jax.device_put(TrainMetrics.empty(), replicated(self.mesh))
     self.state = self.state.replace(metrics=empty)
     values = {
       "epoch": step / self.steps_per_epoch,
       "learning_rate": self.schedule(step - 1),
-      **{f"train_{name}": value for name, value in means.items()},
+      **{f"train_{name}": float(value) for name, value in metrics.compute().items()},
+      "parameter_norm": float(norm),
+      "skipped_steps": int(bad_steps),
     }
-    speed = {"images_per_second": watch.images_per_second()}
+    speed = watch.read()
     self.writer.write("metrics", step, values)
     self.writer.write("performance", step, speed)
     return values | speed
 
-  def _evaluate(self, step: int) -> dict[str, float | int]:
-    self.results = evaluate(
-      self.eval_step,
-      self.state.params,
-      self.eval_source,
-      self.eval_transform,
-      batch_size=self.config.data.eval_batch_size,
-      mesh=self.mesh,
-      reading=self.reading,
+  def _meet_nonfinite(self) -> None:
+    """The state is still the one before the step that was not finite."""
+    step = int(self.state.step) + 1
+    what = f"loss or gradient of step {step} (batch {self._batch_of(step)}) is not finite"
+    if self.config.on_nonfinite == "rollback":
+      say(f"warning: {what}; going on from the last checkpoint without this batch")
+      self.skipped.append(self._batch_of(step))
+      raise _NonFinite
+    inspection = Checkpoints(self.workdir / "nonfinite")
+    inspection.save(step - 1, state_to_trees(self.state), self._metadata(step - 1))
+    inspection.close()
+    self.checkpoints.close()
+    raise UserError(
+      f"{what}; the state before it is in {inspection.directory}; lower the learning rate or set "
+      "on_nonfinite to skip or rollback"
     )
+
+  def _roll_back(self) -> None:
+    """Goes back to the last checkpoint, without the batches found bad since."""
+    skipped = self.skipped
+    self.checkpoints.wait()
+    self._start()
+    self.skipped = sorted({*skipped, *self.skipped})
+
+  def _evaluate(self, step: int) -> dict[str, float | int]:
+    """Evaluates the parameters, and their moving averages if there are any."""
+    self.results = self._evaluate_params(self.state.params)
+    if self.state.ema:
+      averaged = self._evaluate_params(self.state.ema)
+      self.results |= {f"ema_{name}": averaged[name] for name in ("top1", "top5", "loss")}
     values = {f"eval_{name}": value for name, value in self.results.items()}
     speed = {"eval_images_per_second": values.pop("eval_images_per_second")}
     self.writer.write("metrics", step, values)
     self.writer.write("performance", step, speed)
     return self.results
 
-  def _save(self, step: int) -> None:
-    self.checkpoints.save(
-      step,
-      state_to_trees(self.state),
-      {
-        **model_metadata(self.config.model.to_dict(), self.train_source.class_names),
-        "config": self.config.to_dict(),
-        "metrics": self.results,
-        "samples_seen": step * self.config.data.batch_size,
-      },
+  def _evaluate_params(self, params) -> dict[str, float | int]:
+    return evaluate(
+      self.eval_step,
+      jax.device_put(params, replicated(self.mesh)),
+      self.eval_source,
+      self.eval_transform,
+      batch_size=self.config.data.eval_batch_size,
+      mesh=self.mesh,
+      reading=self.reading,
+      on_batch=self.watchdog.advance,
     )
+
+  def _save(self, step: int) -> None:
+    self.checkpoints.save(step, state_to_trees(self.state), self._metadata(step))
+    self.watchdog.advance()
+
+  def _metadata(self, step: int) -> dict:
+    return {
+      **model_metadata(self.config.model.to_dict(), self.train_source.class_names),
+      "config": self.config.to_dict(),
+      "metrics": self.results,
+      "next_batch": self._batch_of(step + 1),
+      "skipped_batches": self.skipped,
+      "keep": self._ends_period(step, self.config.checkpoints.keep_every_epochs),
+    }

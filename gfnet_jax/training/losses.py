@@ -1,21 +1,9 @@
-"""Cross-entropy with soft targets."""
+"""Cross-entropy with soft targets, and knowledge distillation."""
 
 import jax
 import jax.numpy as jnp
 
-
-def smooth_one_hot(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-  """Target distributions: 1 - s + s / K for the label, s / K for the other classes.
-
-  Args:
-    labels: (batch,), int32.
-    num_classes: K.
-    smoothing: s in [0, 1].
-
-  Returns:
-    (batch, num_classes), float32.
-  """
-  return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
+KINDS = ("soft", "hard")  # of distillation
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -29,3 +17,27 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     (batch,), float32.
   """
   return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
+
+
+def distillation_loss(
+  logits: jax.Array, teacher_logits: jax.Array, *, kind: str, temperature: float
+) -> jax.Array:
+  """How far a student is from its teacher (official: DeiT's losses.py).
+
+  Args:
+    logits: (batch, num_classes), float32, of the student.
+    teacher_logits: (batch, num_classes), float32.
+    kind: "soft" is T^2 KL(teacher || student) / num_classes at temperature T; "hard" is
+      the cross-entropy with the class that the teacher prefers.
+    temperature: T.
+
+  Returns:
+    (batch,), float32.
+  """
+  num_classes = logits.shape[-1]
+  if kind == "hard":
+    return cross_entropy(logits, jax.nn.one_hot(teacher_logits.argmax(-1), num_classes))
+  teacher = jax.nn.log_softmax(teacher_logits / temperature)
+  student = jax.nn.log_softmax(logits / temperature)
+  divergence = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+  return divergence * temperature**2 / num_classes

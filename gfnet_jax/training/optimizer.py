@@ -14,7 +14,7 @@ from gfnet_jax.models.functional import Params
 Schedule = Callable[[int], float]
 
 
-def warmup_cosine(
+def cosine_schedule(
   *, peak: float, warmup_steps: int, num_steps: int, initial: float, final: float
 ) -> Schedule:
   """Linear warm-up from `initial` to `peak`, then half a cosine down to `final`.
@@ -30,6 +30,27 @@ def warmup_cosine(
     return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * progress))
 
   return learning_rate
+
+
+def official_schedule(
+  *, peak: float, warmup_epochs: int, num_epochs: int, initial: float, final: float
+) -> Schedule:
+  """The published runs' learning rate: constant within an epoch, and one epoch late.
+
+  Epochs 0 and 1 both run at `initial`, because the official loop sets the rate of an
+  epoch after it; the cosine is not shifted by the warm-up (timm 0.4.12, cosine_lr.py).
+
+  Returns:
+    A function of the epoch (0, ..., num_epochs - 1) to its learning rate, in float64.
+  """
+
+  def at(t: int) -> float:
+    if t < warmup_epochs:
+      return initial + t * ((peak - initial) / warmup_epochs)
+    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * t / num_epochs))
+
+  first = initial if warmup_epochs else peak
+  return lambda epoch: at(epoch - 1) if epoch else first
 
 
 def decays(name: str) -> bool:
@@ -72,22 +93,32 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Schedule:
-  """The schedule of a run from its `optimizer` section and `num_epochs`.
+def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> Schedule:
+  """The learning rate of every step of a run, from its `optimizer` section.
 
   Raises:
-    UserError: if the warm-up is longer than the run.
+    UserError: for an unknown schedule or a warm-up longer than the run.
   """
-  optimizer = config.optimizer
-  if not 0 <= optimizer.warmup_epochs <= config.num_epochs:
+  optimizer, num_epochs = config.optimizer, config.num_epochs
+  if not 0 <= optimizer.warmup_epochs <= num_epochs:
     raise UserError(
       f"optimizer.warmup_epochs is {optimizer.warmup_epochs}, "
-      f"expected 0 to num_epochs = {config.num_epochs}"
+      f"expected 0 to num_epochs = {num_epochs}"
     )
-  return warmup_cosine(
+  rates = dict(
     peak=optimizer.learning_rate,
-    warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch),
-    num_steps=round(config.num_epochs * steps_per_epoch),
     initial=optimizer.warmup_learning_rate,
     final=optimizer.final_learning_rate,
   )
+  if optimizer.schedule == "cosine":
+    return cosine_schedule(
+      warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch),
+      num_steps=round(num_epochs * steps_per_epoch),
+      **rates,
+    )
+  if optimizer.schedule == "official":
+    per_epoch = official_schedule(
+      warmup_epochs=optimizer.warmup_epochs, num_epochs=num_epochs, **rates
+    )
+    return lambda step: per_epoch(int(step / steps_per_epoch + 1e-9))  # up to rounding
+  raise UserError(f"optimizer.schedule is {optimizer.schedule!r}, expected one of official, cosine")

@@ -1,67 +1,83 @@
 """Continuing a run from the newest checkpoint of its directory that is whole."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.training.checkpoint import Checkpoints, list_steps, read_metadata
+from gfnet_jax.training.checkpoint import Checkpoints, list_steps, read_metadata, verify
 from gfnet_jax.training.checksums import DamagedError
+from gfnet_jax.training.distributed import agree, barrier
 from gfnet_jax.training.step import TrainState
 
 # Fields that may differ between a run and its continuation: they change no result.
-OPERATIONAL = {"keep_checkpoints", "data.data_dir"}
-OPERATIONAL_SECTIONS = ("data.reading.",)
+OPERATIONAL = {"data.data_dir", "sharding", "stall_timeout", "on_nonfinite"}
+OPERATIONAL_SECTIONS = ("data.reading.", "checkpoints.", "profile.")
 
 
 def restore_run(
-  checkpoints: Checkpoints, config: ml_collections.ConfigDict, init: Callable[[], TrainState]
-) -> tuple[TrainState, dict]:
-  """The state to go on from, and the results of the last evaluation.
+  checkpoints: Checkpoints,
+  config: ml_collections.ConfigDict,
+  shapes: TrainState,
+  shardings: TrainState,
+) -> tuple[TrainState, dict] | None:
+  """The state to go on from and its metadata; None if there is nothing to restore.
 
   Damaged checkpoints are named and passed over for the ones before.
 
   Args:
     checkpoints: of the run.
     config: of the run, which must be the one that it began with.
-    init: makes a fresh state; used as it is if there is no checkpoint.
+    shapes: of the state, jax.ShapeDtypeStruct.
+    shardings: of the state.
 
   Raises:
     UserError: if the checkpoints were made with another config.
   """
-  for step in reversed(list_steps(checkpoints.directory)):
-    metadata = read_metadata(checkpoints.directory, step)
-    try:
-      if metadata:
-        _check_same_run(metadata["config"], config, checkpoints)
-      trees = checkpoints.restore(step, state_to_trees(_abstract(init)))
-    except DamagedError as error:
-      print(f"{error}; trying the one before", flush=True)
-      continue
-    return trees_to_state(trees), metadata["metrics"]
-  return init(), {}
+  step = agree(_newest_whole(checkpoints) if jax.process_index() == 0 else -1)
+  if step < 0:
+    return None
+  metadata = read_metadata(checkpoints.directory, step)
+  _check_same_run(metadata["config"], config, checkpoints)
+  target = jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    shapes,
+    shardings,
+  )
+  trees = checkpoints.restore(step, state_to_trees(target))
+  barrier("restored")
+  return trees_to_state(trees), metadata
 
 
 def state_to_trees(state: TrainState) -> dict[str, Any]:
-  """A state as the trees of a checkpoint, parameters apart: models are read without the rest."""
-  rest = {"step": state.step, "optimizer": state.optimizer, "metrics": state.metrics}
-  return {"params": state.params, "training": rest}
+  """A state as the trees of a checkpoint: models are read without the rest."""
+  training = {
+    "step": state.step,
+    "optimizer": state.optimizer,
+    "metrics": state.metrics,
+    "bad_steps": state.bad_steps,
+  }
+  averages = {"ema": state.ema} if state.ema else {}
+  return {"params": state.params, **averages, "training": training}
 
 
 def trees_to_state(trees: dict[str, Any]) -> TrainState:
   """The inverse of `state_to_trees`."""
-  return TrainState(params=trees["params"], **trees["training"])
+  return TrainState(params=trees["params"], ema=trees.get("ema", {}), **trees["training"])
 
 
-def _abstract(init: Callable[[], TrainState]) -> TrainState:
-  """Shapes, types and shardings of a state, without making one."""
-  state = jax.eval_shape(init)
-  mesh = jax.sharding.get_mesh()
-  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+def _newest_whole(checkpoints: Checkpoints) -> int:
+  """The step of the newest undamaged checkpoint; -1 if there is none."""
+  for step in reversed(list_steps(checkpoints.directory)):
+    try:
+      verify(checkpoints.directory, step)
+    except DamagedError as error:
+      print(f"{error}; trying the one before", flush=True)
+    else:
+      return step
+  return -1
 
 
 def _check_same_run(

@@ -1,7 +1,8 @@
-"""One mesh axis over all devices; batches split over it, everything else replicated."""
+"""One mesh axis over all devices: batches are split over it, states replicated or sharded."""
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,11 +27,42 @@ def split_batch(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-  """Raises UserError unless a global batch splits evenly over the devices."""
-  if batch_size < 1 or batch_size % mesh.size:
+def shard_state(state: Any, mesh: Mesh, sharding: str) -> Any:
+  """The layout of a training state over the mesh.
+
+  Args:
+    state: a tree of arrays or jax.ShapeDtypeStruct.
+    mesh: of `make_mesh`.
+    sharding: "replicated", or "fsdp": every array is split along its longest axis that
+      the devices divide, if there is one (ZeRO, arXiv:1910.02054; PyTorch's FSDP).
+
+  Returns:
+    The tree of NamedSharding.
+
+  Raises:
+    UserError: for another name.
+  """
+  if sharding not in ("replicated", "fsdp"):
+    raise UserError(f"sharding is {sharding!r}, expected replicated or fsdp")
+
+  def layout(x) -> NamedSharding:
+    axes = [axis for axis in range(x.ndim) if x.shape[axis] and x.shape[axis] % mesh.size == 0]
+    if sharding == "replicated" or not axes:
+      return replicated(mesh)
+    longest = max(axes, key=lambda axis: x.shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * longest, BATCH_AXIS))
+
+  return jax.tree.map(layout, state)
+
+
+def check_batch_size(batch_size: int, accumulate_steps: int, mesh: Mesh) -> None:
+  """Raises UserError unless a global batch splits evenly over the devices and its parts."""
+  divisor = mesh.size * accumulate_steps
+  if batch_size < 1 or batch_size % divisor:
+    parts = f" times {accumulate_steps} parts" if accumulate_steps > 1 else ""
     raise UserError(
-      f"data.batch_size is {batch_size}, expected a positive multiple of the {mesh.size} devices"
+      f"data.batch_size is {batch_size}, expected a positive multiple of the {mesh.size} "
+      f"devices{parts}"
     )
 
 

@@ -14,12 +14,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gfnet_jax.data.normalize import normalize
-from gfnet_jax.models.functional import Params, merge, split
-from gfnet_jax.training.losses import cross_entropy, smooth_one_hot
+from gfnet_jax.models.functional import Params, merge
 from gfnet_jax.training.metrics import EvalMetrics, TrainMetrics, eval_metrics
+from gfnet_jax.training.objective import Batch, Objective
 from gfnet_jax.training.sharding import replicated, split_batch
-
-Batch = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
@@ -29,75 +27,99 @@ class TrainState:
   Attributes:
     step: number of steps done, int32.
     params: by dotted name, float32.
+    ema: moving averages of the parameters; {} if none are wanted.
     optimizer: state of the optimiser.
     metrics: means since the last line of metrics.
+    bad_steps: number of steps whose loss or gradient was not finite, int32.
   """
 
   step: jax.Array
   params: Params
+  ema: Params
   optimizer: optax.OptState
   metrics: TrainMetrics
+  bad_steps: jax.Array
 
 
 def init_state(
-  make_model: Callable[[], nnx.Module], optimizer: optax.GradientTransformation, mesh: Mesh
+  params: Params, optimizer: optax.GradientTransformation, config: ml_collections.ConfigDict
 ) -> TrainState:
-  """A fresh state, replicated over the mesh."""
-
-  def init() -> TrainState:
-    _, params = split(make_model())
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      optimizer=optimizer.init(params),
-      metrics=TrainMetrics.empty(),
-    )
-
-  return jax.jit(init, out_shardings=replicated(mesh))()
+  """A fresh state around the given parameters; to be jitted."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    ema=params if config.ema_decay else {},
+    optimizer=optimizer.init(params),
+    metrics=TrainMetrics.empty(),
+    bad_steps=jnp.zeros((), jnp.int32),
+  )
 
 
 def make_train_step(
-  structure: nnx.GraphDef,
+  objective: Objective,
   optimizer: optax.GradientTransformation,
   config: ml_collections.ConfigDict,
   mesh: Mesh,
-) -> Callable[[TrainState, Batch, float], TrainState]:
-  """Compiles train_step(state, batch, learning_rate) -> state; the old state is donated.
+  shardings: TrainState,
+) -> Callable[[TrainState, Params, Batch, float], TrainState]:
+  """Compiles train_step(state, teacher_params, batch, learning_rate) -> state.
 
-  Randomness depends on the seed and the number of the step alone.
+  The old state is donated. Randomness depends on the seed and the number of the step
+  alone. A step whose loss or gradient is not finite changes nothing but the count of
+  such steps; unless `on_nonfinite` is "skip", neither does any step after it, so that
+  the loop finds the state as it was before.
+
+  Args:
+    objective: of `make_objective`.
+    optimizer: of `make_optimizer`.
+    config: of the run; uses seed, ema_decay and on_nonfinite.
+    mesh: of `make_mesh`.
+    shardings: of the state, from `shard_state`.
   """
-  num_classes, smoothing = config.model.num_classes, config.label_smoothing
+  whole, skip = replicated(mesh), config.on_nonfinite == "skip"
 
-  def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> TrainState:
+  def train_step(
+    state: TrainState, teacher_params: Params, batch: Batch, learning_rate: jax.Array
+  ) -> TrainState:
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    images = normalize(batch["image"])
-    targets = smooth_one_hot(batch["label"], num_classes, smoothing)
-
-    def mean_loss(params: Params) -> tuple[jax.Array, jax.Array]:
-      logits = merge(structure, params)(images, key=key)
-      return cross_entropy(logits, targets).mean(), logits
-
-    (loss, logits), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    params = jax.lax.with_sharding_constraint(state.params, whole)  # gathered once if sharded
+    loss, gradients, logits = objective(params, teacher_params, batch, key)
+    gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
+    norm = optax.tree.norm(gradients)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
     metrics = TrainMetrics.single_from_model_output(
       loss=loss,
       accuracy=(logits.argmax(-1) == batch["label"]).astype(jnp.float32),
-      gradient_norm=optax.tree.norm(gradients),
+      gradient_norm=norm,
     )
-    return TrainState(
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    after = TrainState(
       step=state.step + 1,
-      params=jax.tree.map(lambda p, update: p - learning_rate * update, state.params, updates),
+      params=params,
+      ema=average(state.ema, params, config.ema_decay),
       optimizer=optimizer_state,
       metrics=state.metrics.merge(metrics),
+      bad_steps=state.bad_steps,
+    )
+    good = finite if skip else finite & (state.bad_steps == 0)
+    after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+    return after.replace(
+      step=state.step + 1 if skip else after.step,
+      bad_steps=state.bad_steps + (~finite).astype(jnp.int32),
     )
 
-  whole = replicated(mesh)
   return jax.jit(
     train_step,
-    in_shardings=(whole, split_batch(mesh), whole),
-    out_shardings=whole,
+    in_shardings=(shardings, whole, split_batch(mesh), whole),
+    out_shardings=shardings,
     donate_argnums=0,
   )
+
+
+def average(ema: Params, params: Params, decay: float) -> Params:
+  """Moves the averages towards the parameters (official: timm's ModelEma)."""
+  return {name: ema[name] * decay + (1 - decay) * params[name] for name in ema}
 
 
 def make_eval_step(structure: nnx.GraphDef, mesh: Mesh) -> Callable[[Params, Batch], EvalMetrics]:

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import tensorboardX
 
 from gfnet_jax.files import write_atomically
 
 
 class MetricWriter:
-  """Writes metrics as lines of JSON and as TensorBoard events.
+  """Writes metrics as lines of JSON and as TensorBoard events; only process 0 does.
 
   metrics.jsonl holds only what the run determines, so that a resumed run leaves the
   very file of an undisturbed one; performance.jsonl holds what the machine determines.
@@ -21,7 +22,9 @@ class MetricWriter:
   """
 
   def __init__(self, directory: Path, step: int):
-    self._files = {}
+    self._files, self._events = {}, None
+    if jax.process_index() != 0:
+      return
     for kind in ("metrics", "performance"):
       path = directory / f"{kind}.jsonl"
       _keep_until(path, step)
@@ -30,6 +33,8 @@ class MetricWriter:
 
   def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
     """Writes one line to `kind`.jsonl, durable against a kill, and to TensorBoard."""
+    if jax.process_index() != 0:
+      return
     file = self._files[kind]
     file.write(json.dumps({"step": step, **values}) + "\n")
     file.flush()
@@ -39,7 +44,8 @@ class MetricWriter:
   def close(self) -> None:
     for file in self._files.values():
       file.close()
-    self._events.close()
+    if self._events:
+      self._events.close()
 
 
 def _keep_until(path: Path, step: int) -> None:

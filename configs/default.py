@@ -1,0 +1,98 @@
+"""Every field of a config with its meaning and a neutral value; the others start from here.
+
+Not to be trained with as it is: it names no model and no data set.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+  config.name = "default"  # of the default work directory, runs/<name>
+  config.seed = 0  # of the initial weights, the order, the augmentation and drop path
+  config.num_epochs = 300
+  config.log_every_steps = 50
+  config.eval_every_epochs = 1  # each evaluation is followed by a checkpoint
+  config.precision = "default"  # highest, default or bf16
+  config.init_checkpoint = (
+    ""  # start from the weights of this checkpoint; the head stays if it fits
+  )
+  config.ema_decay = 0.0  # of averaged weights, evaluated beside the others; 0: none
+  config.on_nonfinite = "stop"  # or "skip" the update, or "rollback" past the offending batches
+
+  # Arguments of gfnet_jax.create_model.
+  config.model = ConfigDict(dict(name="", image_size=224, num_classes=1000))
+
+  config.optimizer = ConfigDict(
+    dict(
+      learning_rate=1e-3,  # the peak
+      schedule="official",  # per epoch, as published; or "cosine": per step, shifted by the warm-up
+      warmup_epochs=5,
+      warmup_learning_rate=1e-6,  # at the first step
+      final_learning_rate=1e-5,  # at the end of the cosine
+      beta1=0.9,
+      beta2=0.999,
+      eps=1e-8,
+      weight_decay=0.05,  # of kernels and filters
+      clip_norm=1.0,  # of all gradients together; 0 does not clip
+      accumulate_steps=1,  # parts of a batch whose gradients are computed one after the other
+    )
+  )
+  config.data = ConfigDict(
+    dict(
+      source="tfds",  # tfds, tfrecord or folder
+      name="",  # of a TFDS data set, or a directory that holds the data
+      data_dir="",  # of all TFDS data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
+      train_split="train",
+      eval_split="validation",
+      batch_size=1024,  # over all devices of all processes
+      eval_batch_size=1024,
+      reading=dict(threads=16, prefetch=8, workers=0),  # per process; workers are processes
+    )
+  )
+  # Arguments of gfnet_jax.data.transforms.TrainTransform, explained there.
+  config.augment = ConfigDict(
+    dict(
+      crop="random_resized",
+      padding=4,
+      flip=0.5,
+      interpolation="bicubic",
+      auto_augment="rand-m9-mstd0.5-inc1",
+      color_jitter=0.0,
+    )
+  )
+  # Arguments of gfnet_jax.data.mixing.Mixing, explained there.
+  config.mixing = ConfigDict(
+    dict(
+      mixup_alpha=0.8,
+      cutmix_alpha=1.0,
+      prob=1.0,
+      switch_prob=0.5,
+      mode="batch",
+      group_size=128,
+      smoothing=0.1,
+      new_box=False,
+    )
+  )
+  config.distillation = ConfigDict(
+    dict(
+      teacher="",  # a checkpoint of this project with the same classes; empty: none
+      kind="soft",  # soft or hard
+      alpha=0.5,  # weight of the teacher's part of the loss
+      temperature=1.0,
+    )
+  )
+  config.erasing = ConfigDict(  # of random boxes, after the other transforms
+    dict(probability=0.0, max_count=1, mode="pixel")  # mode: pixel, rand or const
+  )
+  config.checkpoints = ConfigDict(
+    dict(
+      keep_last=2,  # the best one is kept besides
+      keep_every_epochs=0,  # and for ever those that end a multiple of this; 0: none
+      every_steps=0,  # besides those after evaluations; 0: none
+    )
+  )
+  config.sharding = "replicated"  # or "fsdp": parameters and optimiser state over the devices
+  config.stall_timeout = 1800.0  # seconds without progress after which the run ends; 0: never
+  config.profile = ConfigDict(dict(first_step=0, last_step=0))  # into WORKDIR/profile; 0: none
+  return config

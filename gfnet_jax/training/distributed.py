@@ -1,0 +1,76 @@
+"""Starting jax on several processes, and agreeing on when to stop."""
+
+import os
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+
+from gfnet_jax.errors import UserError
+
+
+def initialize(
+  coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+  """Connects the processes of a run; does nothing for a single one.
+
+  TPU pods, SLURM and Open MPI are recognised by their environment. Must come before
+  any other use of jax.
+
+  Args:
+    coordinator: host:port of process 0, where nothing is recognised.
+    num_processes: of the run.
+    process_id: of this process.
+
+  Raises:
+    UserError: if only some of the arguments are given or no connection comes about.
+  """
+  given = (coordinator, num_processes, process_id)
+  if any(value is not None for value in given) and any(value is None for value in given):
+    raise UserError("--coordinator, --num-processes and --process-id go together; give all three")
+  if coordinator is None and not _is_cluster():
+    return
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of no effect elsewhere
+  try:
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+  except (RuntimeError, ValueError) as error:
+    message = " ".join(str(error).split())
+    raise UserError(f"cannot connect the processes of the run: {message}") from error
+
+
+def _is_cluster() -> bool:
+  """Whether the environment is that of several processes started together."""
+  counts = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+  tpu_workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+  return any(int(count) > 1 for count in counts) or len(tpu_workers) > 1
+
+
+def barrier(name: str) -> None:
+  """Waits for all processes."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def agree(value: int) -> int:
+  """The value of process 0, on all processes."""
+  if jax.process_count() == 1:
+    return value
+  return int(multihost_utils.broadcast_one_to_all(value))
+
+
+class Preemption:
+  """SIGTERM to any process stops all of them after the same step."""
+
+  def __init__(self):
+    self._signalled = False
+    if jax.process_count() == 1:  # else jax listens, and has the processes agree on a step
+      signal.signal(signal.SIGTERM, self._remember)
+
+  def _remember(self, *_) -> None:
+    self._signalled = True
+
+  def reached(self, step: int) -> bool:
+    """Whether the run is to stop after this step; every process asks after every step."""
+    if jax.process_count() == 1:
+      return self._signalled
+    return multihost_utils.reached_preemption_sync_point(step)

@@ -1,0 +1,83 @@
+"""What is minimised: the loss of a batch after erasing and mixing, and its gradients."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from gfnet_jax.data.erasing import erase
+from gfnet_jax.data.mixing import Mixing
+from gfnet_jax.data.normalize import normalize
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.functional import Params, merge
+from gfnet_jax.training.losses import KINDS, cross_entropy, distillation_loss
+
+Batch = dict[str, jax.Array]
+Result = tuple[jax.Array, Params, jax.Array]
+Objective = Callable[[Params, Params, Batch, jax.Array], Result]
+
+
+def make_objective(
+  structure: nnx.GraphDef, config: ml_collections.ConfigDict, teacher: nnx.GraphDef | None = None
+) -> Objective:
+  """Builds objective(params, teacher_params, batch, key) -> (loss, gradients, logits).
+
+  Args:
+    structure: of the model.
+    config: of the run; uses mixing, erasing, distillation, optimizer.accumulate_steps.
+    teacher: structure of the model to distil from; None for none, then
+      teacher_params are {}.
+
+  Raises:
+    UserError: for an unknown mixing mode, distillation kind or group size.
+  """
+  mixing = Mixing(num_classes=config.model.num_classes, **config.mixing)
+  distillation, parts = config.distillation, config.optimizer.accumulate_steps
+  if distillation.kind not in KINDS:
+    raise UserError(f"distillation.kind is {distillation.kind!r}, expected {' or '.join(KINDS)}")
+
+  def prepare(batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    erase_key, mix_key = jax.random.split(key)
+    images = normalize(batch["image"])
+    if "erase" in batch:
+      images = erase(images, batch["erase"], erase_key, mode=config.erasing.mode)
+    return mixing(images, batch["label"], mix_key)
+
+  def mean_loss(params, teacher_params, images, targets, key):
+    logits = merge(structure, params)(images, key=key)
+    loss = cross_entropy(logits, targets)
+    if teacher is not None:
+      teacher_logits = merge(teacher, teacher_params)(images)
+      distilled = distillation_loss(
+        logits, teacher_logits, kind=distillation.kind, temperature=distillation.temperature
+      )
+      loss = (1 - distillation.alpha) * loss + distillation.alpha * distilled
+    return loss.mean(), logits
+
+  compute = jax.value_and_grad(mean_loss, has_aux=True)
+
+  def objective(params: Params, teacher_params: Params, batch: Batch, key: jax.Array) -> Result:
+    data_key, model_key = jax.random.split(key)
+    images, targets = prepare(batch, data_key)
+    if parts == 1:
+      (loss, logits), gradients = compute(params, teacher_params, images, targets, model_key)
+      return loss, gradients, logits
+
+    def add_part(sums, part):
+      (loss, logits), gradients = compute(params, teacher_params, *part)
+      return jax.tree.map(jnp.add, sums, (loss, gradients)), logits
+
+    taken_apart = (*_take_apart((images, targets), parts), jax.random.split(model_key, parts))
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    sums, logits = jax.lax.scan(add_part, zeros, taken_apart)
+    loss, gradients = jax.tree.map(lambda x: x / parts, sums)
+    return loss, gradients, logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
+
+  return objective
+
+
+def _take_apart(arrays: tuple[jax.Array, ...], parts: int) -> tuple[jax.Array, ...]:
+  """Adds a leading axis of parts, each with rows from every device so that none moves."""
+  return tuple(x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in arrays)

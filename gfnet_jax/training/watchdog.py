@@ -1,0 +1,102 @@
+"""Notices a process that hangs or died, so that the others do not wait for ever."""
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+
+from gfnet_jax.files import write_atomically
+from gfnet_jax.training.distributed import barrier
+
+BEAT = 1.0  # seconds between two looks
+
+
+class Watchdog:
+  """Ends this process with a message if the run does not go on.
+
+  Every process leaves a heartbeat and its progress in a file of the shared work
+  directory and reads those of the others. A single process watches only itself.
+
+  Args:
+    directory: for the files; shared by all processes.
+    timeout: seconds without progress that are taken for a stall; 0 never ends anything.
+  """
+
+  def __init__(self, directory: Path, timeout: float):
+    self._directory, self._timeout = directory, timeout
+    self._progress, self._beats, self._stopped = 0, 0, threading.Event()
+    self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+    if timeout:
+      directory.mkdir(parents=True, exist_ok=True)
+      self._path(jax.process_index()).unlink(missing_ok=True)
+      barrier("watchdog")  # so that nobody reads the files of an earlier run
+      self._thread.start()
+
+  def advance(self) -> None:
+    """To be called whenever the run has done something: a step, a batch of evaluation."""
+    self._progress += 1
+
+  def stop(self) -> None:
+    """Ends the watch; the run is over for this process."""
+    self._stopped.set()
+    if self._thread.is_alive():
+      self._thread.join()
+      self._write(finished=True)
+
+  def _path(self, process: int) -> Path:
+    return self._directory / f"process-{process}.json"
+
+  def _watch(self) -> None:
+    processes = range(jax.process_count())
+    last = {process: _Sighting(time.monotonic()) for process in processes}
+    while not self._stopped.wait(BEAT):
+      self._beats += 1
+      self._write()
+      now = time.monotonic()
+      for process in processes:
+        last[process].update(self._read(process), now)
+      running = [process for process in processes if not last[process].finished]
+      for process in running:
+        if now - last[process].beat_time > self._timeout:
+          self._end(f"process {process} gave no sign of life for {self._timeout:.0f} s")
+      if running and all(now - last[p].progress_time > self._timeout for p in running):
+        behind = min(running, key=lambda process: last[process].progress)
+        self._end(f"process {behind} made no progress for {self._timeout:.0f} s")
+
+  def _write(self, finished: bool = False) -> None:
+    content = {"beats": self._beats, "progress": self._progress, "finished": finished}
+    try:
+      write_atomically(self._path(jax.process_index()), json.dumps(content))
+    except OSError as error:  # a full disk is no reason to end the run
+      print(f"heartbeat not written: {error.strerror}", file=sys.stderr, flush=True)
+
+  def _read(self, process: int) -> dict:
+    try:
+      return json.loads(self._path(process).read_text())
+    except (OSError, ValueError):
+      return {}
+
+  def _end(self, reason: str) -> None:
+    message = f"error: {reason} (stall_timeout); start the run again to go on from its checkpoint"
+    print(message, file=sys.stderr, flush=True)
+    os._exit(3)  # the main thread may be waiting in a collective for ever
+
+
+class _Sighting:
+  """What was last seen of a process, and when it last changed."""
+
+  def __init__(self, now: float):
+    self.beats = self.progress = 0
+    self.beat_time = self.progress_time = now
+    self.finished = False
+
+  def update(self, heartbeat: dict, now: float) -> None:
+    if heartbeat.get("beats", 0) != self.beats:
+      self.beats, self.beat_time = heartbeat["beats"], now
+    if heartbeat.get("progress", 0) != self.progress:
+      self.progress, self.progress_time = heartbeat["progress"], now
+    self.finished = heartbeat.get("finished", False)
