@@ -1,33 +1,49 @@
 """The global filter operation: forward transform, product, inverse transform."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
+from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
+
 BATCH_AXIS = "data"  # the mesh axis over which batches are sharded
 
 
-def global_filter(tokens: jax.Array, weight: jax.Array) -> jax.Array:
+def global_filter(tokens: jax.Array, weight: jax.Array, backend: str = "auto") -> jax.Array:
   """Filters a token grid in the frequency domain (paper, section 3.2, eq. 3 to 5).
 
   Under a mesh (`jax.set_mesh`) whose axis "data" shards the batch, every device
   transforms its own images: XLA does not partition FFTs by itself and would
-  gather the whole batch on each device.
+  gather the whole batch on each device. Differentiable in reverse mode.
 
   Args:
     tokens: (batch, height, width, channels), float32.
     weight: (2, height, width // 2 + 1, channels), float32; real parts, then
       imaginary parts. The imaginary parts of the DC and Nyquist columns have no
       effect after the inverse transform along the height.
+    backend: a name of `fourier_backends.BACKENDS`, or "auto" for the one that was
+      fastest on such a grid and this platform. Matrix products have the precision of
+      `jax.default_matmul_precision`.
 
   Returns:
     (batch, height, width, channels), float32.
+
+  Raises:
+    UserError: for an unknown backend.
   """
+  backend = choose_backend(backend, tokens.shape[1:])
   mesh = jax.sharding.get_abstract_mesh()
   if not _is_sharded(mesh, tokens.shape[0]):
-    return _filter(tokens, weight)
+    return _filter(backend, tokens, weight)
+
+  def filter_shard(tokens, weight):
+    # Varying, so that the gradient is summed over the devices behind the custom one.
+    return _filter(backend, tokens, jax.lax.pcast(weight, BATCH_AXIS, to="varying"))
+
   batch = PartitionSpec(BATCH_AXIS)
-  return jax.shard_map(_filter, mesh=mesh, in_specs=(batch, PartitionSpec()), out_specs=batch)(
+  return jax.shard_map(filter_shard, mesh=mesh, in_specs=(batch, PartitionSpec()), out_specs=batch)(
     tokens, weight
   )
 
@@ -41,7 +57,43 @@ def _is_sharded(mesh: jax.sharding.AbstractMesh, batch_size: int) -> bool:
   return automatic and shards > 1 and batch_size % shards == 0
 
 
-def _filter(tokens: jax.Array, weight: jax.Array) -> jax.Array:
-  spectrum = jnp.fft.rfft2(tokens, axes=(1, 2), norm="ortho")
-  spectrum *= jax.lax.complex(weight[:1], weight[1:])
-  return jnp.fft.irfft2(spectrum, s=tokens.shape[1:3], axes=(1, 2), norm="ortho")
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _filter(backend: str, tokens: jax.Array, weight: jax.Array) -> jax.Array:
+  return _forward(backend, tokens, weight)[0]
+
+
+def _forward(backend, tokens, weight):
+  """The filtered tokens, and what the gradient needs."""
+  spectrum = BACKENDS[backend].transform(tokens)
+  filtered = BACKENDS[backend].invert(_multiply(spectrum, weight), tokens.shape[2])
+  return filtered, (spectrum, weight)
+
+
+def _backward(backend, residuals, gradient):
+  """One transform and one inverse; automatic differentiation would do more.
+
+  The filter is a circular convolution, so its adjoint is the filter of the conjugate
+  weight. A weight acts on its frequency and, but for the DC and Nyquist columns, on
+  the mirrored one that the half spectrum leaves out: hence the factor of 2.
+  """
+  spectrum, weight = residuals
+  width = gradient.shape[2]
+  gradient = BACKENDS[backend].transform(gradient)
+  conjugate = weight * jnp.array([1.0, -1.0])[:, None, None, None]
+  a, b, c, d = spectrum[:, 0], spectrum[:, 1], gradient[:, 0], gradient[:, 1]
+  weight_gradient = jnp.stack([(a * c + b * d).sum(0), (a * d - b * c).sum(0)])
+  columns = jnp.arange(weight.shape[2])
+  copies = jnp.where((columns == 0) | (2 * columns == width), 1.0, 2.0)
+  return (
+    BACKENDS[backend].invert(_multiply(gradient, conjugate), width),
+    weight_gradient * copies[None, None, :, None],
+  )
+
+
+_filter.defvjp(_forward, _backward)
+
+
+def _multiply(spectrum: jax.Array, weight: jax.Array) -> jax.Array:
+  """The complex product of (batch, 2, ...) and (2, ...), pairs of real numbers."""
+  a, b, c, d = spectrum[:, 0], spectrum[:, 1], weight[:1], weight[1:]
+  return jnp.stack([a * c - b * d, a * d + b * c], axis=1)

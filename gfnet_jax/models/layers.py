@@ -42,20 +42,22 @@ class GlobalFilter(nnx.Module):
     dim: channels.
     height: rows of the token grid.
     width: columns of the token grid.
+    backend: how to transform: "auto" or a name of `fourier_backends.BACKENDS`.
     rngs: source of the initial weights, N(0, 0.02^2) for both parts.
   """
 
-  def __init__(self, dim: int, height: int, width: int, *, rngs: nnx.Rngs):
+  def __init__(self, dim: int, height: int, width: int, *, backend: str = "auto", rngs: nnx.Rngs):
     # Pairs first: a trailing axis of 2 would be padded to 128 lanes on a TPU.
     shape = (2, height, width // 2 + 1, dim)
     self.complex_weight = nnx.Param(normal_init(rngs.params(), shape, jnp.float32))
-    self.grid = (height, width)
+    self.grid, self.backend = (height, width), backend
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Filters (batch, height, width, dim) of any float type; returns float32.
 
     Raises:
-      UserError: if the grid or the channels differ from the filter's.
+      UserError: if the grid or the channels differ from the filter's, or for an
+        unknown backend.
     """
     expected = (*self.grid, self.complex_weight.shape[-1])
     if tokens.ndim != 4 or tokens.shape[1:] != expected:
@@ -63,7 +65,15 @@ class GlobalFilter(nnx.Module):
         f"GlobalFilter got tokens of shape {tokens.shape}, "
         f"expected (batch, height, width, channels) = (batch, {', '.join(map(str, expected))})"
       )
-    return global_filter(tokens.astype(jnp.float32), self.complex_weight[...])
+    return global_filter(tokens.astype(jnp.float32), self.complex_weight[...], self.backend)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+  """The exact GELU of any shape and float type.
+
+  With erf, as PyTorch computes it; the erfc of `jax.nn.gelu` costs more.
+  """
+  return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 class Mlp(nnx.Module):
@@ -75,7 +85,10 @@ class Mlp(nnx.Module):
     self.fc2 = linear(hidden_dim, dim)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.fc2(nnx.gelu(self.fc1(x), approximate=False))
+    """Maps (..., dim) to the same shape."""
+    # One axis of tokens: XLA contracts several slowly in the gradient of the kernel.
+    tokens = x.reshape(-1, x.shape[-1])
+    return self.fc2(gelu(self.fc1(tokens))).reshape(x.shape)
 
 
 class Block(nnx.Module):
@@ -87,6 +100,7 @@ class Block(nnx.Module):
     mlp_ratio: hidden channels of the MLP per channel.
     drop_path_rate: probability with which a sample skips the branch in training.
     layer_scale_init: initial value of gamma; None builds the block without gamma.
+    backend: of the filter's transforms.
     dtype: type of the matrix products.
     rngs: source of the initial weights.
   """
@@ -99,29 +113,43 @@ class Block(nnx.Module):
     mlp_ratio: float = 4.0,
     drop_path_rate: float = 0.0,
     layer_scale_init: float | None = None,
+    backend: str = "auto",
     dtype: Dtype = jnp.float32,
     rngs: nnx.Rngs,
   ):
     if layer_scale_init is not None:
       self.gamma = nnx.Param(jnp.full((dim,), layer_scale_init, jnp.float32))
     self.norm1 = LayerNorm(dim, rngs=rngs)
-    self.filter = GlobalFilter(dim, *grid, rngs=rngs)
+    self.filter = GlobalFilter(dim, *grid, backend=backend, rngs=rngs)
     self.norm2 = LayerNorm(dim, rngs=rngs)
     self.mlp = Mlp(dim, int(dim * mlp_ratio), dtype=dtype, rngs=rngs)
     self.drop_path_rate = drop_path_rate
     self.has_layer_scale = layer_scale_init is not None
 
-  def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """Maps (batch, H, W, dim) float32 to the same; stochastic if given a PRNG key."""
+  def __call__(
+    self,
+    x: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    drop_path_rate: jax.Array | None = None,
+  ) -> jax.Array:
+    """Maps (batch, H, W, dim) float32 to the same; stochastic if given a PRNG key.
+
+    Args:
+      x: the tokens.
+      key: PRNG key of stochastic depth; None is inference.
+      drop_path_rate: replaces the block's own, which is static, in a scan over blocks.
+    """
     branch = self.mlp(self.norm2(self.filter(self.norm1(x)))).astype(x.dtype)
     if self.has_layer_scale:
       branch *= self.gamma[None, None, None]
     if key is not None:
-      branch = drop_path(branch, self.drop_path_rate, key)
+      rate = self.drop_path_rate if drop_path_rate is None else drop_path_rate
+      branch = drop_path(branch, rate, key)
     return x + branch
 
 
-def drop_path(branch: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+def drop_path(branch: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
   """Stochastic depth: zeroes whole samples with probability `rate`, scales the rest.
 
   Args:
@@ -132,7 +160,7 @@ def drop_path(branch: jax.Array, rate: float, key: jax.Array) -> jax.Array:
   Returns:
     The branch divided by 1 - rate where it is kept.
   """
-  if rate == 0:
+  if isinstance(rate, float) and rate == 0:
     return branch
   shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
   keep = jax.random.bernoulli(key, 1 - rate, shape)
@@ -184,4 +212,5 @@ class PatchEmbed(nnx.Module):
         f"(batch, {', '.join(map(str, expected))}); create it with another image_size or resize"
       )
     x = x.reshape(-1, rows, patch, columns, patch, self.in_dim).swapaxes(2, 3)
-    return self.proj(x.reshape(-1, rows, columns, patch * patch * self.in_dim))
+    tokens = self.proj(x.reshape(-1, patch * patch * self.in_dim))
+    return tokens.reshape(-1, rows, columns, tokens.shape[-1])

@@ -1,0 +1,157 @@
+"""Ways to compute the same orthonormal real Fourier transform of token grids.
+
+A spectrum is (batch, 2, height, width // 2 + 1, channels), float32: real parts, then
+imaginary parts. Channels stay last, where every other layer wants them.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.fourier_timings import MILLISECONDS
+
+
+class Backend(NamedTuple):
+  """A transform and its inverse.
+
+  Attributes:
+    transform: (batch, height, width, channels), float32, to its spectrum.
+    invert: spectrum and width to (batch, height, width, channels), float32; ignores
+      the imaginary parts of the DC and Nyquist columns after the inverse along the
+      height, as `jnp.fft.irfft2` does.
+  """
+
+  transform: Callable[[jax.Array], jax.Array]
+  invert: Callable[[jax.Array, int], jax.Array]
+
+
+def choose_backend(name: str, shape: tuple[int, int, int]) -> str:
+  """The name itself, or for "auto" the fastest of the most similar measured shape.
+
+  Args:
+    name: of a backend, or "auto".
+    shape: (height, width, channels) of the tokens.
+
+  Raises:
+    UserError: for an unknown name.
+  """
+  if name != "auto":
+    if name not in BACKENDS:
+      raise UserError(f"unknown backend {name!r}, expected auto or one of {', '.join(BACKENDS)}")
+    return name
+  measured = MILLISECONDS.get(jax.default_backend())
+  if measured is None:
+    return "fft"  # the reference, where nothing was measured
+  height, width, channels = shape
+
+  def distance(candidate: tuple[int, int, int]) -> tuple[float, float]:
+    tokens = candidate[0] * candidate[1]
+    return abs(math.log(tokens / (height * width))), abs(math.log(candidate[2] / channels))
+
+  times = measured[min(measured, key=distance)]
+  return min(times, key=times.get)
+
+
+def _fft(tokens: jax.Array) -> jax.Array:
+  spectrum = jnp.fft.rfft2(tokens, axes=(1, 2), norm="ortho")
+  return jnp.stack([spectrum.real, spectrum.imag], axis=1)
+
+
+def _inverse_fft(spectrum: jax.Array, width: int) -> jax.Array:
+  grid = (spectrum.shape[2], width)
+  spectrum = jax.lax.complex(spectrum[:, 0], spectrum[:, 1])
+  return jnp.fft.irfft2(spectrum, s=grid, axes=(1, 2), norm="ortho")
+
+
+def _separable(tokens: jax.Array) -> jax.Array:
+  """Products along the width, then along the height."""
+  batch, height, width, channels = tokens.shape
+  columns = width // 2 + 1
+  x = _product(_width_matrix(width), tokens)  # (batch, height, 2 * columns, channels)
+  x = x.reshape(batch, height, 2, columns * channels).swapaxes(1, 2)
+  x = _product(_height_matrix(height), x.reshape(batch, 2 * height, columns * channels))
+  return x.reshape(batch, 2, height, columns, channels)
+
+
+def _inverse_separable(spectrum: jax.Array, width: int) -> jax.Array:
+  batch, _, height, columns, channels = spectrum.shape
+  x = spectrum.reshape(batch, 2 * height, columns * channels)
+  x = _product(_height_matrix(height).T, x)  # unitary: the transpose is the inverse
+  x = x.reshape(batch, 2, height, columns * channels).swapaxes(1, 2)
+  return _product(_inverse_width_matrix(width), x.reshape(batch, height, 2 * columns, channels))
+
+
+def _dense(tokens: jax.Array) -> jax.Array:
+  """One product over all tokens: more arithmetic in fewer, larger steps."""
+  batch, height, width, channels = tokens.shape
+  x = _product(_grid_matrix(height, width), tokens.reshape(batch, height * width, channels))
+  return x.reshape(batch, 2, height, width // 2 + 1, channels)
+
+
+def _inverse_dense(spectrum: jax.Array, width: int) -> jax.Array:
+  batch, _, height, columns, channels = spectrum.shape
+  x = spectrum.reshape(batch, 2 * height * columns, channels)
+  x = _product(_inverse_grid_matrix(height, width), x)
+  return x.reshape(batch, height, width, channels)
+
+
+def _product(matrix: np.ndarray, x: jax.Array) -> jax.Array:
+  """The product (m, n) with each of (..., n, c) to (..., m, c).
+
+  With a copy of the small matrix for each, or XLA would put m first and transpose.
+  """
+  return jnp.matmul(jnp.broadcast_to(matrix, (*x.shape[:-2], *matrix.shape)), x)
+
+
+@functools.cache
+def _width_matrix(width: int) -> np.ndarray:
+  """(2 * columns, width): the real transform; `numpy.fft` of units has exact zeros."""
+  spectrum = np.fft.rfft(np.eye(width), norm="ortho").T
+  return np.concatenate([spectrum.real, spectrum.imag]).astype(np.float32)
+
+
+@functools.cache
+def _inverse_width_matrix(width: int) -> np.ndarray:
+  """(width, 2 * columns)."""
+  units = np.eye(width // 2 + 1)
+  pair = [np.fft.irfft(unit * units, width, norm="ortho") for unit in (1, 1j)]
+  return np.concatenate(pair).T.astype(np.float32)
+
+
+@functools.cache
+def _height_matrix(height: int) -> np.ndarray:
+  """(2 * height, 2 * height): the complex transform of stacked pairs."""
+  spectrum = np.fft.fft(np.eye(height), norm="ortho")
+  real, imaginary = spectrum.real, spectrum.imag
+  return np.block([[real, -imaginary], [imaginary, real]]).astype(np.float32)
+
+
+@functools.cache
+def _grid_matrix(height: int, width: int) -> np.ndarray:
+  """(2 * height * columns, height * width)."""
+  tokens = height * width
+  units = np.eye(tokens).reshape(tokens, height, width)
+  spectrum = np.fft.rfft2(units, norm="ortho").reshape(tokens, -1).T
+  return np.concatenate([spectrum.real, spectrum.imag]).astype(np.float32)
+
+
+@functools.cache
+def _inverse_grid_matrix(height: int, width: int) -> np.ndarray:
+  """(height * width, 2 * height * columns)."""
+  columns = width // 2 + 1
+  units = np.eye(height * columns).reshape(-1, height, columns)
+  pair = [np.fft.irfft2(unit * units, (height, width), norm="ortho") for unit in (1, 1j)]
+  return np.concatenate(pair).reshape(-1, height * width).T.astype(np.float32)
+
+
+BACKENDS = {
+  "fft": Backend(_fft, _inverse_fft),
+  "separable": Backend(_separable, _inverse_separable),
+  "dense": Backend(_dense, _inverse_dense),
+}
