@@ -4,6 +4,11 @@ On the data set that it was trained with; nothing but the directory is needed:
 
   python eval.py --checkpoint runs/digits
 
+On a folder of images, DIR/<class>/*.JPEG or DIR/val/<class>/*.JPEG, or on a TFDS data set:
+
+  python eval.py --checkpoint runs/gfnet-xs --data DIR
+  python eval.py --torch-checkpoint gfnet-xs.pth --data imagenet2012
+
 Every image counts once, for any batch size and any number of devices.
 """
 
@@ -16,12 +21,17 @@ from gfnet_jax.command_line import ArgumentParser, run
 
 def main(arguments: list[str]) -> None:
   parser = ArgumentParser(prog="eval.py", description=__doc__)
-  parser.add_argument(
-    "--checkpoint", type=Path, required=True, help="work directory of train.py, or a checkpoint"
+  model = parser.add_mutually_exclusive_group(required=True)
+  model.add_argument("--checkpoint", type=Path, help="work directory of train.py, or a checkpoint")
+  model.add_argument(
+    "--torch-checkpoint", type=Path, metavar="FILE", help="official .pth or .safetensors file"
   )
   parser.add_argument("--which", default="last", help="last, best or a step (default: %(default)s)")
   parser.add_argument("--ema", action="store_true", help="take the averaged weights")
-  parser.add_argument("--data", help="TFDS name or directory (default: as in training)")
+  parser.add_argument("--data", help="folder, TFDS name or directory (default: as in training)")
+  parser.add_argument(
+    "--source", choices=["tfds", "tfrecord", "folder"], help="kind of the data (default: by itself)"
+  )
   parser.add_argument("--split", help="split of the data set (default: as in training)")
   parser.add_argument("--data-dir", help="directory of all TFDS data sets")
   parser.add_argument("--batch-size", type=int, help="over all devices (default: as in training)")
@@ -30,6 +40,7 @@ def main(arguments: list[str]) -> None:
   options = parser.parse_args(arguments)
 
   # Importing jax and the rest takes a second that --help and typing errors need not wait for.
+  from gfnet_jax.convert import load_torch_model
   from gfnet_jax.files import make_directory, write_atomically
   from gfnet_jax.training.checkpoint import load_model
   from gfnet_jax.training.console import format_results
@@ -37,12 +48,16 @@ def main(arguments: list[str]) -> None:
 
   if options.output:
     make_directory(options.output.parent)  # before the work, not after
-  saved = load_model(
-    options.checkpoint, options.which, precision=options.precision, ema=options.ema
-  )
+  if options.torch_checkpoint:
+    saved = load_torch_model(options.torch_checkpoint, options.precision, ema=options.ema)
+  else:
+    saved = load_model(
+      options.checkpoint, options.which, precision=options.precision, ema=options.ema
+    )
   data = eval_data(
     saved,
     name=options.data,
+    source=options.source,
     eval_split=options.split,
     data_dir=options.data_dir,
     eval_batch_size=options.batch_size,

@@ -47,6 +47,9 @@ def get_config() -> ConfigDict:
       eval_split="validation",
       batch_size=1024,  # over all devices of all processes
       eval_batch_size=1024,
+      repeats=1,  # repeated augmentation: times that an epoch shows an image of a part of the data
+      max_bad_fraction=1e-4,  # of unreadable images, above which the run stops
+      verify_crc=False,  # of every record, for tfrecord
       reading=dict(threads=16, prefetch=8, workers=0),  # per process; workers are processes
     )
   )

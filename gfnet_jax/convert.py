@@ -6,7 +6,8 @@ from gfnet_jax.download import CACHE_DIRECTORY, fetch
 from gfnet_jax.models.gfnet import ImageSize
 from gfnet_jax.torch_files import read_state_dict, write_state_dict
 from gfnet_jax.torch_weights import model_from_torch, to_torch_state_dict
-from gfnet_jax.training.checkpoint import load_model, save_model
+from gfnet_jax.training.checkpoint import SavedModel, load_model, save_model
+from gfnet_jax.training.precision import compute_dtype
 
 
 def import_weights(
@@ -48,6 +49,22 @@ def import_weights(
   del weights  # before saving makes its own copy
   save_model(directory, model, config)
   return config
+
+
+def load_torch_model(path: Path, precision: str | None = None, *, ema: bool = False) -> SavedModel:
+  """Reads a model from a PyTorch or safetensors file, as `load_model` does from a checkpoint.
+
+  Args:
+    path: of the file.
+    precision: see `compute_dtype`; None for "default".
+    ema: take the averaged weights of the file.
+
+  Raises:
+    UserError: as `read_state_dict` and `model_from_torch`.
+  """
+  dtype = compute_dtype(precision or "default")
+  model, config = model_from_torch(read_state_dict(path, ema=ema), dtype=dtype)
+  return SavedModel(model, config, class_names=None, step=0, run_config=None)
 
 
 def export_weights(directory: Path, path: Path, *, which: str = "last", ema: bool = False) -> dict:

@@ -67,6 +67,7 @@ class Training:
     batch = {
       "image": rng.integers(0, 256, (32, 32, 32, 3), np.uint8),
       "label": rng.integers(0, 10, 32).astype(np.int32),
+      "bad": np.zeros(32, bool),
     }
     return jax.device_put(batch, split_batch(self.mesh))
 

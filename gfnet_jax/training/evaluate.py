@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import ml_collections
@@ -60,6 +61,9 @@ def evaluate(
 def eval_data(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
   """The `data` section to evaluate a saved model with.
 
+  A named directory that is no TFDS data set is taken for a folder of images, and its
+  directory `val`, if there is one, for the split.
+
   Args:
     saved: of `load_model`; its training run's section is the default.
     **changes: fields to replace, where not None.
@@ -67,11 +71,16 @@ def eval_data(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
   Raises:
     UserError: if no data set is named.
   """
-  data = dict(data_dir="", eval_split="validation", eval_batch_size=128, reading={})
+  data = dict(source="tfds", data_dir="", eval_split="validation", eval_batch_size=128, reading={})
   data |= (saved.run_config or {}).get("data", {})
-  data |= {name: value for name, value in changes.items() if value is not None}
+  given = {name: value for name, value in changes.items() if value is not None}
+  folder = Path(given.get("name", ""))
+  if "name" in given and folder.is_dir() and not (folder / "dataset_info.json").is_file():
+    split = "val" if (folder / "val").is_dir() else ""
+    given = {"source": "folder", "eval_split": split} | given
+  data |= given
   if "name" not in data:
-    raise UserError("the checkpoint was not trained here and names no data set; give one: --data")
+    raise UserError("the weights come from elsewhere and name no data set; give one with --data")
   return ml_collections.ConfigDict(data)
 
 

@@ -8,7 +8,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gfnet_jax.data.pipeline import Reading, Share, check_fills_a_batch, train_batches
+from gfnet_jax.data.erasing import Erasing
+from gfnet_jax.data.pipeline import (
+  Reading,
+  Share,
+  check_bad_fraction,
+  check_fills_a_batch,
+  train_batches,
+)
 from gfnet_jax.data.sources import check_classes, open_source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
 from gfnet_jax.errors import UserError
@@ -169,6 +176,8 @@ class _Run:
       first_step=first_batch,
       num_steps=self.num_steps + len(self.skipped),
       reading=self.reading,
+      repeats=config.data.repeats,
+      erasing=Erasing(**config.erasing),
     )
     wanted = (batch for i, batch in enumerate(batches, first_batch) if i not in self.skipped)
     watch, profile = Stopwatch(), Profile(config.profile, self.workdir)
@@ -219,7 +228,14 @@ class _Run:
       UserError: if the config says to stop at such a step.
     """
     norm = self.parameter_norm(self.state.params)
-    metrics, bad_steps, norm = jax.device_get((self.state.metrics, self.state.bad_steps, norm))
+    state = self.state
+    metrics, bad_steps, bad_samples, norm = jax.device_get(
+      (state.metrics, state.bad_steps, state.bad_samples, norm)
+    )
+    data = self.config.data
+    check_bad_fraction(
+      int(bad_samples), step * data.batch_size, self.train_source, data.max_bad_fraction
+    )
     if bad_steps and self.config.on_nonfinite != "skip":
       self._meet_nonfinite()
     empty = jax.device_put(TrainMetrics.empty(), replicated(self.mesh))
@@ -230,6 +246,7 @@ class _Run:
       **{f"train_{name}": float(value) for name, value in metrics.compute().items()},
       "parameter_norm": float(norm),
       "skipped_steps": int(bad_steps),
+      "bad_samples": int(bad_samples),
     }
     speed = watch.read()
     self.writer.write("metrics", step, values)

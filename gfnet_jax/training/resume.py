@@ -1,5 +1,6 @@
 """Continuing a run from the newest checkpoint of its directory that is whole."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -53,14 +54,9 @@ def restore_run(
 
 def state_to_trees(state: TrainState) -> dict[str, Any]:
   """A state as the trees of a checkpoint: models are read without the rest."""
-  training = {
-    "step": state.step,
-    "optimizer": state.optimizer,
-    "metrics": state.metrics,
-    "bad_steps": state.bad_steps,
-  }
-  averages = {"ema": state.ema} if state.ema else {}
-  return {"params": state.params, **averages, "training": training}
+  fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+  params, ema = fields.pop("params"), fields.pop("ema")
+  return {"params": params, **({"ema": ema} if ema else {}), "training": fields}
 
 
 def trees_to_state(trees: dict[str, Any]) -> TrainState:

@@ -31,6 +31,7 @@ class TrainState:
     optimizer: state of the optimiser.
     metrics: means since the last line of metrics.
     bad_steps: number of steps whose loss or gradient was not finite, int32.
+    bad_samples: number of images that could not be read and were replaced, int32.
   """
 
   step: jax.Array
@@ -39,6 +40,7 @@ class TrainState:
   optimizer: optax.OptState
   metrics: TrainMetrics
   bad_steps: jax.Array
+  bad_samples: jax.Array
 
 
 def init_state(
@@ -52,6 +54,7 @@ def init_state(
     optimizer=optimizer.init(params),
     metrics=TrainMetrics.empty(),
     bad_steps=jnp.zeros((), jnp.int32),
+    bad_samples=jnp.zeros((), jnp.int32),
   )
 
 
@@ -101,6 +104,7 @@ def make_train_step(
       optimizer=optimizer_state,
       metrics=state.metrics.merge(metrics),
       bad_steps=state.bad_steps,
+      bad_samples=state.bad_samples + batch["bad"].sum(dtype=jnp.int32),
     )
     good = finite if skip else finite & (state.bad_steps == 0)
     after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
