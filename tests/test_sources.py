@@ -1,14 +1,20 @@
-"""The digits data set and TFDS sources."""
+"""The digits data set, TFDS sources, and that all kinds of sources agree."""
 
 import io
 
 import ml_collections
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from image_sets import CLASSES, example, write_folder, write_tfds, write_tfrecord_file
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from gfnet_jax.data.sources import TfdsSource, check_classes, open_source
+from gfnet_jax.data.pipeline import Reading, Share, train_batches
+from gfnet_jax.data.records import BadRecordError
+from gfnet_jax.data.sources import check_classes, open_source
+from gfnet_jax.data.tfds_source import TfdsSource
+from gfnet_jax.data.transforms import TrainTransform
 from gfnet_jax.errors import UserError
 
 
@@ -67,3 +73,108 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
 def test_classes_must_be_the_models(data_dir):
   with pytest.raises(UserError, match="has 10 classes, the model has 1000"):
     check_classes(TfdsSource("digits", "test"), 1000)
+
+
+def write_array_record_file(path, records):
+  writer = ArrayRecordWriter(str(path), "group_size:1")
+  for record in records:
+    writer.write(record)
+  writer.close()
+
+
+def data_section(**fields):
+  return ml_collections.ConfigDict(dict(data_dir="") | fields)
+
+
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory):
+  """The `data` sections of the same 600 JPEGs as folder, ArrayRecord and TFRecord."""
+  root = tmp_path_factory.mktemp("sources")
+  paths = write_folder(root / "folder", 600)
+  examples = [
+    example(path.read_bytes(), CLASSES.index(path.parent.name), id=path.name.encode())
+    for path in paths
+  ]
+  shards = [examples[:100], examples[100:101], examples[101:]]
+  write_tfds(root / "array_record", "array_record", shards, write_array_record_file)
+  write_tfds(root / "tfrecord", "tfrecord", shards, write_tfrecord_file)
+  return {
+    "folder": data_section(source="folder", name=str(root / "folder")),
+    "array_record": data_section(name=str(root / "array_record")),
+    "tfrecord": data_section(source="tfrecord", name=str(root / "tfrecord"), verify_crc=True),
+  }
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_the_same_images_give_the_same_batches_from_every_kind_of_source(sections):
+  batches = {}
+  for kind, section in sections.items():
+    source = open_source(section, "train")
+    assert len(source) == 600
+    assert source.class_names == list(CLASSES)
+    batches[kind] = list(
+      train_batches(
+        source,
+        TrainTransform(image_size=40),
+        seed=3,
+        share=Share(64),
+        first_step=0,
+        num_steps=10,
+        reading=Reading(),
+      )
+    )
+  for one, *others in zip(*batches.values(), strict=True):
+    assert len(np.unique(one["label"])) == len(CLASSES)
+    for other in others:
+      for key in one:
+        np.testing.assert_array_equal(one[key], other[key])
+
+
+def test_slices_of_every_tfds_format(sections):
+  for kind in ("array_record", "tfrecord"):
+    whole, part = (open_source(sections[kind], split) for split in ("train", "train[99:103]"))
+    assert [part[i].image for i in range(len(part))] == [whole[i].image for i in range(99, 103)]
+
+
+def test_the_wrong_kind_of_source_is_named_with_the_right_one(sections):
+  for kind, right, wrong in (
+    ("tfrecord", "tfrecord", "tfds"),
+    ("array_record", "tfds", "tfrecord"),
+  ):
+    section = sections[kind].copy_and_resolve_references()
+    section.source = wrong
+    with pytest.raises(UserError, match=f"set data.source={right}$"):
+      open_source(section, "train")
+  with pytest.raises(UserError, match=r"data\.source is 'zip', expected tfds, tfrecord or folder"):
+    open_source(data_section(name="digits", source="zip"), "train")
+
+
+def test_a_damaged_example_is_a_bad_record(tmp_path):
+  records = [b"\xff" * 20, b"", example(b"jpeg", 1)]
+  directory = write_tfds(tmp_path / "set", "array_record", [records], write_array_record_file)
+  source = open_source(data_section(name=str(directory)), "train")
+  for index in (0, 1):
+    with pytest.raises(BadRecordError, match=rf"train\[{index}\] cannot be read"):
+      source[index]
+  assert source[2][:2] == (b"jpeg", 1)
+
+
+def test_damaged_array_record_blocks_are_bad_records(tmp_path):
+  directory = write_tfds(
+    tmp_path / "set",
+    "array_record",
+    [[example(bytes(range(256)) * 40, i) for i in range(3)]],
+    write_array_record_file,
+  )
+  (file,) = directory.glob("*.array_record*")
+  data = bytearray(file.read_bytes())
+  at = data.index(b"\x28\xb5\x2f\xfd")  # where zstd begins
+  data[at + 8] ^= 0xFF
+  file.write_bytes(data)
+  source = open_source(data_section(name=str(directory)), "train")
+  with pytest.raises(BadRecordError, match=r"train\[0\] cannot be read"):
+    source[0]

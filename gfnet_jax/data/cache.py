@@ -25,7 +25,7 @@ def load_arrays(kind: str, path: Path) -> Arrays | None:
     path: of the directory or file that they are about.
   """
   try:
-    with np.load(_file(kind, path), allow_pickle=False) as arrays:
+    with _file(kind, path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
       return dict(arrays)
   # A damaged zip file shows as any of these.
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError):

@@ -142,9 +142,14 @@ def _init_worker(index: int, count: int) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   signal.signal(signal.SIGUSR1, lambda *_: _stopped_by_parent.set())
-  threading.Thread(target=_die_with_parent, daemon=True).start()
+  die_with_parent()
 
 
-def _die_with_parent() -> None:
-  wait([multiprocessing.parent_process().sentinel])
-  os._exit(1)
+def die_with_parent() -> None:
+  """Lets this process of multiprocessing end when its parent does, even if that is killed."""
+
+  def watch() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,150 @@
+"""Real processes: identical batches for any number of them, and none that outlives its parent."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from dump_batches import BATCH_SIZE
+from image_sets import write_folder
+
+ENDLESS = 10**6  # steps
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("images")
+  write_folder(folder, 600)
+  return folder
+
+
+class Reader(subprocess.Popen):
+  """A process of its own group that prints its share of the batches to a file."""
+
+  def __init__(self, files: Path, environment: dict[str, str], *arguments):
+    self.output, self.messages = files.with_suffix(".out"), files.with_suffix(".err")
+    with self.output.open("w") as output, self.messages.open("w") as errors:
+      super().__init__(
+        [sys.executable, "tests/dump_batches.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdout=output,
+        stderr=errors,
+        start_new_session=True,
+      )
+
+  def batches(self) -> list[list[str]]:
+    """The checksums of the rows, of the batches so far."""
+    return [json.loads(line) for line in self.output.read_text().splitlines()]
+
+
+@pytest.fixture
+def start(folder, tmp_path):
+  """start(process, processes, workers, first, steps) starts a Reader."""
+  environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": "."}
+  started = []
+
+  def run(*numbers: int) -> Reader:
+    started.append(Reader(tmp_path / str(len(started)), environment, folder, *numbers))
+    return started[-1]
+
+  yield run
+  for process in started:
+    process.kill()
+    process.wait()
+
+
+def global_batches(shares: list[Reader]) -> list[list[str]]:
+  """The checksums of the rows of global batches, from processes run side by side."""
+  for share in shares:
+    assert share.wait(timeout=120) == 0, share.messages.read_text()
+  steps = zip(*(share.batches() for share in shares), strict=True)
+  return [list(itertools.chain(*rows)) for rows in steps]
+
+
+def test_batches_are_the_same_for_other_processes_and_workers_and_after_resuming(start):
+  whole = start(0, 1, 0, 0, 12)
+  shared = [start(0, 2, 0, 0, 12), start(1, 2, 2, 0, 12)]
+  resumed = [start(p, 3, 0, 5, 12) for p in range(3)]
+  expected = global_batches([whole])
+  assert len(expected) == 12
+  assert all(len(set(batch)) == BATCH_SIZE for batch in expected)
+  assert global_batches(shared) == expected
+  assert global_batches(resumed) == expected[5:]
+
+
+@pytest.mark.slow
+def test_fifty_batches_are_the_same_for_all_processes_and_workers(start):
+  expected = global_batches([start(0, 1, 0, 0, 50)])
+  assert len(expected) == 50
+  for processes, workers in ((1, 1), (1, 4), (2, 0), (2, 1), (4, 0), (4, 1)):
+    shares = [start(p, processes, workers, 0, 50) for p in range(processes)]
+    assert global_batches(shares) == expected
+  for first, processes in ((1, 2), (25, 4), (49, 3)):
+    shares = [start(p, processes, 0, first, 50) for p in range(processes)]
+    assert global_batches(shares) == expected[first:]
+
+
+def children(pid: int) -> list[int]:
+  """The worker processes of a process."""
+  found = []
+  for task in Path(f"/proc/{pid}/task").iterdir():
+    found += map(int, (task / "children").read_text().split())
+  return [pid for pid in found if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def is_running(pid: int) -> bool:
+  try:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  except FileNotFoundError:
+    return False
+
+
+def wait_until(condition, seconds: float) -> float:
+  """The seconds until a condition held."""
+  begin = time.monotonic()
+  while not condition():
+    assert time.monotonic() - begin < seconds, "waited in vain"
+    time.sleep(0.02)
+  return time.monotonic() - begin
+
+
+@pytest.fixture
+def reading(start):
+  """A process with two workers that reads without end, and its workers."""
+  process = start(0, 1, 2, 0, ENDLESS)
+  # Both workers have delivered, so both are ready.
+  wait_until(lambda: process.output.read_text().count("\n") >= 4, 60)
+  workers = children(process.pid)
+  assert len(workers) == 2
+  return process, workers
+
+
+def test_a_killed_worker_is_an_error_with_its_name(reading):
+  process, workers = reading
+  os.kill(workers[1], signal.SIGKILL)
+  assert process.wait(timeout=30) == 2
+  error = process.messages.read_text()
+  assert f"error: the input worker process {workers[1]} ended with exit code -9 (SIGKILL)" in error
+  assert "Traceback" not in error
+  assert not any(map(is_running, workers))
+
+
+def test_workers_die_with_a_killed_parent(reading):
+  process, workers = reading
+  process.kill()
+  wait_until(lambda: not any(map(is_running, workers)), 5)
+
+
+def test_ctrl_c_ends_everything(reading):
+  process, workers = reading
+  os.killpg(process.pid, signal.SIGINT)
+  assert process.wait(timeout=5) == 130
+  wait_until(lambda: not any(map(is_running, workers)), 5)
+  assert "Traceback" not in process.messages.read_text()

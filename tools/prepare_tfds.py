@@ -1,0 +1,77 @@
+"""Writes image files as a TFDS data set in ArrayRecord, byte for byte.
+
+From ImageNet's original tar files, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar:
+
+  python tools/prepare_tfds.py ~/downloads --output ~/tensorflow_datasets
+
+From folders, SOURCE/SPLIT/CLASS/*.JPEG; the split `val` is called `validation`:
+
+  python tools/prepare_tfds.py ~/flowers --name flowers --output ~/tensorflow_datasets
+
+The data set is then --config.data.name=NAME --config.data.data_dir=OUTPUT. Stop at any
+time: the same command goes on. At the end, everything is read again and compared.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the project need not be installed
+
+from gfnet_jax.command_line import ArgumentParser, run
+from gfnet_jax.errors import UserError
+
+IMAGENET = "imagenet2012"
+
+
+def main(arguments: list[str]) -> None:
+  parser = ArgumentParser(prog="tools/prepare_tfds.py", description=__doc__)
+  parser.add_argument("source", type=Path, help="directory of the tar files or of the splits")
+  parser.add_argument("--output", type=Path, required=True, help="directory of all TFDS data sets")
+  parser.add_argument("--name", default=IMAGENET, help="of the data set (default: %(default)s)")
+  parser.add_argument(
+    "--processes", type=int, default=os.cpu_count(), help="that read and write (default: all cores)"
+  )
+  options = parser.parse_args(arguments)
+
+  # Importing TFDS takes seconds that --help and typing errors need not wait for.
+  from gfnet_jax.data.prepare import prepare
+
+  version = "5.1.0" if options.name == IMAGENET else "1.0.0"  # 5.1.0 is what TFDS looks for
+  directory = options.output / options.name / version
+  if (directory / "dataset_info.json").is_file():
+    raise UserError(f"{directory} is complete; remove it to prepare it again")
+  if not options.source.is_dir():
+    raise UserError(f"directory {options.source} not found")
+  classes, splits = list_splits(options.source, options.name)
+  for split, entries in splits.items():
+    print(f"{split}: {len(entries)} images")
+  prepare(directory, options.name, version, classes, splits, processes=options.processes)
+  print(f"Done: {directory}")
+
+
+def list_splits(source: Path, name: str) -> tuple[list[str], dict[str, list]]:
+  """The classes, and the images of each split."""
+  from gfnet_jax.data import archives
+
+  tars = {
+    "train": (source / archives.TRAIN_TAR, archives.list_train_tar),
+    "validation": (source / archives.VALIDATION_TAR, archives.list_validation_tar),
+  }
+  found = {split: listed(path) for split, (path, listed) in tars.items() if path.is_file()}
+  if found:
+    return archives.imagenet_classes(), found
+  folders = sorted(path for path in source.iterdir() if path.is_dir())
+  if not folders:
+    raise UserError(f"{source} holds neither folders nor {archives.TRAIN_TAR}")
+  classes = archives.imagenet_classes() if name == IMAGENET else None
+  splits = {}
+  # `train` before the others: its folders are the classes.
+  for folder in sorted(folders, key=lambda path: path.name != "train"):
+    split = "validation" if folder.name == "val" else folder.name
+    classes, splits[split] = archives.list_folder(folder, classes)
+  return classes, splits
+
+
+if __name__ == "__main__":
+  sys.exit(run(main))
