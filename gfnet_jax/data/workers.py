@@ -4,6 +4,7 @@ Grain alone lets workers outlive a killed parent, finishes every batch that was 
 before it stops, and does not say which worker died.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -75,19 +76,18 @@ def iterate_batches(
   try:
     while True:
       try:
-        batch = next(iterator)
+        yield crew.next_of(iterator)
       except StopIteration:
         return
-      except RuntimeError:  # Grain's error for a dead worker, among others
-        crew.raise_if_dead()
-        raise
-      crew.find()
-      yield batch
   finally:
     stoppable.stopped = True
     crew.stop()
     iterator.close()
     crew.dismiss()
+    if workers:
+      # Grain's iterators hold their last batches, in shared memory, in circles.
+      del iterator
+      gc.collect()
 
 
 class _Crew:
@@ -101,12 +101,21 @@ class _Crew:
     self._timer = threading.Timer(KILL_AFTER, self._kill)
     self._timer.daemon = True
 
-  def find(self) -> None:
+  def next_of(self, iterator: Iterator[Any]) -> Any:
+    try:
+      return next(iterator)
+    except RuntimeError:  # Grain's error for a dead worker, among others
+      self._raise_if_dead()
+      raise
+    finally:
+      self._find()
+
+  def _find(self) -> None:
     """Learns which processes are ours; they cannot be asked for once they have died."""
     if len(self._processes) < self._size:
       self._processes |= set(multiprocessing.active_children()) - self._others
 
-  def raise_if_dead(self) -> None:
+  def _raise_if_dead(self) -> None:
     for process in self._processes:
       if process.exitcode:
         raise UserError(
@@ -117,7 +126,7 @@ class _Crew:
 
   def stop(self) -> None:
     """Tells the processes to stop, and kills those that do not."""
-    self.find()
+    self._find()
     for process in self._processes:
       if process.is_alive():
         os.kill(process.pid, signal.SIGUSR1)

@@ -1,0 +1,33 @@
+"""Measures; every benchmark prints a table and can write JSON.
+
+  python tools/benchmark.py input --output input.json
+
+`python tools/benchmark.py WHAT --help` says what is measured and how.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the project need not be installed
+
+from gfnet_jax.command_line import ArgumentParser, run
+
+
+def main(arguments: list[str]) -> None:
+  parser = ArgumentParser(prog="tools/benchmark.py", description=__doc__)
+  benchmarks = parser.add_subparsers(required=True, metavar="WHAT")
+  # Every module of tools/benchmarks has add_arguments(parser) and run(options).
+  for path in sorted((Path(__file__).parent / "benchmarks").glob("[!_]*.py")):
+    module = importlib.import_module(f"benchmarks.{path.stem}")
+    title = module.__doc__.partition("\n")[0]
+    benchmark = benchmarks.add_parser(path.stem, help=title, description=module.__doc__)
+    benchmark.set_defaults(run=module.run)
+    benchmark.add_argument("--output", type=Path, help="write the result to this file as JSON")
+    module.add_arguments(benchmark)
+  options = parser.parse_args(arguments)
+  options.run(options)
+
+
+if __name__ == "__main__":
+  sys.exit(run(main))
