@@ -10,9 +10,9 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.name = "default"  # of the default work directory, runs/<name>
   config.seed = 0  # of the initial weights, the order, the augmentation and drop path
-  config.num_epochs = 300
+  config.num_epochs = 300.0
   config.log_every_steps = 50
-  config.eval_every_epochs = 1  # each evaluation is followed by a checkpoint
+  config.eval_every_epochs = 1.0  # each evaluation is followed by a checkpoint
   config.precision = "default"  # highest, default or bf16
   config.init_checkpoint = (
     ""  # start from the weights of this checkpoint; the head stays if it fits
@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     dict(
       learning_rate=1e-3,  # the peak
       schedule="official",  # per epoch, as published; or "cosine": per step, shifted by the warm-up
-      warmup_epochs=5,
+      warmup_epochs=5.0,
       warmup_learning_rate=1e-6,  # at the first step
       final_learning_rate=1e-5,  # at the end of the cosine
       beta1=0.9,
@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
   config.checkpoints = ConfigDict(
     dict(
       keep_last=2,  # the best one is kept besides
-      keep_every_epochs=0,  # and for ever those that end a multiple of this; 0: none
+      keep_every_epochs=0.0,  # and for ever those that end a multiple of this; 0: none
       every_steps=0,  # besides those after evaluations; 0: none
     )
   )

@@ -11,8 +11,8 @@ from configs import default
 def get_config():
   config = default.get_config()
   config.name = "digits"
-  config.num_epochs = 60
-  config.eval_every_epochs = 10
+  config.num_epochs = 60.0
+  config.eval_every_epochs = 10.0
   config.log_every_steps = 20
   config.model.update(
     name="gfnet-ti", image_size=8, num_classes=10, patch_size=2, embed_dim=64, depth=4

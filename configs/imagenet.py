@@ -19,12 +19,12 @@ def get_config(model: str = "gfnet-xs"):
   config = default.get_config()
   config.name = f"imagenet-{model}"
   config.precision = "bf16"
-  config.eval_every_epochs = 5
+  config.eval_every_epochs = 5.0
   config.model.name = model
   config.data.update(name="imagenet2012", batch_size=1024)
   config.data.reading.workers = 16
   config.optimizer.learning_rate = learning_rate(5e-4, config.data.batch_size)
-  config.checkpoints.keep_every_epochs = 20
+  config.checkpoints.keep_every_epochs = 20.0
   return config
 
 

@@ -17,8 +17,8 @@ from configs import imagenet
 def get_config(model: str = "gfnet-xs"):
   config = imagenet.get_config(model)
   config.name = f"imagenet-384-{model}"
-  config.num_epochs = 30
-  config.eval_every_epochs = 1
+  config.num_epochs = 30.0
+  config.eval_every_epochs = 1.0
   config.model.image_size = 384
   config.model.drop_path_rate = 0.0  # the official script fine-tunes in inference mode
   config.data.update(batch_size=512, eval_batch_size=512)
@@ -26,5 +26,5 @@ def get_config(model: str = "gfnet-xs"):
   config.optimizer.update(
     learning_rate=imagenet.learning_rate(5e-6, 512), final_learning_rate=5e-6, weight_decay=1e-8
   )
-  config.checkpoints.keep_every_epochs = 0
+  config.checkpoints.keep_every_epochs = 0.0
   return config

@@ -43,8 +43,8 @@ def get_config(dataset: str = "folder"):
   config = default.get_config()
   config.name = f"transfer-{dataset}"
   config.precision = "bf16"
-  config.num_epochs = 1000 if dataset == "cars196" else 300
-  config.eval_every_epochs = 10
+  config.num_epochs = 1000.0 if dataset == "cars196" else 300.0
+  config.eval_every_epochs = 10.0
   config.model.update(name="gfnet-xs", num_classes=num_classes)
   config.model.drop_path_rate = 0.0  # the official script fine-tunes in inference mode
   config.data.update(
@@ -66,6 +66,6 @@ def _digits():
   config.name = "transfer-digits"
   config.init_checkpoint = "runs/digits"
   config.num_epochs /= 4
-  config.eval_every_epochs = 5
-  config.optimizer.update(learning_rate=1e-3, warmup_epochs=1)
+  config.eval_every_epochs = 5.0
+  config.optimizer.update(learning_rate=1e-3, warmup_epochs=1.0)
   return config

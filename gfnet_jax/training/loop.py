@@ -46,6 +46,7 @@ from gfnet_jax.training.watchdog import Watchdog
 from gfnet_jax.training.writer import MetricWriter
 
 NONFINITE = ("stop", "skip", "rollback")
+MAX_ROLLBACKS = 10  # without a new checkpoint between them, before the run stops after all
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float | int] | None:
@@ -148,6 +149,7 @@ class _Run:
 
   def run(self) -> dict[str, float | int] | None:
     """Trains to the end; returns the last evaluation, or None if preempted."""
+    self.rollbacks = 0
     self.watchdog = Watchdog(self.workdir / "heartbeats", self.config.stall_timeout)
     while True:
       self.writer = MetricWriter(self.workdir, self.first_step)
@@ -257,7 +259,8 @@ class _Run:
     """The state is still the one before the step that was not finite."""
     step = int(self.state.step) + 1
     what = f"loss or gradient of step {step} (batch {self._batch_of(step)}) is not finite"
-    if self.config.on_nonfinite == "rollback":
+    if self.config.on_nonfinite == "rollback" and self.rollbacks < MAX_ROLLBACKS:
+      self.rollbacks += 1
       say(f"warning: {what}; going on from the last checkpoint without this batch")
       self.skipped.append(self._batch_of(step))
       raise _NonFinite
@@ -302,6 +305,7 @@ class _Run:
     )
 
   def _save(self, step: int) -> None:
+    self.rollbacks = 0
     self.checkpoints.save(step, state_to_trees(self.state), self._metadata(step))
     self.watchdog.advance()
 

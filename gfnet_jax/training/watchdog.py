@@ -63,7 +63,9 @@ class Watchdog:
       for process in running:
         if now - last[process].beat_time > self._timeout:
           self._end(f"process {process} gave no sign of life for {self._timeout:.0f} s")
-      if running and all(now - last[p].progress_time > self._timeout for p in running):
+      # Compiling the first step may take longer than any other.
+      begun = running and all(last[process].progress for process in running)
+      if begun and all(now - last[p].progress_time > self._timeout for p in running):
         behind = min(running, key=lambda process: last[process].progress)
         self._end(f"process {behind} made no progress for {self._timeout:.0f} s")
 

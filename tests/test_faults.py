@@ -1,0 +1,261 @@
+"""Runs that are killed, damaged, starved of disk or fed with what is not finite."""
+
+import contextlib
+import functools
+import os
+import random
+import resource
+import select
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, read_lines, script_command, script_environment
+
+from configs.digits import get_config
+from gfnet_jax.data.pipeline import Reading, Share, train_batches
+from gfnet_jax.data.sources import open_source
+from gfnet_jax.data.transforms import TrainTransform
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.functional import split
+from gfnet_jax.training import loop
+from gfnet_jax.training.checkpoint import list_steps, load_model, verify
+from gfnet_jax.training.checksums import DamagedError
+
+pytestmark = pytest.mark.usefixtures("data_dir")
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+  with jax.numpy_dtype_promotion("standard"):  # optax multiplies integers and floats
+    yield
+
+
+def small_config(**changes):
+  config = get_config()
+  config.num_epochs = 6.0
+  config.eval_every_epochs = 1.0
+  config.log_every_steps = 1
+  config.optimizer.warmup_epochs = 1.0
+  config.data.batch_size = 320
+  config.model.update(embed_dim=16, depth=2)
+  config.update(changes)
+  return config
+
+
+def as_flags(config) -> list[str]:
+  return [
+    *(f"--config.{name}={config[name]}" for name in ("num_epochs", "eval_every_epochs")),
+    f"--config.log_every_steps={config.log_every_steps}",
+    f"--config.optimizer.warmup_epochs={config.optimizer.warmup_epochs}",
+    f"--config.data.batch_size={config.data.batch_size}",
+    f"--config.model.embed_dim={config.model.embed_dim}",
+    f"--config.model.depth={config.model.depth}",
+  ]
+
+
+def arrays(workdir: Path) -> dict[str, np.ndarray]:
+  _, params = split(load_model(workdir).model)
+  return {name: np.asarray(value) for name, value in params.items()}
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+  for name, value in arrays(expected).items():
+    np.testing.assert_array_equal(arrays(found)[name], value, err_msg=name)
+  assert (found / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
+
+
+def undisturbed(tmp_path: Path, script, config) -> Path:
+  result = script("train.py", "--workdir", tmp_path / "undisturbed", *as_flags(config))
+  assert result.returncode == 0, result.stderr
+  return tmp_path / "undisturbed"
+
+
+def kill_at_random(workdir: Path, arguments: list[str], seconds: float) -> bool:
+  """Kills a run after so many seconds, unless it is over by then (False)."""
+  with subprocess.Popen(
+    script_command("train.py", "--workdir", workdir, *arguments),
+    cwd=ROOT,
+    env=script_environment(),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+  ) as process:
+    for line in process.stdout:  # the moments before the first step are all alike
+      if line.startswith(b"Steps:"):
+        break
+    # Closed by the end of the process, so that nobody waits for longer than needed.
+    watched = os.pidfd_open(process.pid)
+    over, _, _ = select.select([watched], [], [], seconds)
+    os.close(watched)
+    process.send_signal(signal.SIGKILL)
+  return not over
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_nothing(tmp_path, script, kills):
+  """During steps, evaluation, checkpoints and between: fitted to how long a run takes."""
+  config = small_config(num_epochs=6.0 if kills < 10 else 40.0)
+  expected = undisturbed(tmp_path, script, config)
+  rng, workdir, done = random.Random(0), tmp_path / "run", 0
+  for _ in range(10 * kills):
+    if not kill_at_random(workdir, as_flags(config), rng.uniform(0, 6)):
+      break
+    done += 1
+    if done == kills:
+      break
+  result = script("train.py", "--workdir", workdir, *as_flags(config))
+  assert result.returncode == 0, result.stderr
+  assert_same_run(workdir, expected)
+  print(f"{done} kills survived")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+  """The work directory of a small run."""
+  workdir = tmp_path_factory.mktemp("trained") / "run"
+  with jax.numpy_dtype_promotion("standard"):
+    loop.train(small_config(), workdir)
+  return workdir
+
+
+def test_every_flipped_bit_and_truncation_is_detected(trained, tmp_path):
+  """200 flips and 50 truncations, spread over files and bytes alike."""
+  directory = tmp_path / "checkpoints"
+  shutil.copytree(trained / "checkpoints", directory)
+  step = list_steps(directory)[-1]
+  files = sorted(p for p in (directory / f"{step:08d}").rglob("*") if p.is_file())
+  files = [path for path in files if path.stat().st_size]
+  rng = random.Random(0)
+  for i in range(250):
+    path = (
+      files[i % len(files)] if i % 2 else rng.choices(files, [f.stat().st_size for f in files])[0]
+    )
+    content = path.read_bytes()
+    if i < 200:
+      damaged = bytearray(content)
+      damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+      path.write_bytes(damaged)
+    else:
+      path.write_bytes(content[: rng.randrange(len(content))])
+    with pytest.raises(DamagedError):
+      verify(directory, step)
+    path.write_bytes(content)
+  verify(directory, step)
+
+
+def test_a_full_disk_is_survived(tmp_path, capsys):
+  """Files may not grow beyond 20 kB during the first checkpoints: as if the disk were full."""
+  workdir = tmp_path / "run"
+  save = loop.Checkpoints.save
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def save_on_a_full_disk(self, step, trees, metadata):
+    full = step < 10
+    if full:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    save(self, step, trees, metadata)
+    self.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+  with pytest.MonkeyPatch.context() as patch, _ignored(signal.SIGXFSZ):
+    patch.setattr(loop.Checkpoints, "save", save_on_a_full_disk)
+    results = loop.train(small_config(), workdir)
+  printed = capsys.readouterr().out
+  assert "the checkpoint of step 4 could not be written" in printed
+  assert "training goes on and tries again" in printed
+  assert results["images"] == 360
+  assert list_steps(workdir / "checkpoints")[-1] == 27
+  assert not list((workdir / "checkpoints").glob(".pending-*"))
+
+
+@contextlib.contextmanager
+def _ignored(signal_number):
+  before = signal.signal(signal_number, signal.SIG_IGN)
+  yield
+  signal.signal(signal_number, before)
+
+
+@pytest.fixture
+def poison(monkeypatch):
+  """poison(config, index) makes the loss of the batch of this index NaN."""
+
+  def poison(config, index: int) -> None:
+    batches = train_batches(
+      open_source(config.data, "train"),
+      TrainTransform(image_size=8, **config.augment),
+      seed=config.seed,
+      share=Share(config.data.batch_size),
+      first_step=index,
+      num_steps=index + 1,
+      reading=Reading(),
+    )
+    labels = next(batches)["label"]
+    make_objective = loop.make_objective
+
+    @functools.wraps(make_objective)
+    def make_poisoned(*args):
+      objective = make_objective(*args)
+
+      def poisoned(params, teacher_params, batch, key):
+        loss, gradients, logits = objective(params, teacher_params, batch, key)
+        return jnp.where((batch["label"] == labels).all(), jnp.nan, loss), gradients, logits
+
+      return poisoned
+
+    monkeypatch.setattr(loop, "make_objective", make_poisoned)
+
+  return poison
+
+
+def steps_and_losses(workdir: Path) -> dict[int, float]:
+  lines = read_lines(workdir / "metrics.jsonl")
+  return {line["step"]: line["train_loss"] for line in lines if "train_loss" in line}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_default(poison, tmp_path, trained):
+  config = small_config(on_nonfinite="stop")
+  poison(config, 11)
+  with pytest.raises(UserError, match=r"step 12 \(batch 11\) is not finite; the state before it"):
+    loop.train(config, tmp_path / "run")
+  assert list_steps(tmp_path / "run" / "nonfinite") == [11]
+  clean = steps_and_losses(trained)
+  assert steps_and_losses(tmp_path / "run") == {step: clean[step] for step in range(1, 12)}
+
+
+def test_it_can_be_skipped(poison, tmp_path):
+  config = small_config(on_nonfinite="skip")
+  poison(config, 11)
+  loop.train(config, tmp_path / "run")
+  lines = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "epoch" in line]
+  assert [line["skipped_steps"] for line in lines] == [0] * 11 + [1] * 16
+
+
+@pytest.mark.parametrize("log_every_steps", [1, 7])
+def test_it_can_be_rolled_back(poison, tmp_path, capsys, trained, log_every_steps):
+  """Back to step 9, then on without batch 11, which every later step notices."""
+  config = small_config(on_nonfinite="rollback", log_every_steps=log_every_steps)
+  poison(config, 11)
+  loop.train(config, tmp_path / "run")
+  assert (
+    "step 12 (batch 11) is not finite; going on from the last checkpoint" in capsys.readouterr().out
+  )
+  found, clean = steps_and_losses(tmp_path / "run"), steps_and_losses(trained)
+  assert list(found) == [*range(log_every_steps, 27, log_every_steps), 27]
+  assert all(np.isfinite(list(found.values())))
+  if log_every_steps == 1:
+    assert {step: found[step] for step in range(1, 12)} == {
+      step: clean[step] for step in range(1, 12)
+    }
+    assert found[12] != clean[12]
+
+
+def test_a_run_that_is_never_finite_does_not_roll_back_for_ever(tmp_path):
+  config = small_config(on_nonfinite="rollback")
+  config.optimizer.update(learning_rate=1e38, clip_norm=0.0, warmup_epochs=0.0)
+  with pytest.raises(UserError, match="is not finite"):
+    loop.train(config, tmp_path / "run")
