@@ -9,6 +9,7 @@ from flax import nnx
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.layers import Block, Dtype, LayerNorm, PatchEmbed, normal_init
+from gfnet_jax.models.stage import apply_blocks
 
 ImageSize = int | tuple[int, int]
 
@@ -25,6 +26,11 @@ class GFNet(nnx.Module):
     in_dim: channels of the images.
     mlp_ratio: hidden channels of an MLP per channel.
     drop_path_rate: stochastic depth of the last block; grows linearly from 0.
+    backend: of the filters' transforms: "auto" or a name of `fourier_backends.BACKENDS`.
+    remat: computes every block again in the backward pass instead of keeping its
+      intermediate values: less memory, more time.
+    scan: compiles one block per stage and loops over its parameters: less time to
+      compile, more memory.
     dtype: type of the matrix products; parameters and results stay float32.
     rngs: source of the initial weights.
 
@@ -43,15 +49,26 @@ class GFNet(nnx.Module):
     in_dim: int = 3,
     mlp_ratio: float = 4.0,
     drop_path_rate: float = 0.0,
+    backend: str = "auto",
+    remat: bool = False,
+    scan: bool = False,
     dtype: Dtype = jnp.float32,
     rngs: nnx.Rngs,
   ):
-    self.image_size = as_height_width(image_size)
+    self.image_size, self.remat, self.scan = as_height_width(image_size), remat, scan
     grid = divide(self.image_size, patch_size)
     self.patch_embed = PatchEmbed(grid, patch_size, in_dim, embed_dim, dtype=dtype, rngs=rngs)
     self.pos_embed = nnx.Param(normal_init(rngs.params(), (*grid, embed_dim), jnp.float32))
     self.blocks = nnx.List(
-      Block(embed_dim, grid, mlp_ratio=mlp_ratio, drop_path_rate=rate, dtype=dtype, rngs=rngs)
+      Block(
+        embed_dim,
+        grid,
+        mlp_ratio=mlp_ratio,
+        drop_path_rate=rate,
+        backend=backend,
+        dtype=dtype,
+        rngs=rngs,
+      )
       for rate in drop_path_rates(drop_path_rate, depth)
     )
     self.norm = LayerNorm(embed_dim, rngs=rngs)
@@ -65,8 +82,8 @@ class GFNet(nnx.Module):
       key: PRNG key of stochastic depth in training; None is inference.
     """
     x = self.patch_embed(images).astype(jnp.float32) + self.pos_embed[None]
-    for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
-      x = block(x, key=block_key)
+    keys = split_key(key, len(self.blocks))
+    x = apply_blocks(self.blocks, x, keys, remat=self.remat, scan=self.scan)
     return self.norm(x).mean(axis=(1, 2))
 
   def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
@@ -87,6 +104,11 @@ class GFNetPyramid(nnx.Module):
     mlp_ratio: hidden channels of an MLP per channel.
     drop_path_rate: stochastic depth of the last block; grows linearly from 0.
     layer_scale_init: initial value of the factors on the residual branches.
+    backend: of the filters' transforms: "auto" or a name of `fourier_backends.BACKENDS`.
+    remat: computes every block again in the backward pass instead of keeping its
+      intermediate values: less memory, more time.
+    scan: compiles one block per stage and loops over its parameters: less time to
+      compile, more memory.
     dtype: type of the matrix products; parameters and results stay float32.
     rngs: source of the initial weights.
 
@@ -106,6 +128,9 @@ class GFNetPyramid(nnx.Module):
     mlp_ratio: float = 4.0,
     drop_path_rate: float = 0.0,
     layer_scale_init: float = 1e-3,
+    backend: str = "auto",
+    remat: bool = False,
+    scan: bool = False,
     dtype: Dtype = jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -113,7 +138,7 @@ class GFNetPyramid(nnx.Module):
       raise UserError(
         f"embed_dims {tuple(embed_dims)} and depths {tuple(depths)} must have one entry per stage"
       )
-    self.image_size = as_height_width(image_size)
+    self.image_size, self.remat, self.scan = as_height_width(image_size), remat, scan
     patches = [patch_size] + [2] * (len(depths) - 1)
     grids = [divide(self.image_size, int(np.prod(patches[: i + 1]))) for i in range(len(depths))]
     in_dims = [in_dim, *embed_dims[:-1]]
@@ -132,6 +157,7 @@ class GFNetPyramid(nnx.Module):
           mlp_ratio=mlp_ratio,
           drop_path_rate=next(rates),
           layer_scale_init=layer_scale_init,
+          backend=backend,
           dtype=dtype,
           rngs=rngs,
         )
@@ -151,14 +177,14 @@ class GFNetPyramid(nnx.Module):
       images: normalised by the mean and standard deviation of ImageNet.
       key: PRNG key of stochastic depth in training; None is inference.
     """
-    keys = iter(split_key(key, sum(len(stage) for stage in self.blocks)))
-    x = images
+    keys = split_key(key, sum(len(stage) for stage in self.blocks))
+    x, done = images, 0
     for i, (patch_embed, stage) in enumerate(zip(self.patch_embed, self.blocks, strict=True)):
       x = patch_embed(x).astype(jnp.float32)
       if i == 0:
         x += self.pos_embed[None]
-      for block in stage:
-        x = block(x, key=next(keys))
+      stage_keys, done = keys[done : done + len(stage)], done + len(stage)
+      x = apply_blocks(stage, x, stage_keys, remat=self.remat, scan=self.scan)
     return self.norm(x).mean(axis=(1, 2))
 
   def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:

@@ -68,6 +68,7 @@ class GlobalFilter(nnx.Module):
     return global_filter(tokens.astype(jnp.float32), self.complex_weight[...], self.backend)
 
 
+@jax.checkpoint  # else the erf of the widest array of the network is kept for the gradient
 def gelu(x: jax.Array) -> jax.Array:
   """The exact GELU of any shape and float type.
 
@@ -84,11 +85,18 @@ class Mlp(nnx.Module):
     self.fc1 = linear(dim, hidden_dim)
     self.fc2 = linear(hidden_dim, dim)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps (..., dim) to the same shape."""
+  def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+    """Maps (..., dim) to the same shape, multiplied by a scale (dim,) if there is one.
+
+    The scale goes into the second layer: its gradient then comes from that of the
+    kernel, without another pass over the tokens.
+    """
     # One axis of tokens: XLA contracts several slowly in the gradient of the kernel.
-    tokens = x.reshape(-1, x.shape[-1])
-    return self.fc2(gelu(self.fc1(tokens))).reshape(x.shape)
+    hidden = gelu(self.fc1(x.reshape(-1, x.shape[-1])))
+    kernel, bias = self.fc2.kernel[...], self.fc2.bias[...]
+    if scale is not None:
+      kernel, bias = kernel * scale[None], bias * scale
+    return (hidden @ kernel.astype(hidden.dtype) + bias.astype(hidden.dtype)[None]).reshape(x.shape)
 
 
 class Block(nnx.Module):
@@ -140,9 +148,8 @@ class Block(nnx.Module):
       key: PRNG key of stochastic depth; None is inference.
       drop_path_rate: replaces the block's own, which is static, in a scan over blocks.
     """
-    branch = self.mlp(self.norm2(self.filter(self.norm1(x)))).astype(x.dtype)
-    if self.has_layer_scale:
-      branch *= self.gamma[None, None, None]
+    gamma = self.gamma[...] if self.has_layer_scale else None
+    branch = self.mlp(self.norm2(self.filter(self.norm1(x))), gamma).astype(x.dtype)
     if key is not None:
       rate = self.drop_path_rate if drop_path_rate is None else drop_path_rate
       branch = drop_path(branch, rate, key)

@@ -1,0 +1,189 @@
+"""The filter's backends against a float64 DFT, their gradients, their choice."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from gfnet_jax.errors import UserError
+from gfnet_jax.models import fourier_backends
+from gfnet_jax.models.fourier import global_filter
+from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
+from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.variants import create_model
+
+# Of the seven variants at 224 and 384, and odd and non-square ones.
+GRIDS = [(side, side) for side in (7, 12, 14, 24, 28, 48, 56, 96)]
+GRIDS += [(1, 1), (1, 4), (3, 1), (5, 8), (8, 5), (9, 13), (14, 20)]
+CASES = [
+  (grid, backend)
+  for grid in GRIDS
+  for backend in BACKENDS
+  if backend != "dense" or grid[0] * grid[1] <= 600  # its matrix is as large as the grid, squared
+]
+
+
+def exact_filter(tokens, weight):
+  spectrum = np.fft.rfft2(tokens, axes=(1, 2), norm="ortho") * (weight[0] + 1j * weight[1])
+  return np.fft.irfft2(spectrum, s=tokens.shape[1:3], axes=(1, 2), norm="ortho")
+
+
+def exact_gradients(tokens, weight, gradient):
+  """Of the tokens and the weight, from the definition of the half spectrum."""
+  width = tokens.shape[2]
+  product = np.conj(np.fft.rfft2(tokens, axes=(1, 2), norm="ortho"))
+  product *= np.fft.rfft2(gradient, axes=(1, 2), norm="ortho")
+  mirrored = [1 if 2 * column in (0, width) else 2 for column in range(width // 2 + 1)]
+  product = product.sum(0) * np.array(mirrored)[None, :, None]
+  conjugate = np.stack([weight[0], -weight[1]])
+  return exact_filter(gradient, conjugate), np.stack([product.real, product.imag])
+
+
+def random_arrays(height, width, batch=2, channels=3):
+  """Tokens, weight and a gradient, float32."""
+  rng = np.random.default_rng(height * 1000 + width)
+  tokens, gradient = rng.standard_normal((2, batch, height, width, channels), np.float32)
+  return tokens, rng.standard_normal((2, height, width // 2 + 1, channels), np.float32), gradient
+
+
+def relative(actual, expected):
+  return np.linalg.norm(np.float64(actual) - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(("grid", "backend"), CASES)
+def test_backends_agree_with_a_float64_transform(grid, backend):
+  arrays = random_arrays(*grid)
+
+  @jax.jit
+  def forward_and_backward(tokens, weight, gradient):
+    filtered, pull_back = jax.vjp(lambda x, w: global_filter(x, w, backend), tokens, weight)
+    return filtered, *pull_back(gradient)
+
+  tokens, weight, gradient = map(np.float64, arrays)
+  expected = exact_filter(tokens, weight), *exact_gradients(tokens, weight, gradient)
+  for actual, exact in zip(forward_and_backward(*arrays), expected, strict=True):
+    assert actual.dtype == jnp.float32
+    assert relative(actual, exact) < 1e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("grid", [(4, 6), (3, 5)])
+def test_gradients_agree_with_finite_differences(grid, backend):
+  tokens, weight, _ = random_arrays(*grid)
+  # It is linear in each, so a wide step is exact.
+  check_grads(
+    lambda x, w: global_filter(x, w, backend), (tokens, weight), 1, ["rev"], rtol=1e-2, eps=0.1
+  )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_imaginary_parts_without_effect_have_no_gradient(backend):
+  """At the frequencies that are their own mirror image, exactly; the rest antisymmetric."""
+  tokens, weight, _ = random_arrays(4, 6)
+  gradient = jax.grad(lambda w: (global_filter(tokens, w, backend) ** 3).sum())(weight)
+  imaginary = np.asarray(gradient[1])
+  scale = np.abs(gradient).max()
+  np.testing.assert_allclose(imaginary[np.ix_([0, 2], [0, 3])], 0, atol=1e-6 * scale)
+  np.testing.assert_allclose(imaginary[1, [0, 3]], -imaginary[3, [0, 3]], atol=1e-6 * scale)
+  changed = weight.copy()
+  changed[1][np.ix_([0, 2], [0, 3])] += 5
+  np.testing.assert_allclose(
+    global_filter(tokens, changed, backend), global_filter(tokens, weight, backend), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_transform_and_one_inverse_in_the_backward_pass(backend, monkeypatch):
+  calls = []
+
+  def counted(name, function):
+    return lambda *arguments: (calls.append(name), function(*arguments))[1]
+
+  transform, invert = BACKENDS[backend]
+  counting = fourier_backends.Backend(counted("transform", transform), counted("invert", invert))
+  monkeypatch.setitem(BACKENDS, backend, counting)
+  tokens, weight, gradient = random_arrays(4, 6)
+  _, pull_back = jax.vjp(lambda x, w: global_filter(x, w, backend), tokens, weight)
+  assert calls == ["transform", "invert"]
+  pull_back(gradient)
+  assert calls == ["transform", "invert"] * 2
+
+
+def test_auto_takes_the_fastest_of_the_most_similar_shape(monkeypatch):
+  times = {
+    (7, 7, 512): {"fft": 3.0, "dense": 1.0},
+    (56, 56, 64): {"fft": 1.0, "separable": 2.0},
+    (56, 56, 512): {"fft": 2.0, "separable": 1.0},
+  }
+  monkeypatch.setattr(fourier_backends, "MILLISECONDS", {"cpu": times})
+  assert choose_backend("auto", (7, 7, 64)) == "dense"
+  assert choose_backend("auto", (60, 50, 96)) == "fft"
+  assert choose_backend("auto", (60, 50, 400)) == "separable"
+  assert choose_backend("separable", (7, 7, 64)) == "separable"
+  monkeypatch.setattr(fourier_backends, "MILLISECONDS", {"tpu": times})
+  assert choose_backend("auto", (7, 7, 64)) == "fft", "the reference where nothing was measured"
+
+
+def test_unknown_backends_are_named():
+  model = create_model("gfnet-ti", image_size=32, depth=1, backend="dft")
+  with pytest.raises(UserError, match="unknown backend 'dft', expected auto or one of fft"):
+    model(jnp.ones((1, 32, 32, 3)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shards_filter_their_own_images(backend):
+  """The same results under a mesh of eight devices, with no collective but the gradient's sum."""
+  tokens, weight, gradient = random_arrays(4, 6, batch=16)
+
+  def forward_and_backward(tokens, weight, gradient):
+    filtered, pull_back = jax.vjp(lambda x, w: global_filter(x, w, backend), tokens, weight)
+    return filtered, *pull_back(gradient)
+
+  expected = forward_and_backward(tokens, weight, gradient)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  split = jax.NamedSharding(mesh, jax.P("data"))
+  whole = jax.NamedSharding(mesh, jax.P())
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(
+      forward_and_backward,
+      in_shardings=(split, whole, split),
+      out_shardings=(split, split, whole),
+    )
+    actual = compiled(tokens, weight, gradient)
+    hlo = compiled.lower(tokens, weight, gradient).compile().as_text()
+  for one, other in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+  assert hlo.count("all-reduce(") == 1
+  assert not any(name in hlo for name in ("all-gather", "all-to-all", "collective-permute"))
+
+
+@pytest.mark.parametrize(
+  "options", [dict(remat=True), dict(scan=True), dict(remat=True, scan=True)]
+)
+@pytest.mark.parametrize("name", ["gfnet-ti", "gfnet-h-ti"])
+def test_recomputing_and_scanning_blocks_change_nothing_but_rounding(name, options):
+  sizes = {
+    "gfnet-ti": dict(embed_dim=16, depth=3),
+    "gfnet-h-ti": dict(embed_dims=(8, 8, 16, 16), depths=(2, 1, 3, 1), layer_scale_init=1.0),
+  }[name]
+  images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+
+  def loss_and_gradient(**options):
+    model = create_model(name, image_size=32, num_classes=5, drop_path_rate=0.5, **sizes, **options)
+    structure, params = split(model)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+      return (merge(structure, params)(images, key=jax.random.key(1)) ** 2).sum()
+
+    return *loss(params), model(images)
+
+  expected, actual = loss_and_gradient(), loss_and_gradient(**options)
+  assert list(actual[1]) == list(expected[1]), "names of the parameters"
+  jax.tree.map(
+    lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
+    actual,
+    expected,
+  )

@@ -1,0 +1,102 @@
+"""What the benchmarks of computations share: timing in turns, the machine, tables."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from gfnet_jax.files import make_directory, write_atomically
+
+
+def time_in_turns(
+  functions: dict[str, Callable[[], object]], rounds: int, turn: float = 0.0
+) -> dict[str, list[float]]:
+  """Times every function once per round, so that a busy machine slows all alike.
+
+  Args:
+    functions: by name; what they return is waited for if jax computes it.
+    rounds: turns of every function; every second round is in reverse order.
+    turn: seconds for which a function repeats in its turn, at least once.
+
+  Returns:
+    Seconds per call by name, a value per round.
+  """
+  repetitions = {}
+  for name, function in functions.items():
+    _seconds(function, 1)  # compiles
+    repetitions[name] = max(1, int(turn / _seconds(function, 1)))
+  times = {name: [] for name in functions}
+  for i in range(rounds):
+    for name in list(functions)[:: 1 if i % 2 == 0 else -1]:
+      times[name].append(_seconds(functions[name], repetitions[name]))
+  return times
+
+
+def _seconds(function: Callable[[], object], repetitions: int) -> float:
+  start = time.perf_counter()
+  for _ in range(repetitions):
+    jax.block_until_ready(function())
+  return (time.perf_counter() - start) / repetitions
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+  """The least, the median and the quartiles in milliseconds; of few values all three."""
+  quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+  low, median, high = (1e3 * value for value in quartiles)
+  return {"min_ms": 1e3 * min(seconds), "low_ms": low, "median_ms": median, "high_ms": high}
+
+
+def machine() -> dict[str, object]:
+  """Where and with what this runs; the load shows whether others were running too."""
+  packages = ("jax", "jaxlib", "flax", "numpy", "torch")
+  return {
+    "device": jax.devices()[0].device_kind,
+    "devices": jax.device_count(),
+    "processor": _processor(),
+    "cores": os.cpu_count(),
+    "load": os.getloadavg()[0],
+    "python": platform.python_version(),
+    "versions": {name: _version(name) for name in packages},
+    "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
+  }
+
+
+def _processor() -> str:
+  try:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+  except (OSError, StopIteration):
+    return platform.processor()
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def report(title: str, rows: list[dict[str, object]], options: argparse.Namespace) -> None:
+  """Prints the rows as a table under the machine; writes both if options.output is set."""
+  result = {"benchmark": title, "machine": machine(), "rows": rows}
+  print(json.dumps(result["machine"]))
+  cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  for row in cells:
+    print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+  if options.output:
+    make_directory(options.output.parent)
+    write_atomically(options.output, json.dumps(result, indent=2) + "\n")
+
+
+def _cell(value: object) -> str:
+  if isinstance(value, float):
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+  return "-" if value is None else str(value)

@@ -1,0 +1,120 @@
+"""The filter's Fourier backends on every grid of the seven variants, at 224 and 384.
+
+The time of the filter forward, and forward with its gradient. With --write, the latter
+become the measurements from which backend="auto" chooses on this platform:
+
+  python tools/benchmark.py backends --write
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from benchmarks import _measure
+
+from gfnet_jax.models import fourier_timings
+from gfnet_jax.models.fourier import global_filter
+from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
+from gfnet_jax.models.variants import VARIANTS
+
+DENSE_LIMIT = 600  # tokens above which one product over all of them is hopeless
+TIMINGS = Path(fourier_timings.__file__)
+HEADER = '''"""Milliseconds of the filter's backends, forward with gradient; batch 8, float32.
+
+By platform and (height, width, channels). "auto" chooses from them. Written by
+python tools/benchmark.py backends --write
+"""
+
+'''
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--batch-size", type=int, default=8)
+  parser.add_argument("--rounds", type=int, default=15, help="turns of every backend")
+  parser.add_argument("--largest", type=int, default=96, help="side of the largest grid")
+  parser.add_argument("--write", action="store_true", help="renew the measurements of auto")
+
+
+def run(options: argparse.Namespace) -> None:
+  rows, milliseconds = [], {}
+  for shape in sorted(variant_shapes()):
+    if shape[0] > options.largest:
+      continue
+    forward, gradient = measure(shape, options)
+    # The least: other programs only ever add time.
+    best = {name: min(seconds) * 1e3 for name, seconds in gradient.items()}
+    milliseconds[shape] = {name: round(value, 3) for name, value in best.items()}
+    chosen = choose_backend("auto", shape)
+    for name in forward:
+      rows.append(
+        {
+          "grid": f"{shape[0]}x{shape[1]}x{shape[2]}",
+          "backend": name,
+          "forward_ms": min(forward[name]) * 1e3,
+          "with_gradient_ms": best[name],
+          "median_ms": _measure.summary(gradient[name])["median_ms"],
+          "to_the_best": best[name] / min(best.values()),
+          "auto": "*" if name == chosen else "",
+        }
+      )
+  _measure.report("backends", rows, options)
+  if options.write:
+    timings = fourier_timings.MILLISECONDS | {jax.default_backend(): milliseconds}
+    TIMINGS.write_text(HEADER + "".join(table_lines(timings)))
+
+
+def table_lines(timings: dict[str, dict[tuple, dict[str, float]]]) -> Iterator[str]:
+  """The table as Python source, formatted as ruff would."""
+  yield "MILLISECONDS = {\n"
+  for platform, table in timings.items():
+    yield f"  {json.dumps(platform)}: {{\n"
+    for shape, times in table.items():
+      yield f"    {shape}: {json.dumps(times)},\n"
+    yield "  },\n"
+  yield "}\n"
+
+
+def variant_shapes() -> set[tuple[int, int, int]]:
+  """(height, width, channels) of every filter of the seven variants at 224 and 384."""
+  shapes = set()
+  for _, settings in VARIANTS.values():
+    for image_size in (224, 384):
+      if "embed_dim" in settings:
+        shapes.add((image_size // 16, image_size // 16, settings["embed_dim"]))
+      for stage, channels in enumerate(settings.get("embed_dims", ())):
+        side = image_size // 4 // 2**stage
+        shapes.add((side, side, channels))
+  return shapes
+
+
+def measure(
+  shape: tuple[int, int, int], options: argparse.Namespace
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+  """Seconds by backend: forward, and forward with gradient."""
+  height, width, channels = shape
+  keys = jax.random.split(jax.random.key(0))
+  tokens = jax.random.normal(keys[0], (options.batch_size, *shape))
+  weight = jax.random.normal(keys[1], (2, height, width // 2 + 1, channels))
+  forward, gradient = {}, {}
+  for name in BACKENDS:
+    if name == "dense" and height * width > DENSE_LIMIT:
+      continue
+
+    @jax.jit
+    def filtered(tokens, weight, name=name):
+      return global_filter(tokens, weight, name)
+
+    @jax.jit
+    def with_gradient(tokens, weight, name=name):
+      result, pull_back = jax.vjp(lambda x, w: global_filter(x, w, name), tokens, weight)
+      return result, pull_back(jnp.ones_like(result))
+
+    forward[name] = lambda filtered=filtered: filtered(tokens, weight)
+    gradient[name] = lambda with_gradient=with_gradient: with_gradient(tokens, weight)
+  return (
+    _measure.time_in_turns(forward, options.rounds, turn=0.02),
+    _measure.time_in_turns(gradient, options.rounds, turn=0.02),
+  )
