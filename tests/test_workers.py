@@ -148,3 +148,23 @@ def test_ctrl_c_ends_everything(reading):
   assert process.wait(timeout=5) == 130
   wait_until(lambda: not any(map(is_running, workers)), 5)
   assert "Traceback" not in process.messages.read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_iterator_that_is_left_open_does_not_hold_up_the_end(folder, tmp_path, workers):
+  # At module level: it is closed when the interpreter is taken apart.
+  code = f"""if __name__ == "__main__":
+    from gfnet_jax.data.folder import FolderSource
+    from gfnet_jax.data.pipeline import Reading, Share, train_batches
+    from gfnet_jax.data.transforms import TrainTransform
+    from absl import flags
+    flags.FLAGS.mark_as_parsed()
+    batches = train_batches(
+      FolderSource({str(folder)!r}, "train"), TrainTransform(image_size=40), seed=0,
+      share=Share(8), first_step=0, num_steps=10**6, reading=Reading(1, 2, {workers}),
+    )
+    next(batches)"""
+  script = tmp_path / "open.py"
+  script.write_text(code)
+  environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": "."}
+  subprocess.run([sys.executable, script], cwd=ROOT, env=environment, timeout=60, check=True)

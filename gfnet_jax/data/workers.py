@@ -127,10 +127,11 @@ class _Crew:
   def stop(self) -> None:
     """Tells the processes to stop, and kills those that do not."""
     self._find()
-    for process in self._processes:
-      if process.is_alive():
-        os.kill(process.pid, signal.SIGUSR1)
-    self._timer.start()
+    alive = [process for process in self._processes if process.is_alive()]
+    for process in alive:
+      os.kill(process.pid, signal.SIGUSR1)
+    if alive:  # at the end of the interpreter there are none, and no thread can be started
+      self._timer.start()
 
   def dismiss(self) -> None:
     self._timer.cancel()
