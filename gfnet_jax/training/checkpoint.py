@@ -76,8 +76,7 @@ class Checkpoints:
     self.directory, self._keep_last, self._best_metric = directory, keep_last, best_metric
     if jax.process_index() == 0:
       make_directory(directory)
-      for stale in directory.glob(".pending-*"):
-        shutil.rmtree(stale)
+      self._remove_unfinished()
     barrier("checkpoints")
     self._writer = _make_writer()
     self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -124,10 +123,10 @@ class Checkpoints:
       if jax.process_index() == 0:
         _commit(pending, _path(self.directory, step), metadata)
         self._remove_old()
+        self._remove_unfinished()
       self._failure = None
     except Exception as error:  # as above
       self._report(step, error)
-      shutil.rmtree(pending, ignore_errors=True)
 
   def _report(self, step: int, error: Exception) -> None:
     reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
@@ -135,6 +134,11 @@ class Checkpoints:
     self._failure += f" ({reason[:200]})"
     print(f"warning: {self._failure}; training goes on and tries again", flush=True)
     self._writer = _make_writer()  # the old one would raise the error once more
+
+  def _remove_unfinished(self) -> None:
+    """What earlier runs or failures left; never called while something is being written."""
+    for unfinished in self.directory.glob(".pending-*"):
+      shutil.rmtree(unfinished, ignore_errors=True)
 
   def _remove_old(self) -> None:
     steps = list_steps(self.directory)

@@ -1,6 +1,7 @@
 """What a run shows on the screen."""
 
 import contextlib
+import math
 import resource
 import sys
 import time
@@ -66,7 +67,7 @@ class ProgressBar:
   def show(self, values: dict[str, float]) -> None:
     """Shows the latest means behind the bar."""
     self._bar.set_postfix_str(
-      f"loss {values['train_loss']:.4f}, lr {values['learning_rate']:.2e}, "
+      f"loss {values.get('train_loss', math.nan):.4f}, lr {values['learning_rate']:.2e}, "
       f"{values['images_per_second']:,.0f} img/s"
     )
 

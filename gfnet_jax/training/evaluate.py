@@ -1,5 +1,6 @@
 """Top-1, top-5 and loss over a whole data set, every image counted once."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,9 +52,10 @@ def evaluate(
   batches = eval_batches(source, transform, share=share, reading=reading)
   start = time.monotonic()
   results = []
-  for batch in _progress(to_devices(batches, mesh), source, batch_size):
-    results.append(eval_step(params, batch))
-    on_batch()
+  with contextlib.closing(batches):
+    for batch in _progress(to_devices(batches, mesh), source, batch_size):
+      results.append(eval_step(params, batch))
+      on_batch()
   summary = summarize(jax.device_get(results))
   return {**summary, "images_per_second": len(source) / (time.monotonic() - start)}
 

@@ -1,5 +1,6 @@
 """A training run: from a config and a work directory to a trained model."""
 
+import contextlib
 from pathlib import Path
 
 import jax
@@ -183,7 +184,8 @@ class _Run:
     )
     wanted = (batch for i, batch in enumerate(batches, first_batch) if i not in self.skipped)
     watch, profile = Stopwatch(), Profile(config.profile, self.workdir)
-    with ProgressBar(self.first_step, self.num_steps) as bar:
+    bar = ProgressBar(self.first_step, self.num_steps)
+    with contextlib.closing(batches), bar:
       arriving = watch.waits(to_devices(wanted, self.mesh))
       for step, batch in enumerate(arriving, self.first_step + 1):
         with profile.of(step):
@@ -245,7 +247,7 @@ class _Run:
     values = {
       "epoch": step / self.steps_per_epoch,
       "learning_rate": self.schedule(step - 1),
-      **{f"train_{name}": float(value) for name, value in metrics.compute().items()},
+      **_means(metrics),
       "parameter_norm": float(norm),
       "skipped_steps": int(bad_steps),
       "bad_samples": int(bad_samples),
@@ -318,3 +320,10 @@ class _Run:
       "skipped_batches": self.skipped,
       "keep": self._ends_period(step, self.config.checkpoints.keep_every_epochs),
     }
+
+
+def _means(metrics: TrainMetrics) -> dict[str, float]:
+  """The means by name; none if every step since the last line was skipped."""
+  if metrics.loss.count == 0:
+    return {}
+  return {f"train_{name}": float(value) for name, value in metrics.compute().items()}
