@@ -22,7 +22,7 @@ def get_config(model: str = "gfnet-xs"):
   config.eval_every_epochs = 5.0
   config.model.name = model
   config.data.update(name="imagenet2012", batch_size=1024)
-  config.data.reading.workers = 16
+  config.data.reading.update(workers=16, threads=1, prefetch=2)  # each holds whole batches
   config.optimizer.learning_rate = learning_rate(5e-4, config.data.batch_size)
   config.checkpoints.keep_every_epochs = 20.0
   return config

@@ -55,6 +55,7 @@ def get_config(dataset: str = "folder"):
     batch_size=512,
     eval_batch_size=512,
   )
+  config.data.reading.update(workers=8, threads=1, prefetch=2)  # each holds whole batches
   config.mixing.group_size = 64
   config.optimizer.update(learning_rate=learning_rate(1e-4, 512), weight_decay=1e-4)
   return config

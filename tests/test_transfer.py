@@ -1,0 +1,136 @@
+"""Fine-tuning from a checkpoint: another resolution, other classes, fewer epochs."""
+
+import numpy as np
+import pytest
+from conftest import read_lines
+from PIL import Image
+
+import gfnet_jax
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.functional import split
+from gfnet_jax.training.checkpoint import load_model, save_model
+from gfnet_jax.training.initial import initial_params, load_teacher
+from gfnet_jax.training.sharding import make_mesh
+
+CONFIG = dict(name="gfnet-ti", image_size=64, num_classes=5, embed_dim=16, depth=2)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("pretrained") / "run"
+  save_model(directory, gfnet_jax.create_model(**CONFIG), CONFIG)
+  return directory
+
+
+def start_from(checkpoint, **changes):
+  def make_model():
+    return gfnet_jax.create_model(**(CONFIG | changes))
+
+  return initial_params(make_model, str(checkpoint), make_mesh())
+
+
+def test_parameters_are_those_of_the_checkpoint(pretrained):
+  _, saved = split(load_model(pretrained).model)
+  for name, value in start_from(pretrained).items():
+    np.testing.assert_array_equal(value, saved[name], err_msg=name)
+
+
+def test_another_number_of_classes_gets_a_fresh_head(pretrained):
+  _, saved = split(load_model(pretrained).model)
+  params = start_from(pretrained, num_classes=7)
+  assert params["head.kernel"].shape == (16, 7)
+  assert np.std(params["head.kernel"]) > 0
+  np.testing.assert_array_equal(params["blocks.1.mlp.fc1.kernel"], saved["blocks.1.mlp.fc1.kernel"])
+
+
+def test_another_size_resizes_filters_and_position_embedding(pretrained):
+  params = start_from(pretrained, image_size=(96, 128))
+  assert params["blocks.0.filter.complex_weight"].shape == (2, 6, 5, 16)
+  assert params["pos_embed"].shape == (6, 8, 16)
+
+
+def test_another_network_is_refused(pretrained):
+  with pytest.raises(UserError, match=r"init_checkpoint .*: the weights do not fit the model"):
+    start_from(pretrained, depth=3)
+  with pytest.raises(UserError, match="no checkpoint in nowhere"):
+    start_from("nowhere")
+
+
+def test_a_teacher_must_know_the_same_classes(pretrained):
+  structure, params = load_teacher(str(pretrained), 5, (64, 64), make_mesh())
+  assert structure is not None
+  assert "head.kernel" in params
+  with pytest.raises(UserError, match=r"has 5 classes .* expected the student's 6"):
+    load_teacher(str(pretrained), 6, (64, 64), make_mesh())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Two classes that differ in colour, as train and val."""
+  rng = np.random.default_rng(0)
+  directory = tmp_path_factory.mktemp("folder")
+  for split_name, count in (("train", 24), ("val", 6)):
+    for label, name in enumerate(("blue", "red")):
+      (directory / split_name / name).mkdir(parents=True)
+      for i in range(count):
+        pixels = rng.integers(0, 256, (40, 50, 3), np.uint8)
+        pixels[..., 2 - 2 * label] //= 4
+        Image.fromarray(pixels).save(directory / split_name / name / f"{i}.png")
+  return directory
+
+
+def test_fine_tuning_on_a_folder_of_images(pretrained, folder, script, tmp_path):
+  """At another size, with counted classes, distilling from the checkpoint of the run itself."""
+  common = (
+    "--config.optimizer.warmup_epochs=1",
+    "--config.data.batch_size=16",
+    "--config.data.eval_batch_size=16",
+    "--config.data.reading.workers=0",
+    "--config.mixing.group_size=8",
+    "--config.model.name=gfnet-ti",
+    "--config.model.image_size=96",
+    f"--config.data.name={folder}",
+    "--config.num_epochs=2",
+    "--config.eval_every_epochs=1",
+    "--config.log_every_steps=1",
+    "--config.precision=default",
+  )
+  converted = tmp_path / "gfnet-ti"
+  save_model(
+    converted,
+    gfnet_jax.create_model("gfnet-ti", image_size=64, num_classes=5),
+    dict(name="gfnet-ti", image_size=64, num_classes=5),
+  )
+  config = ("--config", "configs/transfer.py:folder")
+  first = script(
+    *("train.py", *config, "--workdir", tmp_path / "first", *common),
+    f"--config.init_checkpoint={converted}",
+  )
+  assert first.returncode == 0, first.stderr
+  saved = load_model(tmp_path / "first")
+  assert saved.class_names == ["blue", "red"]
+  assert saved.config["image_size"] == 96
+  second = script(
+    *("train.py", *config, "--workdir", tmp_path / "second", *common),
+    f"--config.distillation.teacher={tmp_path / 'first'}",
+    "--config.distillation.kind=hard",
+  )
+  assert second.returncode == 0, second.stderr
+  last = read_lines(tmp_path / "second" / "metrics.jsonl")[-1]
+  assert last["eval_images"] == 12
+
+
+@pytest.mark.slow
+def test_pretrained_digits_need_a_quarter_of_the_epochs(script, tmp_path):
+  scratch = script("train.py", "--workdir", tmp_path / "digits")
+  assert scratch.returncode == 0, scratch.stderr
+  transfer = script(
+    *("train.py", "--config", "configs/transfer.py:digits", "--workdir", tmp_path / "transfer"),
+    f"--config.init_checkpoint={tmp_path / 'digits'}",
+  )
+  assert transfer.returncode == 0, transfer.stderr
+  before, after = (
+    read_lines(tmp_path / name / "metrics.jsonl")[-1] for name in ("digits", "transfer")
+  )
+  assert after["step"] * 4 <= before["step"] + 4
+  assert after["eval_top1"] >= before["eval_top1"]
