@@ -12,11 +12,11 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import split
 from gfnet_jax.training.optimizer import (
   clip_by_global_norm,
+  cosine_schedule,
   decays,
   make_optimizer,
   make_schedule,
   official_schedule,
-  cosine_schedule,
 )
 
 # (tensors, elements) with and without decay, counted on the official implementation.
