@@ -46,11 +46,19 @@ def _seconds(function: Callable[[], object], repetitions: int) -> float:
   return (time.perf_counter() - start) / repetitions
 
 
-def summary(seconds: list[float]) -> dict[str, float]:
-  """The least, the median and the quartiles in milliseconds; of few values all three."""
-  quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
-  low, median, high = (1e3 * value for value in quartiles)
-  return {"min_ms": 1e3 * min(seconds), "low_ms": low, "median_ms": median, "high_ms": high}
+def quartiles_ms(seconds: list[float]) -> tuple[float, float, float]:
+  """The lower quartile, the median and the upper quartile in milliseconds."""
+  return _quartiles([1e3 * value for value in seconds])
+
+
+def ratios(numerators: list[float], denominators: list[float]) -> tuple[float, float, float]:
+  """The quartiles of the ratios within the rounds."""
+  return _quartiles([a / b for a, b in zip(numerators, denominators, strict=True)])
+
+
+def _quartiles(values: list[float]) -> tuple[float, float, float]:
+  """Of a single value, that value."""
+  return tuple(statistics.quantiles(values * 2 if len(values) == 1 else values, n=4))
 
 
 def machine() -> dict[str, object]:
