@@ -40,14 +40,18 @@ def main(arguments: list[str]) -> None:
   options = parser.parse_args(arguments)
 
   # Importing jax and the rest takes a second that --help and typing errors need not wait for.
+  from gfnet_jax.compilation_cache import enable_compilation_cache
   from gfnet_jax.convert import load_torch_model
   from gfnet_jax.files import make_directory, write_atomically
   from gfnet_jax.training.checkpoint import load_model
   from gfnet_jax.training.console import format_results
   from gfnet_jax.training.evaluate import eval_data, evaluate_model
 
-  if options.output:
-    make_directory(options.output.parent)  # before the work, not after
+  enable_compilation_cache()
+  if options.output:  # before the work, not after
+    make_directory(options.output.parent)
+    if options.output.is_dir():
+      parser.error(f"--output {options.output} is a directory, expected a file")
   if options.torch_checkpoint:
     saved = load_torch_model(options.torch_checkpoint, options.precision, ema=options.ema)
   else:

@@ -39,10 +39,12 @@ def main(arguments: list[str]) -> None:
   config = read_config(options.config, overrides)
 
   # Importing jax and the rest takes a second that --help and typing errors need not wait for.
+  from gfnet_jax.compilation_cache import enable_compilation_cache
   from gfnet_jax.training import distributed
   from gfnet_jax.training.console import say
   from gfnet_jax.training.loop import train
 
+  enable_compilation_cache()
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
   workdir = options.workdir or Path("runs") / config.name
   if train(config, workdir):

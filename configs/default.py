@@ -3,7 +3,7 @@
 Not to be trained with as it is: it names no model and no data set.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
@@ -22,10 +22,12 @@ def get_config() -> ConfigDict:
 
   # Arguments of gfnet_jax.create_model.
   config.model = ConfigDict(dict(name="", image_size=224, num_classes=1000))
+  config.model.drop_path_rate = config_dict.placeholder(float)  # None: the variant's own
 
   config.optimizer = ConfigDict(
     dict(
       learning_rate=1e-3,  # the peak
+      reference_batch_size=0,  # for which it holds, scaled linearly to the batch; 0: as it is
       schedule="official",  # per epoch, as published; or "cosine": per step, shifted by the warm-up
       warmup_epochs=5.0,
       warmup_learning_rate=1e-6,  # at the first step
@@ -78,6 +80,7 @@ def get_config() -> ConfigDict:
       new_box=False,
     )
   )
+  config.mixing.cutmix_minmax = config_dict.placeholder(tuple)
   config.distillation = ConfigDict(
     dict(
       teacher="",  # a checkpoint of this project with the same classes; empty: none

@@ -23,11 +23,6 @@ def get_config(model: str = "gfnet-xs"):
   config.model.name = model
   config.data.update(name="imagenet2012", batch_size=1024)
   config.data.reading.update(workers=16, threads=1, prefetch=2)  # each holds whole batches
-  config.optimizer.learning_rate = learning_rate(5e-4, config.data.batch_size)
-  config.checkpoints.keep_every_epochs = 20.0
+  config.optimizer.update(learning_rate=5e-4, reference_batch_size=512)
+  config.checkpoints.update(keep_every_epochs=20.0, every_steps=1000)
   return config
-
-
-def learning_rate(base: float, batch_size: int) -> float:
-  """The official scaling: the base holds for a batch of 512."""
-  return base * batch_size / 512

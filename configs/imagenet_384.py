@@ -23,8 +23,6 @@ def get_config(model: str = "gfnet-xs"):
   config.model.drop_path_rate = 0.0  # the official script fine-tunes in inference mode
   config.data.update(batch_size=512, eval_batch_size=512)
   config.mixing.group_size = 64
-  config.optimizer.update(
-    learning_rate=imagenet.learning_rate(5e-6, 512), final_learning_rate=5e-6, weight_decay=1e-8
-  )
+  config.optimizer.update(learning_rate=5e-6, final_learning_rate=5e-6, weight_decay=1e-8)
   config.checkpoints.keep_every_epochs = 0.0
   return config

@@ -1,8 +1,9 @@
 """Fine-tuning on other data sets at 224 pixels: configs/transfer.py:DATASET.
 
-  cifar10 | cifar100 | flowers102 | cars196 | inat2018 | inat2019   TFDS data sets
-  folder                                                 your own images, DIR/train and DIR/val
-  digits                                                 the embedded digits, to try it out
+  cifar10 | cifar100 | flowers102 | cars196 | inat2018   TFDS data sets
+  inat2019              a folder, as TFDS has none: DIR/train/<class> and DIR/val/<class>
+  folder                the same of your own images, whose classes are counted
+  digits                the embedded digits, to try it out
 
 Paper: arXiv:2107.00645, table 3. Top-1, published, not measured here:
 
@@ -20,16 +21,15 @@ settings stand for all. The head is replaced where the number of classes differs
 """
 
 from configs import default, digits
-from configs.imagenet import learning_rate
 
-# TFDS name, classes (0: counted in the folder), training split, evaluation split.
+# TFDS name (empty: a folder), classes (0: counted), training split, evaluation split.
 DATASETS = {
   "cifar10": ("cifar10", 10, "train", "test"),
   "cifar100": ("cifar100", 100, "train", "test"),
   "flowers102": ("oxford_flowers102", 102, "train", "test"),
   "cars196": ("cars196", 196, "train", "test"),
   "inat2018": ("i_naturalist2018", 8142, "train", "validation"),
-  "inat2019": ("i_naturalist2019", 1010, "train", "validation"),
+  "inat2019": ("", 1010, "train", "val"),
   "folder": ("", 0, "train", "val"),
 }
 
@@ -48,7 +48,7 @@ def get_config(dataset: str = "folder"):
   config.model.update(name="gfnet-xs", num_classes=num_classes)
   config.model.drop_path_rate = 0.0  # the official script fine-tunes in inference mode
   config.data.update(
-    source="folder" if dataset == "folder" else "tfds",
+    source="tfds" if name else "folder",
     name=name,
     train_split=train_split,
     eval_split=eval_split,
@@ -57,7 +57,7 @@ def get_config(dataset: str = "folder"):
   )
   config.data.reading.update(workers=8, threads=1, prefetch=2)  # each holds whole batches
   config.mixing.group_size = 64
-  config.optimizer.update(learning_rate=learning_rate(1e-4, 512), weight_decay=1e-4)
+  config.optimizer.update(learning_rate=1e-4, reference_batch_size=512, weight_decay=1e-4)
   return config
 
 

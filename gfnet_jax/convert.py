@@ -62,9 +62,10 @@ def load_torch_model(path: Path, precision: str | None = None, *, ema: bool = Fa
   Raises:
     UserError: as `read_state_dict` and `model_from_torch`.
   """
-  dtype = compute_dtype(precision or "default")
+  precision = precision or "default"
+  dtype = compute_dtype(precision)
   model, config = model_from_torch(read_state_dict(path, ema=ema), dtype=dtype)
-  return SavedModel(model, config, class_names=None, step=0, run_config=None)
+  return SavedModel(model, config, class_names=None, step=0, run_config=None, precision=precision)
 
 
 def export_weights(directory: Path, path: Path, *, which: str = "last", ema: bool = False) -> dict:

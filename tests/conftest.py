@@ -2,9 +2,11 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 _data_dir = tempfile.TemporaryDirectory(prefix="tfds-")  # read by TFDS when it is imported
 os.environ["TFDS_DATA_DIR"] = _data_dir.name
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(_data_dir.name) / "jax")
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -12,7 +14,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import pytest

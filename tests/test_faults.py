@@ -26,6 +26,7 @@ from gfnet_jax.models.functional import split
 from gfnet_jax.training import loop
 from gfnet_jax.training.checkpoint import list_steps, load_model, verify
 from gfnet_jax.training.checksums import DamagedError
+from gfnet_jax.training.writer import MetricWriter
 
 pytestmark = pytest.mark.usefixtures("data_dir")
 
@@ -222,7 +223,7 @@ def steps_and_losses(workdir: Path) -> dict[int, float]:
 def test_a_loss_that_is_not_finite_stops_the_run_by_default(poison, tmp_path, trained):
   config = small_config(on_nonfinite="stop")
   poison(config, 11)
-  with pytest.raises(UserError, match=r"step 12 \(batch 11\) is not finite; the state before it"):
+  with pytest.raises(UserError, match=r"the loss of step 12 \(batch 11\) is not finite; the state"):
     loop.train(config, tmp_path / "run")
   assert list_steps(tmp_path / "run" / "nonfinite") == [11]
   clean = steps_and_losses(trained)
@@ -254,6 +255,51 @@ def test_it_can_be_rolled_back(poison, tmp_path, capsys, trained, log_every_step
       step: clean[step] for step in range(1, 12)
     }
     assert found[12] != clean[12]
+
+
+def test_what_is_not_finite_is_not_saved(poison, tmp_path):
+  """Met by an evaluation before the next line of metrics; and mended by another policy."""
+  config = small_config(on_nonfinite="stop", log_every_steps=100)
+  poison(config, 11)
+  with pytest.raises(UserError, match="the loss of step 12"):
+    loop.train(config, tmp_path / "run")
+  assert list_steps(tmp_path / "run" / "checkpoints")[-1] == 9
+  config.on_nonfinite = "skip"
+  assert loop.train(config, tmp_path / "run")["images"] == 360
+  config.on_nonfinite = "stop"  # a run with skipped steps in its past is not frozen
+  config.num_epochs = 6.0
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000027")
+  assert loop.train(config, tmp_path / "run")["images"] == 360
+
+
+def test_a_damaged_checkpoint_does_not_outlive_those_after_it(trained, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(trained, workdir)
+  directory = workdir / "checkpoints"
+  victim = next((directory / "00000027").rglob("d/*"))
+  victim.write_bytes(victim.read_bytes()[:-1])
+  loop.train(small_config(), workdir)
+  assert list_steps(directory)[-1] == 27
+  verify(directory, 27)
+  assert len(list(directory.glob("damaged-00000027-*"))) == 1
+
+
+def test_metrics_on_a_full_disk_are_a_warning(tmp_path, capsys):
+  writer = MetricWriter(tmp_path, 0)
+  writer._files["metrics"].close()
+  writer._files["metrics"] = open("/dev/full", "w")  # noqa: PTH123, SIM115
+  writer.write("metrics", 3, {"loss": 1.0})
+  writer.close()
+  assert "metrics of step 3 could not be written (No space left" in capsys.readouterr().out
+
+
+def test_a_profile_survives_a_restart_in_its_middle(tmp_path):
+  """The run ends within the steps to be recorded, and is started once more."""
+  config = small_config(num_epochs=2.0)
+  config.profile.update(first_step=2, last_step=20)
+  for _ in range(2):
+    loop.train(config, tmp_path / "run")
+  assert list((tmp_path / "run" / "profile").rglob("perfetto_trace.json.gz"))
 
 
 def test_a_run_that_is_never_finite_does_not_roll_back_for_ever(tmp_path):

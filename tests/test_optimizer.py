@@ -105,6 +105,7 @@ def test_the_official_schedule_changes_with_the_epoch():
       num_epochs=4,
       optimizer=dict(
         schedule="official",
+        reference_batch_size=0,
         warmup_epochs=2,
         learning_rate=1.0,
         warmup_learning_rate=0.2,
@@ -115,6 +116,9 @@ def test_the_official_schedule_changes_with_the_epoch():
   schedule = make_schedule(config, steps_per_epoch=2.5)
   rates = [0.2] * 5 + [0.6] * 3 + [0.5] * 2  # epochs begin at steps 0, 2.5, 5 and 7.5
   assert [schedule(step) for step in range(10)] == pytest.approx(rates)
+  config.data = ml_collections.ConfigDict(dict(batch_size=128))
+  config.optimizer.update(reference_batch_size=512)
+  assert make_schedule(config, steps_per_epoch=2.5)(9) == pytest.approx(0.125)
   config.optimizer.schedule = "linear"
   with pytest.raises(UserError, match="expected one of official, cosine"):
     make_schedule(config, steps_per_epoch=2.5)

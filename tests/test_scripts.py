@@ -139,6 +139,8 @@ def test_eval_prints_the_number_that_the_run_ended_with(finished, tmp_path, scri
     (["train.py", "--config.model.num_classes=7"], "has 10 classes, the model has 7"),
     (["train.py", "--workdir", "README.md/run"], "cannot write to README.md/run"),
     (["train.py", "--work-dir", "x"], "work-dir"),
+    (["train.py", "--config.log_every_steps=0"], "log_every_steps is 0, expected at least 1"),
+    (["train.py", "--config.on_nonfinite=ignore"], "expected one of stop, skip, rollback"),
     (["eval.py", "--checkpoint", "configs"], "no checkpoint in configs"),
     (["eval.py"], "required: --checkpoint (see eval.py --help)"),
   ],

@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> None:
 
   # Importing jax takes a second that --help and typing errors need not wait for.
   from gfnet_jax.training.checkpoint import load_model
+  from gfnet_jax.training.precision import matmul_precision
 
   saved = load_model(
     options.checkpoint, options.which, precision=options.precision, ema=options.ema
@@ -54,10 +55,11 @@ def main(arguments: list[str]) -> None:
   if options.class_names:
     names = read_class_names(options.class_names, num_classes)
   show = print_json if options.json else print_table
-  for path, predictions in predict(
-    saved.model, paths, names, top=min(options.top, num_classes), batch_size=options.batch_size
-  ):
-    show(path, predictions)
+  with matmul_precision(saved.precision):
+    for path, predictions in predict(
+      saved.model, paths, names, top=min(options.top, num_classes), batch_size=options.batch_size
+    ):
+      show(path, predictions)
 
 
 def find_images(paths: list[Path]) -> list[Path]:

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class SavedModel:
     class_names: of the classes in order of their index, or None.
     step: of the training run; 0 for imported weights.
     run_config: the whole config of the training run, or None for imported weights.
+    precision: for `matmul_precision`; the model's own dtype follows it already.
   """
 
   model: nnx.Module
@@ -54,6 +56,7 @@ class SavedModel:
   class_names: list[str] | None
   step: int
   run_config: dict | None
+  precision: str = "default"
 
 
 class Checkpoints:
@@ -86,6 +89,8 @@ class Checkpoints:
   def save(self, step: int, trees: Mapping[str, PyTree], metadata: Mapping[str, Any]) -> None:
     """Saves trees of arrays by name; returns once they are copied, writes in the background."""
     self.wait()
+    if jax.process_index() == 0:
+      self._remove_unfinished()  # what a failure left would fill the disk
     pending = self.directory / f".pending-{step:08d}"
     metadata = {"step": step, **metadata}
     try:
@@ -123,7 +128,6 @@ class Checkpoints:
       if jax.process_index() == 0:
         _commit(pending, _path(self.directory, step), metadata)
         self._remove_old()
-        self._remove_unfinished()
       self._failure = None
     except Exception as error:  # as above
       self._report(step, error)
@@ -149,7 +153,7 @@ class Checkpoints:
       # Out of sight first: a removal cut off half-way must not leave a damaged checkpoint.
       doomed = self.directory / f".pending-{step:08d}"
       _path(self.directory, step).rename(doomed)
-      shutil.rmtree(doomed)
+      shutil.rmtree(doomed, ignore_errors=True)  # else the next save tries again
 
 
 def list_steps(directory: Path) -> list[int]:
@@ -180,6 +184,11 @@ def read_metadata(directory: Path, step: int) -> dict:
 def verify(directory: Path, step: int) -> None:
   """Raises DamagedError if a file of a checkpoint is missing, altered or unexpected."""
   verify_checksums(_path(directory, step))
+
+
+def set_aside(directory: Path, step: int) -> None:
+  """Renames a damaged checkpoint, so that it counts neither as the newest nor as the best."""
+  _path(directory, step).rename(directory / f"damaged-{step:08d}-{time.time_ns()}")
 
 
 def restore(directory: Path, step: int, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
@@ -246,7 +255,7 @@ def save_model(
     UserError: if the directory cannot be written or holds a checkpoint.
   """
   directory = Path(directory)
-  if (directory / "checkpoints").exists() or list_steps(directory):
+  if list_steps(directory / "checkpoints") or list_steps(directory):
     raise UserError(f"{directory} holds checkpoints already; choose another directory")
   checkpoints = Checkpoints(directory / "checkpoints")
   _, params = split(model)
@@ -272,8 +281,8 @@ def load_model(
   try:
     verify(directory, step)
     metadata = read_metadata(directory, step)
-    trained = metadata.get("config", {}).get("precision", "default")
-    dtype = compute_dtype(precision or trained)
+    precision = precision or metadata.get("config", {}).get("precision", "default")
+    dtype = compute_dtype(precision)
     structure, shapes = split(
       nnx.eval_shape(lambda: create_model(**metadata["model"], dtype=dtype))
     )
@@ -289,6 +298,7 @@ def load_model(
     class_names=metadata["class_names"],
     step=step,
     run_config=metadata.get("config"),
+    precision=precision,
   )
 
 

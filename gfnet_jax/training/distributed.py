@@ -1,9 +1,9 @@
 """Starting jax on several processes, and agreeing on when to stop."""
 
-import os
 import signal
 
 import jax
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from gfnet_jax.errors import UserError
@@ -39,10 +39,14 @@ def initialize(
 
 
 def _is_cluster() -> bool:
-  """Whether the environment is that of several processes started together."""
-  counts = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-  tpu_workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-  return any(int(count) > 1 for count in counts) or len(tpu_workers) > 1
+  """Whether jax recognises an environment of several processes started together.
+
+  jax.distributed.initialize would ask the same, but fails where there is none.
+  """
+  for environment in ClusterEnv._cluster_types:
+    if not environment.opt_in_only_method and environment.is_env_present():
+      return environment.get_process_count() > 1
+  return False
 
 
 def barrier(name: str) -> None:

@@ -17,7 +17,8 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import Params, split
 from gfnet_jax.training.checkpoint import SavedModel
 from gfnet_jax.training.metrics import summarize
-from gfnet_jax.training.sharding import make_mesh, replicated, to_devices
+from gfnet_jax.training.precision import matmul_precision
+from gfnet_jax.training.sharding import make_mesh, replicate, to_devices
 from gfnet_jax.training.step import make_eval_step
 
 
@@ -101,12 +102,14 @@ def evaluate_model(saved: SavedModel, data: ml_collections.ConfigDict) -> dict[s
   """
   source = open_source(data, data.eval_split)
   check_classes(source, saved.config["num_classes"])
+  if data.eval_batch_size < 1:
+    raise UserError(f"the batch size is {data.eval_batch_size}, expected at least 1")
   structure, params = split(saved.model)
   mesh = make_mesh()
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), matmul_precision(saved.precision):
     return evaluate(
       make_eval_step(structure, mesh),
-      jax.device_put(params, replicated(mesh)),
+      replicate(params, mesh),
       source,
       EvalTransform(saved.model.image_size),
       batch_size=data.eval_batch_size,

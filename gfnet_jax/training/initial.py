@@ -10,7 +10,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import Params, merge, split
 from gfnet_jax.torch_weights import load_torch_state_dict, to_torch_state_dict
 from gfnet_jax.training.checkpoint import load_model
-from gfnet_jax.training.sharding import replicated
+from gfnet_jax.training.sharding import replicate, replicated
 
 
 def initial_params(
@@ -39,7 +39,7 @@ def initial_params(
     load_torch_state_dict(model, to_torch_state_dict(saved.model), keep_head=keep_head)
   except UserError as error:
     raise UserError(f"init_checkpoint {init_checkpoint}: {error}") from error
-  return jax.device_put(split(model)[1], replicated(mesh))
+  return replicate(split(model)[1], mesh)
 
 
 def load_teacher(
@@ -60,4 +60,4 @@ def load_teacher(
       f"the student's {expected} at {image_size}"
     )
   structure, params = split(model)
-  return structure, jax.device_put(params, replicated(mesh))
+  return structure, replicate(params, mesh)

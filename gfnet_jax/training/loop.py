@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 from flax import nnx
@@ -24,6 +25,7 @@ from gfnet_jax.files import make_directory, write_atomically
 from gfnet_jax.models.functional import split
 from gfnet_jax.models.gfnet import as_height_width
 from gfnet_jax.models.variants import create_model
+from gfnet_jax.training.check import check_config, warn_of_groups_across_devices
 from gfnet_jax.training.checkpoint import Checkpoints, model_metadata
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run, say
 from gfnet_jax.training.distributed import Preemption
@@ -32,7 +34,7 @@ from gfnet_jax.training.initial import initial_params, load_teacher
 from gfnet_jax.training.metrics import TrainMetrics
 from gfnet_jax.training.objective import make_objective
 from gfnet_jax.training.optimizer import make_optimizer, make_schedule
-from gfnet_jax.training.precision import compute_dtype
+from gfnet_jax.training.precision import compute_dtype, matmul_precision
 from gfnet_jax.training.profile import Profile
 from gfnet_jax.training.resume import restore_run, state_to_trees
 from gfnet_jax.training.sharding import (
@@ -46,7 +48,7 @@ from gfnet_jax.training.step import init_state, make_eval_step, make_train_step
 from gfnet_jax.training.watchdog import Watchdog
 from gfnet_jax.training.writer import MetricWriter
 
-NONFINITE = ("stop", "skip", "rollback")
+MAX_LINES_WITHOUT_MEANS = 10  # all their steps skipped, before the run stops after all
 MAX_ROLLBACKS = 10  # without a new checkpoint between them, before the run stops after all
 
 
@@ -65,8 +67,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float |
   Raises:
     UserError: for anything in the config, the data or the directory that cannot work.
   """
+  check_config(config)
   mesh = make_mesh()
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), matmul_precision(config.precision):
     return _Run(config, workdir, mesh).run()
 
 
@@ -80,16 +83,12 @@ class _Run:
   def __init__(self, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh):
     self.config, self.workdir, self.mesh = config, workdir, mesh
     check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
-    if config.on_nonfinite not in NONFINITE:
-      raise UserError(
-        f"on_nonfinite is {config.on_nonfinite!r}, expected one of {', '.join(NONFINITE)}"
-      )
+    warn_of_groups_across_devices(config, mesh)
     self.preemption = Preemption()
     self.reading = Reading(**config.data.reading)
     self._open_data()
     self._build()
-    if jax.process_index() == 0:
-      make_directory(workdir)
+    make_directory(workdir)
     self.checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.checkpoints.keep_last)
     self._start()
     if jax.process_index() == 0:
@@ -117,7 +116,7 @@ class _Run:
     config, dtype = self.config, compute_dtype(self.config.precision)
 
     def make_model() -> nnx.Module:
-      return create_model(**config.model, dtype=dtype, rngs=nnx.Rngs(config.seed))
+      return create_model(**self._model_config(), dtype=dtype, rngs=nnx.Rngs(config.seed))
 
     self.make_model = make_model
     structure, params = split(nnx.eval_shape(make_model))
@@ -133,6 +132,11 @@ class _Run:
     )
     self.eval_step = make_eval_step(structure, self.mesh)
     self.parameter_norm = jax.jit(optax.tree.norm, out_shardings=replicated(self.mesh))
+    self.gather = jax.jit(lambda params: params, out_shardings=replicated(self.mesh))
+
+  def _model_config(self) -> dict:
+    """The arguments of `create_model`, without those left to the variant."""
+    return {name: value for name, value in self.config.model.items() if value is not None}
 
   def _start(self) -> None:
     """The state of the newest checkpoint, or a fresh one."""
@@ -140,17 +144,18 @@ class _Run:
     if restored:
       self.state, metadata = restored
       self.results, self.skipped = metadata["metrics"], metadata["skipped_batches"]
+      self.evaluated = metadata["step"] if metadata["evaluated"] else 0
     else:
       params = initial_params(self.make_model, self.config.init_checkpoint, self.mesh)
       init = jax.jit(
         lambda p: init_state(p, self.optimizer, self.config), out_shardings=self.shardings
       )
-      self.state, self.results, self.skipped = init(params), {}, []
+      self.state, self.results, self.skipped, self.evaluated = init(params), {}, [], 0
     self.first_step = int(self.state.step)
 
   def run(self) -> dict[str, float | int] | None:
     """Trains to the end; returns the last evaluation, or None if preempted."""
-    self.rollbacks = 0
+    self.rollbacks, self.furthest_save, self.lines_without_means = 0, self.first_step, 0
     self.watchdog = Watchdog(self.workdir / "heartbeats", self.config.stall_timeout)
     while True:
       self.writer = MetricWriter(self.workdir, self.first_step)
@@ -185,28 +190,30 @@ class _Run:
     wanted = (batch for i, batch in enumerate(batches, first_batch) if i not in self.skipped)
     watch, profile = Stopwatch(), Profile(config.profile, self.workdir)
     bar = ProgressBar(self.first_step, self.num_steps)
-    with contextlib.closing(batches), bar:
+    with contextlib.closing(batches), contextlib.closing(profile), bar:
+      if self.evaluated < self.first_step and self._evaluates_after(self.first_step):
+        self._evaluate_and_save(self.first_step, bar)  # left out when the run was stopped there
       arriving = watch.waits(to_devices(wanted, self.mesh))
       for step, batch in enumerate(arriving, self.first_step + 1):
-        with profile.of(step):
-          self.state = self.train_step(
-            self.state, self.teacher_params, batch, self.schedule(step - 1)
-          )
+        profile.before(step)
+        self.state = self.train_step(
+          self.state, self.teacher_params, batch, self.schedule(step - 1)
+        )
+        profile.after(step, self.state)
         watch.count(config.data.batch_size)
         self.watchdog.advance()
-        last = step == self.num_steps
         preempted = self.preemption.reached(step)
-        if step % config.log_every_steps == 0 or last:
+        if step % config.log_every_steps == 0 or step == self.num_steps:
           bar.show(self._log(step, watch))
-        if last or self._ends_period(step, config.eval_every_epochs):
+        if preempted:  # there may not be the time for an evaluation
+          self._save(step)
+          return False
+        if self._evaluates_after(step):
           with watch.paused():
-            bar.print_evaluation(step / self.steps_per_epoch, self._evaluate(step))
-            self._save(step)
-        elif preempted or self._is_multiple(step, config.checkpoints.every_steps):
+            self._evaluate_and_save(step, bar)
+        elif config.checkpoints.every_steps and step % config.checkpoints.every_steps == 0:
           self._save(step)
         bar.advance()
-        if preempted and not last:
-          return False
     return True
 
   def _batch_of(self, step: int) -> int:
@@ -216,8 +223,8 @@ class _Run:
       index += skipped <= index
     return index
 
-  def _is_multiple(self, step: int, steps: int) -> bool:
-    return steps > 0 and step % steps == 0
+  def _evaluates_after(self, step: int) -> bool:
+    return step == self.num_steps or self._ends_period(step, self.config.eval_every_epochs)
 
   def _ends_period(self, step: int, epochs: float) -> bool:
     """Whether a multiple of this many epochs ends at this step, rounded to steps."""
@@ -225,12 +232,8 @@ class _Run:
     return period > 0 and step == round(round(step / period) * period)
 
   def _log(self, step: int, watch: Stopwatch) -> dict[str, float]:
-    """Writes the means since the last line; waits for the device.
-
-    Raises:
-      _NonFinite: if there was a step that the config does not skip.
-      UserError: if the config says to stop at such a step.
-    """
+    """Writes the means since the last line; waits for the device."""
+    self._check_finite()
     norm = self.parameter_norm(self.state.params)
     state = self.state
     metrics, bad_steps, bad_samples, norm = jax.device_get(
@@ -240,14 +243,19 @@ class _Run:
     check_bad_fraction(
       int(bad_samples), step * data.batch_size, self.train_source, data.max_bad_fraction
     )
-    if bad_steps and self.config.on_nonfinite != "skip":
-      self._meet_nonfinite()
+    means = _means(metrics)
+    self.lines_without_means = 0 if means else self.lines_without_means + 1
+    if self.lines_without_means == MAX_LINES_WITHOUT_MEANS:
+      raise UserError(
+        f"no step of the last {self.lines_without_means} lines of metrics was finite; lower the "
+        "learning rate"
+      )
     empty = jax.device_put(TrainMetrics.empty(), replicated(self.mesh))
     self.state = self.state.replace(metrics=empty)
     values = {
       "epoch": step / self.steps_per_epoch,
       "learning_rate": self.schedule(step - 1),
-      **_means(metrics),
+      **means,
       "parameter_norm": float(norm),
       "skipped_steps": int(bad_steps),
       "bad_samples": int(bad_samples),
@@ -257,17 +265,27 @@ class _Run:
     self.writer.write("performance", step, speed)
     return values | speed
 
-  def _meet_nonfinite(self) -> None:
-    """The state is still the one before the step that was not finite."""
-    step = int(self.state.step) + 1
-    what = f"loss or gradient of step {step} (batch {self._batch_of(step)}) is not finite"
+  def _check_finite(self) -> None:
+    """Deals with a step that was not finite and is not skipped; waits for the device.
+
+    Raises:
+      _NonFinite: if the run is to go on from the last checkpoint.
+      UserError: if it is to stop.
+    """
+    why = int(self.state.frozen)
+    if not why:
+      return
+    step = int(self.state.step) + 1  # the state is still the one before
+    what = ("loss", "gradient")[why - 1]
+    what = f"the {what} of step {step} (batch {self._batch_of(step)}) is not finite"
     if self.config.on_nonfinite == "rollback" and self.rollbacks < MAX_ROLLBACKS:
       self.rollbacks += 1
       say(f"warning: {what}; going on from the last checkpoint without this batch")
       self.skipped.append(self._batch_of(step))
       raise _NonFinite
     inspection = Checkpoints(self.workdir / "nonfinite")
-    inspection.save(step - 1, state_to_trees(self.state), self._metadata(step - 1))
+    state = self.state.replace(frozen=jax.device_put(jnp.int32(0), replicated(self.mesh)))
+    inspection.save(step - 1, state_to_trees(state), self._metadata(step - 1))
     inspection.close()
     self.checkpoints.close()
     raise UserError(
@@ -281,6 +299,12 @@ class _Run:
     self.checkpoints.wait()
     self._start()
     self.skipped = sorted({*skipped, *self.skipped})
+
+  def _evaluate_and_save(self, step: int, bar: ProgressBar) -> None:
+    self._check_finite()
+    bar.print_evaluation(step / self.steps_per_epoch, self._evaluate(step))
+    self.evaluated = step
+    self._save(step)
 
   def _evaluate(self, step: int) -> dict[str, float | int]:
     """Evaluates the parameters, and their moving averages if there are any."""
@@ -297,7 +321,7 @@ class _Run:
   def _evaluate_params(self, params) -> dict[str, float | int]:
     return evaluate(
       self.eval_step,
-      jax.device_put(params, replicated(self.mesh)),
+      self.gather(params),
       self.eval_source,
       self.eval_transform,
       batch_size=self.config.data.eval_batch_size,
@@ -307,15 +331,18 @@ class _Run:
     )
 
   def _save(self, step: int) -> None:
-    self.rollbacks = 0
+    self._check_finite()
+    if step > self.furthest_save:
+      self.rollbacks, self.furthest_save = 0, step
     self.checkpoints.save(step, state_to_trees(self.state), self._metadata(step))
     self.watchdog.advance()
 
   def _metadata(self, step: int) -> dict:
     return {
-      **model_metadata(self.config.model.to_dict(), self.train_source.class_names),
+      **model_metadata(self._model_config(), self.train_source.class_names),
       "config": self.config.to_dict(),
       "metrics": self.results,
+      "evaluated": self.evaluated == step,
       "next_batch": self._batch_of(step + 1),
       "skipped_batches": self.skipped,
       "keep": self._ends_period(step, self.config.checkpoints.keep_every_epochs),

@@ -105,8 +105,11 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> 
       f"optimizer.warmup_epochs is {optimizer.warmup_epochs}, "
       f"expected 0 to num_epochs = {num_epochs}"
     )
+  peak = optimizer.learning_rate
+  if optimizer.reference_batch_size:
+    peak = peak * config.data.batch_size / optimizer.reference_batch_size
   rates = dict(
-    peak=optimizer.learning_rate,
+    peak=peak,
     initial=optimizer.warmup_learning_rate,
     final=optimizer.final_learning_rate,
   )

@@ -1,5 +1,7 @@
 """Numerical precision of the matrix products, by name."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 
@@ -9,7 +11,7 @@ PRECISIONS = ("highest", "default", "bf16")
 
 
 def compute_dtype(precision: str) -> jnp.dtype:
-  """Sets the precision of this process and returns the type for matrix products.
+  """The type of the arrays that enter matrix products.
 
   Args:
     precision: "highest" for float32 products everywhere (parity runs), "default" for
@@ -21,5 +23,11 @@ def compute_dtype(precision: str) -> jnp.dtype:
   """
   if precision not in PRECISIONS:
     raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
-  jax.config.update("jax_default_matmul_precision", "highest" if precision == "highest" else None)
   return jnp.dtype(jnp.bfloat16 if precision == "bf16" else jnp.float32)
+
+
+def matmul_precision(precision: str) -> contextlib.AbstractContextManager:
+  """Holds while programs are traced: "highest" has no product rounded below float32."""
+  if precision == "highest":
+    return jax.default_matmul_precision("highest")
+  return contextlib.nullcontext()

@@ -1,7 +1,5 @@
 """A profile of some steps, for TensorBoard or Perfetto."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -12,21 +10,28 @@ class Profile:
   """Records the steps first_step to last_step of a run into its directory `profile`.
 
   Args:
-    profile: with first_step and last_step; 0 records nothing.
+    profile: with first_step and last_step; a first_step of 0 records nothing.
     workdir: of the run.
   """
 
   def __init__(self, profile: ml_collections.ConfigDict, workdir: Path):
-    self._first, self._last = profile.first_step, profile.last_step
-    self._directory = workdir / "profile"
+    self._steps = range(profile.first_step, profile.last_step + 1) if profile.first_step else ()
+    self._directory, self._active = workdir / "profile", False
 
-  @contextlib.contextmanager
-  def of(self, step: int) -> Iterator[None]:
-    """To be held around every step."""
-    if step == self._first:
+  def before(self, step: int) -> None:
+    """Starts recording if the step is to be recorded."""
+    if step in self._steps and not self._active:
       jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True)
-    with jax.profiler.StepTraceAnnotation("train", step_num=step):
-      yield
-    if step == self._last:
-      jax.effects_barrier()
+      self._active = True
+
+  def after(self, step: int, state) -> None:
+    """Stops after the last step to be recorded, once the device has done it."""
+    if self._active and step + 1 not in self._steps:
+      jax.block_until_ready(state)
+      self.close()
+
+  def close(self) -> None:
+    """Writes what was recorded; the run may end in the middle."""
+    if self._active:
+      self._active = False
       jax.profiler.stop_trace()

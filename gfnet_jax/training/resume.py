@@ -8,13 +8,27 @@ import jax
 import ml_collections
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.training.checkpoint import Checkpoints, list_steps, read_metadata, verify
+from gfnet_jax.training.checkpoint import (
+  Checkpoints,
+  list_steps,
+  read_metadata,
+  set_aside,
+  verify,
+)
 from gfnet_jax.training.checksums import DamagedError
 from gfnet_jax.training.distributed import agree, barrier
 from gfnet_jax.training.step import TrainState
 
 # Fields that may differ between a run and its continuation: they change no result.
-OPERATIONAL = {"data.data_dir", "sharding", "stall_timeout", "on_nonfinite"}
+OPERATIONAL = {
+  "data.data_dir",
+  "data.eval_batch_size",
+  "data.max_bad_fraction",
+  "data.verify_crc",
+  "on_nonfinite",
+  "sharding",
+  "stall_timeout",
+}
 OPERATIONAL_SECTIONS = ("data.reading.", "checkpoints.", "profile.")
 
 
@@ -26,7 +40,7 @@ def restore_run(
 ) -> tuple[TrainState, dict] | None:
   """The state to go on from and its metadata; None if there is nothing to restore.
 
-  Damaged checkpoints are named and passed over for the ones before.
+  Damaged checkpoints are named, set aside, and passed over for the ones before.
 
   Args:
     checkpoints: of the run.
@@ -41,6 +55,12 @@ def restore_run(
   if step < 0:
     return None
   metadata = read_metadata(checkpoints.directory, step)
+  if "config" not in metadata:
+    workdir = checkpoints.directory.parent
+    raise UserError(
+      f"{workdir} holds converted weights, not a run; start from them in another work directory "
+      f"with --config.init_checkpoint={workdir}"
+    )
   _check_same_run(metadata["config"], config, checkpoints)
   target = jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -71,6 +91,7 @@ def _newest_whole(checkpoints: Checkpoints) -> int:
       verify(checkpoints.directory, step)
     except DamagedError as error:
       print(f"{error}; trying the one before", flush=True)
+      set_aside(checkpoints.directory, step)
     else:
       return step
   return -1

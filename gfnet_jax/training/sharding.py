@@ -14,12 +14,19 @@ from gfnet_jax.models.fourier import BATCH_AXIS
 
 def make_mesh() -> Mesh:
   """A one-dimensional mesh over all devices of all processes."""
-  return jax.make_mesh((jax.device_count(),), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+  # In the order of the processes, whose rows of a batch follow each other.
+  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  return Mesh(np.array(devices), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
   """Every device holds the whole array."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """Puts arrays of this process on every device of all processes."""
+  return jax.device_put(jax.tree.map(np.asarray, tree), replicated(mesh))
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:

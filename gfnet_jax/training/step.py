@@ -30,7 +30,9 @@ class TrainState:
     ema: moving averages of the parameters; {} if none are wanted.
     optimizer: state of the optimiser.
     metrics: means since the last line of metrics.
-    bad_steps: number of steps whose loss or gradient was not finite, int32.
+    bad_steps: number of steps that were skipped as not finite, int32.
+    frozen: 0; or why nothing changes any more: 1 for a loss that was not finite, 2 for a
+      gradient, int32.
     bad_samples: number of images that could not be read and were replaced, int32.
   """
 
@@ -40,6 +42,7 @@ class TrainState:
   optimizer: optax.OptState
   metrics: TrainMetrics
   bad_steps: jax.Array
+  frozen: jax.Array
   bad_samples: jax.Array
 
 
@@ -54,6 +57,7 @@ def init_state(
     optimizer=optimizer.init(params),
     metrics=TrainMetrics.empty(),
     bad_steps=jnp.zeros((), jnp.int32),
+    frozen=jnp.zeros((), jnp.int32),
     bad_samples=jnp.zeros((), jnp.int32),
   )
 
@@ -68,9 +72,9 @@ def make_train_step(
   """Compiles train_step(state, teacher_params, batch, learning_rate) -> state.
 
   The old state is donated. Randomness depends on the seed and the number of the step
-  alone. A step whose loss or gradient is not finite changes nothing but the count of
-  such steps; unless `on_nonfinite` is "skip", neither does any step after it, so that
-  the loop finds the state as it was before.
+  alone. A step whose loss or gradient is not finite changes no parameter. It is counted
+  if `on_nonfinite` is "skip"; else nothing changes any more, so that the loop finds the
+  state as it was before.
 
   Args:
     objective: of `make_objective`.
@@ -96,7 +100,7 @@ def make_train_step(
       accuracy=(logits.argmax(-1) == batch["label"]).astype(jnp.float32),
       gradient_norm=norm,
     )
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    why = jnp.where(jnp.isfinite(loss), jnp.where(jnp.isfinite(norm), 0, 2), 1)
     after = TrainState(
       step=state.step + 1,
       params=params,
@@ -104,14 +108,14 @@ def make_train_step(
       optimizer=optimizer_state,
       metrics=state.metrics.merge(metrics),
       bad_steps=state.bad_steps,
+      frozen=state.frozen,
       bad_samples=state.bad_samples + batch["bad"].sum(dtype=jnp.int32),
     )
-    good = finite if skip else finite & (state.bad_steps == 0)
+    good = (why == 0) & (state.frozen == 0)
     after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
-    return after.replace(
-      step=state.step + 1 if skip else after.step,
-      bad_steps=state.bad_steps + (~finite).astype(jnp.int32),
-    )
+    if skip:
+      return after.replace(step=state.step + 1, bad_steps=state.bad_steps + (why > 0))
+    return after.replace(frozen=jnp.where(state.frozen == 0, why, state.frozen))
 
   return jax.jit(
     train_step,

@@ -13,6 +13,7 @@ from gfnet_jax.files import write_atomically
 from gfnet_jax.training.distributed import barrier
 
 BEAT = 1.0  # seconds between two looks
+FIRST_STEP = 10  # times as long may pass until the first step is compiled and done
 
 
 class Watchdog:
@@ -63,11 +64,11 @@ class Watchdog:
       for process in running:
         if now - last[process].beat_time > self._timeout:
           self._end(f"process {process} gave no sign of life for {self._timeout:.0f} s")
-      # Compiling the first step may take longer than any other.
-      begun = running and all(last[process].progress for process in running)
-      if begun and all(now - last[p].progress_time > self._timeout for p in running):
+      begun = all(last[process].progress for process in running)
+      limit = self._timeout if begun else FIRST_STEP * self._timeout
+      if running and all(now - last[p].progress_time > limit for p in running):
         behind = min(running, key=lambda process: last[process].progress)
-        self._end(f"process {behind} made no progress for {self._timeout:.0f} s")
+        self._end(f"process {behind} made no progress for {limit:.0f} s")
 
   def _write(self, finished: bool = False) -> None:
     content = {"beats": self._beats, "progress": self._progress, "finished": finished}
@@ -97,8 +98,10 @@ class _Sighting:
     self.finished = False
 
   def update(self, heartbeat: dict, now: float) -> None:
-    if heartbeat.get("beats", 0) != self.beats:
+    if not heartbeat:  # not there yet, or unreadable for a moment
+      return
+    if heartbeat["beats"] != self.beats:
       self.beats, self.beat_time = heartbeat["beats"], now
-    if heartbeat.get("progress", 0) != self.progress:
+    if heartbeat["progress"] != self.progress:
       self.progress, self.progress_time = heartbeat["progress"], now
-    self.finished = heartbeat.get("finished", False)
+    self.finished = heartbeat["finished"]

@@ -1,6 +1,8 @@
 """The files in which a run leaves its metrics."""
 
+import contextlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +37,18 @@ class MetricWriter:
     """Writes one line to `kind`.jsonl, durable against a kill, and to TensorBoard."""
     if jax.process_index() != 0:
       return
-    file = self._files[kind]
-    file.write(json.dumps({"step": step, **values}) + "\n")
-    file.flush()
-    for name, value in values.items():
-      self._events.add_scalar(name, value, step)
+    try:
+      self._files[kind].write(json.dumps({"step": step, **values}) + "\n")
+      self._files[kind].flush()
+      for name, value in values.items():
+        self._events.add_scalar(name, value, step)
+    except OSError as error:  # a full disk is no reason to end the run
+      print(f"warning: {kind} of step {step} could not be written ({error.strerror})", flush=True)
 
   def close(self) -> None:
-    for file in self._files.values():
-      file.close()
-    if self._events:
-      self._events.close()
+    for file in (*self._files.values(), *([self._events] if self._events else [])):
+      with contextlib.suppress(OSError):  # as above
+        file.close()
 
 
 def _keep_until(path: Path, step: int) -> None:
@@ -54,7 +57,15 @@ def _keep_until(path: Path, step: int) -> None:
     return
   kept = []
   for line in path.read_text().splitlines(keepends=True):
-    if not line.endswith("\n") or json.loads(line)["step"] > step:
+    if not line.endswith("\n") or _step_of(line) > step:
       break
     kept.append(line)
   write_atomically(path, "".join(kept))
+
+
+def _step_of(line: str) -> float:
+  """The step of a line; infinite if the line is damaged."""
+  try:
+    return json.loads(line)["step"]
+  except (ValueError, KeyError, TypeError):
+    return math.inf

@@ -1,0 +1,47 @@
+"""Configs that cannot work are refused before anything is started."""
+
+import ml_collections
+from jax.sharding import Mesh
+
+from gfnet_jax.errors import UserError
+from gfnet_jax.training.console import say
+
+NONFINITE = ("stop", "skip", "rollback")
+AT_LEAST_ONE = (
+  "log_every_steps",
+  "optimizer.accumulate_steps",
+  "data.batch_size",
+  "data.eval_batch_size",
+  "checkpoints.keep_last",
+)
+POSITIVE = ("num_epochs", "eval_every_epochs")
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for a number out of range or an unknown policy."""
+  for field in AT_LEAST_ONE:
+    _require(config, field, lambda value: value >= 1, "at least 1")
+  for field in POSITIVE:
+    _require(config, field, lambda value: value > 0, "more than 0")
+  _require(config, "ema_decay", lambda value: 0 <= value < 1, "0 up to, but not, 1")
+  _require(config, "on_nonfinite", NONFINITE.__contains__, f"one of {', '.join(NONFINITE)}")
+
+
+def _require(config: ml_collections.ConfigDict, field: str, holds, expected: str) -> None:
+  value = config
+  for name in field.split("."):
+    value = value[name]
+  if not holds(value):
+    raise UserError(f"{field} is {value!r}, expected {expected}")
+
+
+def warn_of_groups_across_devices(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+  """Says so if mixup has to move images between devices in every step."""
+  mixing = config.mixing
+  active = mixing.mixup_alpha or mixing.cutmix_alpha or mixing.cutmix_minmax
+  rows = config.data.batch_size // mesh.size
+  if active and rows % mixing.group_size:
+    say(
+      f"warning: mixing.group_size={mixing.group_size} spans devices of {rows} images each, which "
+      f"moves images between them in every step; a divisor of {rows} would not"
+    )
