@@ -295,8 +295,8 @@ def test_metrics_on_a_full_disk_are_a_warning(tmp_path, capsys):
 
 def test_a_profile_survives_a_restart_in_its_middle(tmp_path):
   """The run ends within the steps to be recorded, and is started once more."""
-  config = small_config(num_epochs=2.0)
-  config.profile.update(first_step=2, last_step=20)
+  config = small_config(num_epochs=1.0)
+  config.profile.update(first_step=4, last_step=20)
   for _ in range(2):
     loop.train(config, tmp_path / "run")
   assert list((tmp_path / "run" / "profile").rglob("perfetto_trace.json.gz"))

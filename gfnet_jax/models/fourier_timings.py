@@ -4,21 +4,25 @@ By platform and (height, width, channels). "auto" chooses from them. Written by
 python tools/benchmark.py backends --write
 """
 
-MILLISECONDS = { 'cpu': { (7, 7, 512): {'dense': 0.865, 'fft': 3.076, 'separable': 0.785},
-           (7, 7, 768): {'dense': 1.654, 'fft': 5.174, 'separable': 2.224},
-           (12, 12, 512): {'dense': 8.11, 'fft': 15.967, 'separable': 5.981},
-           (12, 12, 768): {'dense': 14.995, 'fft': 18.913, 'separable': 9.42},
-           (14, 14, 256): {'dense': 5.64, 'fft': 6.51, 'separable': 2.811},
-           (14, 14, 384): {'dense': 6.143, 'fft': 6.411, 'separable': 4.261},
-           (14, 14, 512): {'dense': 12.356, 'fft': 15.382, 'separable': 8.012},
-           (24, 24, 256): {'dense': 90.912, 'fft': 23.731, 'separable': 21.172},
-           (24, 24, 384): {'dense': 264.952, 'fft': 70.232, 'separable': 40.73},
-           (24, 24, 512): {'dense': 270.476, 'fft': 269.426, 'separable': 144.073},
-           (28, 28, 128): {'fft': 13.534, 'separable': 8.875},
-           (28, 28, 192): {'fft': 85.891, 'separable': 40.069},
-           (48, 48, 128): {'fft': 164.035, 'separable': 153.894},
-           (48, 48, 192): {'fft': 236.942, 'separable': 163.972},
-           (56, 56, 64): {'fft': 79.935, 'separable': 73.271},
-           (56, 56, 96): {'fft': 207.381, 'separable': 212.805},
-           (96, 96, 64): {'fft': 223.969, 'separable': 336.259},
-           (96, 96, 96): {'fft': 510.294, 'separable': 763.735}}}
+MILLISECONDS = {
+  "cpu": {
+    (7, 7, 512): {"fft": 1.637, "separable": 0.504, "dense": 0.592},
+    (7, 7, 768): {"fft": 2.547, "separable": 1.065, "dense": 1.382},
+    (12, 12, 512): {"fft": 5.563, "separable": 3.268, "dense": 4.252},
+    (12, 12, 768): {"fft": 8.986, "separable": 5.219, "dense": 6.412},
+    (14, 14, 256): {"fft": 6.086, "separable": 2.722, "dense": 5.094},
+    (14, 14, 384): {"fft": 7.274, "separable": 4.791, "dense": 5.439},
+    (14, 14, 512): {"fft": 15.143, "separable": 7.888, "dense": 12.132},
+    (24, 24, 256): {"fft": 21.405, "separable": 13.25, "dense": 48.013},
+    (24, 24, 384): {"fft": 73.492, "separable": 21.077, "dense": 70.47},
+    (24, 24, 512): {"fft": 80.376, "separable": 56.16, "dense": 106.383},
+    (28, 28, 128): {"fft": 12.145, "separable": 11.946},
+    (28, 28, 192): {"fft": 27.905, "separable": 14.947},
+    (48, 48, 128): {"fft": 120.389, "separable": 107.259},
+    (48, 48, 192): {"fft": 183.989, "separable": 132.064},
+    (56, 56, 64): {"fft": 51.028, "separable": 34.006},
+    (56, 56, 96): {"fft": 163.028, "separable": 157.367},
+    (96, 96, 64): {"fft": 205.774, "separable": 193.43},
+    (96, 96, 96): {"fft": 129.427, "separable": 171.357},
+  },
+}

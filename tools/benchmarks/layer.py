@@ -1,10 +1,10 @@
 """Token mixing layers alone, by the size of the grid: the paper's figure of efficiency.
 
 The global filter, self-attention, a spatial MLP and a 3x3 depthwise convolution, in
-inference. Exponents, of_copy and the figure are of the shortest times, which other
-programs on the machine disturb least. exponent: d log(time) / d log(tokens), fitted from 28x28 up. of_copy: the time
-over that of reading and writing the tokens once. A layer is left out on grids where it
-would take longer than --limit, or its kernel more memory than --memory.
+inference. exponent: d log(time) / d log(tokens), fitted from 28x28 up; of_copy: the time
+over that of reading and writing the tokens once. Both and the figure are of the shortest
+times, which other programs on the machine disturb least. A layer is left out on grids
+where it would take longer than --limit, or its kernel more memory than --memory.
 
   python tools/benchmark.py layer --figure layer.svg     # the figure needs matplotlib
 """
@@ -22,7 +22,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.fourier import global_filter
 
 HEAD_DIM = 64
-SCORES = 1 << 26  # of attention held at a time: a quarter of a gigabyte
+SCORES = 1 << 22  # of attention held at a time: 16 MB, which caches hold
 FIT_FROM = 28 * 28  # tokens; below, fixed costs bend the line
 LABELS = {
   "filter": "global filter",
