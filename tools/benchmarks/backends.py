@@ -62,7 +62,9 @@ def run(options: argparse.Namespace) -> None:
       )
   _measure.report("backends", rows, options)
   if options.write:
-    timings = fourier_timings.MILLISECONDS | {jax.default_backend(): milliseconds}
+    platform = jax.default_backend()
+    renewed = fourier_timings.MILLISECONDS.get(platform, {}) | milliseconds
+    timings = fourier_timings.MILLISECONDS | {platform: renewed}
     TIMINGS.write_text(HEADER + "".join(table_lines(timings)))
 
 
