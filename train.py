@@ -12,6 +12,7 @@ The work directory receives config.json, metrics.jsonl, performance.jsonl, Tenso
 events and checkpoints. The same command again continues a run that was interrupted.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> None:
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
   workdir = options.workdir or Path("runs") / config.name
   if train(config, workdir):
-    say(f"Done. Evaluate it again with: python eval.py --checkpoint {workdir}")
+    say(f"Done. Evaluate it again with: python eval.py --checkpoint {shlex.quote(str(workdir))}")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
       repeats=1,  # repeated augmentation: times that an epoch shows an image of a part of the data
       max_bad_fraction=1e-4,  # of unreadable images, above which the run stops
       verify_crc=False,  # of every record, for tfrecord
-      reading=dict(threads=16, prefetch=8, workers=0),  # per process; workers are processes
+      reading=dict(threads=16, prefetch=16, workers=0),  # per process; workers are processes
     )
   )
   # Arguments of gfnet_jax.data.transforms.TrainTransform, explained there.

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import ml_collections
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from gfnet_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent  # holds configs/
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -35,6 +37,7 @@ def run(main: Callable[[list[str]], None]) -> int:
   traceback.
   """
   flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags
+  logging.set_verbosity(logging.FATAL)  # what matters of the libraries' errors, we say
   try:
     main(sys.argv[1:])
   except UserError as error:
@@ -65,8 +68,12 @@ def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDi
     config_flags.DEFINE_config_dict("config", config, flag_values=values)
     rest = values(sys.argv)[1:]
   except (KeyError, AttributeError) as error:
-    field = " ".join(str(error.args[0]).strip('"').split())
+    field = " ".join(
+      str(error.args[0]).strip("\"'").replace("\\n", " ").replace("\\'", "'").split()
+    )
     raise UserError(f"unknown config field {field}; see {specifier}") from error
+  except flags.UnrecognizedFlagError as error:
+    raise UserError(f"unknown flag --{error.flagname} (see --help)") from error
   except (flags.Error, TypeError, ValueError) as error:
     raise UserError(f"{' '.join(str(error).split())}; see {specifier}") from error
   finally:
@@ -78,6 +85,8 @@ def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDi
 
 def _load_config(specifier: str) -> ml_collections.ConfigDict:
   path, colon, argument = specifier.partition(":")
+  if not Path(path).is_file() and (ROOT / path).is_file():
+    path = str(ROOT / path)  # called from another directory
   if not Path(path).is_file():
     raise UserError(f"config file {path} not found; the ready-made ones are in configs/")
   get_config = runpy.run_path(path).get("get_config")

@@ -101,8 +101,11 @@ def write_state_dict(path: Path | str, weights: Mapping[str, np.ndarray]) -> Non
     raise UserError(f"{path} must end in {' or '.join(writers)}, which chooses the format")
   if path.exists():
     raise UserError(f"{path} exists already; remove it or choose another name")
-  with _atomically(path) as file:
-    writers[path.suffix](file, weights)
+  try:
+    with _atomically(path) as file:
+      writers[path.suffix](file, weights)
+  except RuntimeError as error:  # PyTorch's writer, on a full disk for instance
+    raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}; make room") from error
 
 
 def looks_like_html(head: bytes) -> bool:

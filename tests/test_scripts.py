@@ -128,7 +128,7 @@ def test_eval_prints_the_number_that_the_run_ended_with(finished, tmp_path, scri
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["train.py", "--config.learning_rte=1"], "unknown config field 'learning_rte'"),
+    (["train.py", "--config.learning_rte=1"], "unknown config field learning_rte"),
     (["train.py", "--config.model.name=gfnet-sx"], "unknown model 'gfnet-sx'"),
     (["train.py", "--config.model.image_size=9"], "image_size 9x9 is not divisible by 2"),
     (["train.py", "--config.num_epochs=many"], "config.num_epochs=many"),

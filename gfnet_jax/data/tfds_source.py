@@ -89,7 +89,7 @@ def _open_builder(name: str, data_dir: str, file_format: str) -> tfds.core.Datas
 def _builder_by_name(name: str, data_dir: str, file_format: str) -> tfds.core.DatasetBuilder:
   try:
     builder = tfds.builder(name, data_dir=data_dir or None)
-  except tfds.core.DatasetNotFoundError as error:
+  except (tfds.core.DatasetNotFoundError, ValueError) as error:  # no such name, or no name
     raise UserError(
       f"data set {name!r} not found; expected a TFDS name or a directory with dataset_info.json"
     ) from error
@@ -99,7 +99,8 @@ def _builder_by_name(name: str, data_dir: str, file_format: str) -> tfds.core.Da
       _prepare(builder)
   if not builder.is_prepared():
     raise UserError(
-      f"data set {name!r} is not prepared in {builder.data_path}; prepare it there or set data_dir"
+      f"data set {name!r} is not prepared in {builder.data_path}; prepare it there "
+      "(docs/prepare_data.md) or set data_dir"
     )
   return builder
 

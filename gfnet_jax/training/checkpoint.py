@@ -89,6 +89,8 @@ class Checkpoints:
   def save(self, step: int, trees: Mapping[str, PyTree], metadata: Mapping[str, Any]) -> None:
     """Saves trees of arrays by name; returns once they are copied, writes in the background."""
     self.wait()
+    if self._failure:
+      print(f"warning: {self._failure}; trying again", flush=True)
     if jax.process_index() == 0:
       self._remove_unfinished()  # what a failure left would fill the disk
     pending = self.directory / f".pending-{step:08d}"
@@ -119,6 +121,8 @@ class Checkpoints:
     self.wait()
     self._thread.shutdown()
     self._writer.close()
+    if jax.process_index() == 0:
+      self._remove_unfinished()
     if self._failure:
       raise UserError(f"{self._failure}; make room and start the run again")
 
@@ -136,7 +140,6 @@ class Checkpoints:
     reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
     self._failure = f"the checkpoint of step {step} could not be written to {self.directory}"
     self._failure += f" ({reason[:200]})"
-    print(f"warning: {self._failure}; training goes on and tries again", flush=True)
     self._writer = _make_writer()  # the old one would raise the error once more
 
   def _remove_unfinished(self) -> None:
@@ -257,10 +260,15 @@ def save_model(
   directory = Path(directory)
   if list_steps(directory / "checkpoints") or list_steps(directory):
     raise UserError(f"{directory} holds checkpoints already; choose another directory")
+  new = not directory.exists()
   checkpoints = Checkpoints(directory / "checkpoints")
   _, params = split(model)
   checkpoints.save(0, {"params": params}, model_metadata(config, class_names))
-  checkpoints.close()
+  try:
+    checkpoints.close()
+  except UserError:
+    shutil.rmtree(directory if new else checkpoints.directory, ignore_errors=True)
+    raise
 
 
 def load_model(

@@ -63,15 +63,17 @@ def agree(value: int) -> int:
 
 
 class Preemption:
-  """SIGTERM to any process stops all of them after the same step."""
+  """SIGTERM to any process, or Ctrl-C to a single one, stops all after the same step."""
 
   def __init__(self):
     self._signalled = False
     if jax.process_count() == 1:  # else jax listens, and has the processes agree on a step
       signal.signal(signal.SIGTERM, self._remember)
+      signal.signal(signal.SIGINT, self._remember)
 
   def _remember(self, *_) -> None:
     self._signalled = True
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
 
   def reached(self, step: int) -> bool:
     """Whether the run is to stop after this step; every process asks after every step."""

@@ -38,7 +38,10 @@ def initial_params(
   try:
     load_torch_state_dict(model, to_torch_state_dict(saved.model), keep_head=keep_head)
   except UserError as error:
-    raise UserError(f"init_checkpoint {init_checkpoint}: {error}") from error
+    name = saved.config["name"]
+    raise UserError(
+      f"init_checkpoint {init_checkpoint} holds a {name}: set --config.model.name={name}; {error}"
+    ) from error
   return replicate(split(model)[1], mesh)
 
 

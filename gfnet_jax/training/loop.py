@@ -26,7 +26,7 @@ from gfnet_jax.models.functional import split
 from gfnet_jax.models.gfnet import as_height_width
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.training.check import check_config, warn_of_groups_across_devices
-from gfnet_jax.training.checkpoint import Checkpoints, model_metadata
+from gfnet_jax.training.checkpoint import Checkpoints, find_checkpoint, model_metadata
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run, say
 from gfnet_jax.training.distributed import Preemption
 from gfnet_jax.training.evaluate import evaluate
@@ -62,7 +62,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float |
 
   Returns:
     The last evaluation: top1 and top5 in percent, loss, images, images_per_second; None
-    if the run was stopped by SIGTERM.
+    if the run was stopped by a signal.
 
   Raises:
     UserError: for anything in the config, the data or the directory that cannot work.
@@ -86,6 +86,7 @@ class _Run:
     warn_of_groups_across_devices(config, mesh)
     self.preemption = Preemption()
     self.reading = Reading(**config.data.reading)
+    self._check_model()
     self._open_data()
     self._build()
     make_directory(workdir)
@@ -94,6 +95,13 @@ class _Run:
     if jax.process_index() == 0:
       write_atomically(workdir / "config.json", config.to_json(indent=2) + "\n")
     describe_run(config, workdir, self.shapes.params, self.first_step, self.num_steps)
+
+  def _check_model(self) -> None:
+    """Mistakes in the model come before those in the data, which may take long to open."""
+    model = self._model_config() | {"num_classes": self.config.model.num_classes or 1}
+    nnx.eval_shape(lambda: create_model(**model))
+    if self.config.init_checkpoint:
+      find_checkpoint(Path(self.config.init_checkpoint))
 
   def _open_data(self) -> None:
     """Sources and transforms."""
@@ -157,21 +165,25 @@ class _Run:
     """Trains to the end; returns the last evaluation, or None if preempted."""
     self.rollbacks, self.furthest_save, self.lines_without_means = 0, self.first_step, 0
     self.watchdog = Watchdog(self.workdir / "heartbeats", self.config.stall_timeout)
+    try:
+      finished = self._train_or_roll_back()
+      self.checkpoints.close()
+    finally:
+      self.watchdog.stop()
+    if finished:
+      return self.results
+    say("Stopped by a signal with everything saved; the same command goes on from here")
+    return None
+
+  def _train_or_roll_back(self) -> bool:
     while True:
       self.writer = MetricWriter(self.workdir, self.first_step)
       try:
-        finished = self._train()
-        break
+        return self._train()
       except _NonFinite:
         self._roll_back()
       finally:
         self.writer.close()
-    self.checkpoints.close()
-    self.watchdog.stop()
-    if finished:
-      return self.results
-    say("Stopped by SIGTERM with everything saved; the same command goes on from here")
-    return None
 
   def _train(self) -> bool:
     """Trains until the end (True) or until preempted (False)."""

@@ -30,6 +30,7 @@ class Watchdog:
   def __init__(self, directory: Path, timeout: float):
     self._directory, self._timeout = directory, timeout
     self._progress, self._beats, self._stopped = 0, 0, threading.Event()
+    self._warned = False
     self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
     if timeout:
       directory.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,9 @@ class Watchdog:
     try:
       write_atomically(self._path(jax.process_index()), json.dumps(content))
     except OSError as error:  # a full disk is no reason to end the run
-      print(f"heartbeat not written: {error.strerror}", file=sys.stderr, flush=True)
+      if not self._warned:
+        print(f"warning: heartbeats not written ({error.strerror})", file=sys.stderr, flush=True)
+      self._warned = True
 
   def _read(self, process: int) -> dict:
     try:
