@@ -142,7 +142,7 @@ def test_eval_prints_the_number_that_the_run_ended_with(finished, tmp_path, scri
     (["train.py", "--config.log_every_steps=0"], "log_every_steps is 0, expected at least 1"),
     (["train.py", "--config.on_nonfinite=ignore"], "expected one of stop, skip, rollback"),
     (["eval.py", "--checkpoint", "configs"], "no checkpoint in configs"),
-    (["eval.py"], "required: --checkpoint (see eval.py --help)"),
+    (["eval.py"], "--torch-checkpoint is required (see eval.py --help)"),
   ],
 )
 def test_mistakes_end_with_one_line_and_code_2(arguments, message, script, tmp_path):

@@ -168,8 +168,10 @@ class _Run:
     try:
       finished = self._train_or_roll_back()
       self.checkpoints.close()
-    finally:
-      self.watchdog.stop()
+    except jax.errors.JaxRuntimeError as error:
+      self.watchdog.look_for_the_dead(error)  # the connection to another process, perhaps
+      raise
+    self.watchdog.stop()
     if finished:
       return self.results
     say("Stopped by a signal with everything saved; the same command goes on from here")

@@ -49,6 +49,12 @@ class Watchdog:
       self._thread.join()
       self._write(finished=True)
 
+  def look_for_the_dead(self, error: Exception) -> None:
+    """After an error that the end of another process may explain, waits until it is named."""
+    if self._thread.is_alive() and jax.process_count() > 1:
+      print(f"warning: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+      self._thread.join(2 * self._timeout)
+
   def _path(self, process: int) -> Path:
     return self._directory / f"process-{process}.json"
 
