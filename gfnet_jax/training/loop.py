@@ -355,7 +355,7 @@ class _Run:
     return {
       **model_metadata(self._model_config(), self.train_source.class_names),
       "config": self.config.to_dict(),
-      "metrics": self.results,
+      "metrics": self.results if self.evaluated == step else {},
       "evaluated": self.evaluated == step,
       "next_batch": self._batch_of(step + 1),
       "skipped_batches": self.skipped,
