@@ -50,7 +50,7 @@ def test_another_size_resizes_filters_and_position_embedding(pretrained):
 
 
 def test_another_network_is_refused(pretrained):
-  with pytest.raises(UserError, match=r"init_checkpoint .*: the weights do not fit the model"):
+  with pytest.raises(UserError, match=r"a gfnet-ti, is not the network of config.model: "):
     start_from(pretrained, depth=3)
   with pytest.raises(UserError, match="no checkpoint in nowhere"):
     start_from("nowhere")

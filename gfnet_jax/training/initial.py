@@ -40,7 +40,7 @@ def initial_params(
   except UserError as error:
     name = saved.config["name"]
     raise UserError(
-      f"init_checkpoint {init_checkpoint} holds a {name}: set --config.model.name={name}; {error}"
+      f"init_checkpoint {init_checkpoint}, a {name}, is not the network of config.model: {error}"
     ) from error
   return replicate(split(model)[1], mesh)
 
