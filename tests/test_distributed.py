@@ -149,6 +149,7 @@ def test_a_process_that_stops_is_named_by_the_others(start, tmp_path, stop):
   assert re.search(r"^error: process 1 gave no sign of life for 12 s", errors, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_single_process_saves_on_sigterm_and_goes_on(start, tmp_path, script):
   workdir = tmp_path / "run"
   run = start(workdir, *LONG, processes=1, devices=1)

@@ -238,7 +238,7 @@ def test_it_can_be_skipped(poison, tmp_path):
   assert [line["skipped_steps"] for line in lines] == [0] * 11 + [1] * 16
 
 
-@pytest.mark.parametrize("log_every_steps", [1, 7])
+@pytest.mark.parametrize("log_every_steps", [pytest.param(1, marks=pytest.mark.slow), 7])
 def test_it_can_be_rolled_back(poison, tmp_path, capsys, trained, log_every_steps):
   """Back to step 9, then on without batch 11, which every later step notices."""
   config = small_config(on_nonfinite="rollback", log_every_steps=log_every_steps)
@@ -293,6 +293,7 @@ def test_metrics_on_a_full_disk_are_a_warning(tmp_path, capsys):
   assert "metrics of step 3 could not be written (No space left" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_profile_survives_a_restart_in_its_middle(tmp_path):
   """The run ends within the steps to be recorded, and is started once more."""
   config = small_config(num_epochs=1.0)
@@ -302,6 +303,7 @@ def test_a_profile_survives_a_restart_in_its_middle(tmp_path):
   assert list((tmp_path / "run" / "profile").rglob("perfetto_trace.json.gz"))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_never_finite_does_not_roll_back_for_ever(tmp_path):
   config = small_config(on_nonfinite="rollback")
   config.optimizer.update(learning_rate=1e38, clip_norm=0.0, warmup_epochs=0.0)
