@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from gfnet_jax.command_line import ArgumentParser, run
+from gfnet_jax.command_line import ArgumentParser, add_process_flags, run
 
 
 def main(arguments: list[str]) -> None:
@@ -37,17 +37,22 @@ def main(arguments: list[str]) -> None:
   parser.add_argument("--batch-size", type=int, help="over all devices (default: as in training)")
   parser.add_argument("--precision", help="highest, default or bf16 (default: as in training)")
   parser.add_argument("--output", type=Path, help="write the result to this file as JSON")
+  add_process_flags(parser)
   options = parser.parse_args(arguments)
 
   # Importing jax and the rest takes a second that --help and typing errors need not wait for.
+  import jax
+
   from gfnet_jax.compilation_cache import enable_compilation_cache
   from gfnet_jax.convert import load_torch_model
   from gfnet_jax.files import make_directory, write_atomically
+  from gfnet_jax.training import distributed
   from gfnet_jax.training.checkpoint import load_model
-  from gfnet_jax.training.console import format_results
+  from gfnet_jax.training.console import format_results, say
   from gfnet_jax.training.evaluate import eval_data, evaluate_model
 
   enable_compilation_cache()
+  distributed.initialize(options.coordinator, options.num_processes, options.process_id)
   if options.output:  # before the work, not after
     make_directory(options.output.parent)
     if options.output.is_dir():
@@ -67,8 +72,8 @@ def main(arguments: list[str]) -> None:
     eval_batch_size=options.batch_size,
   )
   results = evaluate_model(saved, data)
-  print(format_results(results))
-  if options.output:
+  say(format_results(results))
+  if options.output and jax.process_index() == 0:
     write_atomically(options.output, json.dumps(results, indent=2) + "\n")
 
 

@@ -16,7 +16,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from gfnet_jax.command_line import ArgumentParser, read_config, run
+from gfnet_jax.command_line import ArgumentParser, add_process_flags, read_config, run
 
 
 def main(arguments: list[str]) -> None:
@@ -30,12 +30,7 @@ def main(arguments: list[str]) -> None:
   parser.add_argument(
     "--workdir", type=Path, help="work directory (default: runs/ and the config's name)"
   )
-  group = parser.add_argument_group(
-    "several processes", "TPU pods, SLURM and Open MPI need none of these"
-  )
-  group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
-  group.add_argument("--num-processes", type=int, help="of the run")
-  group.add_argument("--process-id", type=int, help="0, 1, ...: of this process")
+  add_process_flags(parser)
   options, overrides = parser.parse_known_args(arguments)
   config = read_config(options.config, overrides)
 

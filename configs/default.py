@@ -23,6 +23,9 @@ def get_config() -> ConfigDict:
   # Arguments of gfnet_jax.create_model.
   config.model = ConfigDict(dict(name="", image_size=224, num_classes=1000))
   config.model.drop_path_rate = config_dict.placeholder(float)  # None: the variant's own
+  config.model.backend = "auto"  # of the Fourier transforms: auto, fft, separable or dense
+  config.model.remat = False  # less memory for more time
+  config.model.scan = False  # less time to compile for more memory
 
   config.optimizer = ConfigDict(
     dict(
@@ -51,11 +54,12 @@ def get_config() -> ConfigDict:
       eval_batch_size=1024,
       repeats=1,  # repeated augmentation: times that an epoch shows an image of a part of the data
       max_bad_fraction=1e-4,  # of unreadable images, above which the run stops
+      fast_decode=False,  # faster decoding and resizing, not bit-equal to the official way
       verify_crc=False,  # of every record, for tfrecord
       reading=dict(threads=16, prefetch=16, workers=0),  # per process; workers are processes
     )
   )
-  # Arguments of gfnet_jax.data.transforms.TrainTransform, explained there.
+  # Arguments of gfnet_jax.data.transforms.TrainTransform, explained there, as is fast_decode.
   config.augment = ConfigDict(
     dict(
       crop="random_resized",
@@ -64,7 +68,6 @@ def get_config() -> ConfigDict:
       interpolation="bicubic",
       auto_augment="rand-m9-mstd0.5-inc1",
       color_jitter=0.0,
-      fast_decode=False,  # decodes and resizes faster, not bit-equal to the official way
     )
   )
   # Arguments of gfnet_jax.data.mixing.Mixing, explained there.

@@ -49,6 +49,16 @@ def run(main: Callable[[list[str]], None]) -> int:
   return 0
 
 
+def add_process_flags(parser: ArgumentParser) -> None:
+  """The flags that name the processes of a run, for `training.distributed.initialize`."""
+  group = parser.add_argument_group(
+    "several processes", "TPU pods, SLURM and Open MPI need none of these"
+  )
+  group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+  group.add_argument("--num-processes", type=int, help="of the run")
+  group.add_argument("--process-id", type=int, help="0, 1, ...: of this process")
+
+
 def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDict:
   """Loads a config file and applies `--config.field=value` overrides.
 

@@ -10,10 +10,12 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(_data_dir.name) / "jax")
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import pytest
@@ -45,6 +47,52 @@ def script() -> Callable[..., subprocess.CompletedProcess]:
     )
 
   return run
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., list[subprocess.Popen]]]:
+  """start("train.py", *arguments, processes, devices) starts all processes of a run."""
+  with contextlib.ExitStack() as stack:
+
+    def start(name: str, *arguments, processes: int, devices: int = 1) -> list[subprocess.Popen]:
+      flags = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", processes)
+      started = []
+      for i in range(processes):
+        process = subprocess.Popen(
+          script_command(name, *arguments, *((*flags, "--process-id", i) if processes > 1 else ())),
+          cwd=ROOT,
+          env=script_environment(devices),
+          stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE,
+          text=True,
+        )
+        stack.enter_context(process)
+        stack.callback(process.kill)  # before the context waits for its end
+        started.append(process)
+      return started
+
+    yield start
+
+
+def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+  """(exit code, standard output, standard error) of every process."""
+  outputs = [process.communicate(timeout=300) for process in processes]
+  return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def wait_for_line(process: subprocess.Popen, start: str) -> None:
+  """Reads the output of a process up to a line."""
+  for line in process.stdout:
+    if line.startswith(start):
+      return
+  raise AssertionError(f"no line begins with {start!r}: {process.stderr.read()}")
+
+
+def free_port() -> int:
+  """A port of this machine that nobody listens on."""
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return listener.getsockname()[1]
 
 
 def script_command(name: str, *arguments) -> list[str]:

@@ -1,19 +1,17 @@
 """Several real processes: the same losses, the same saved step, and stalls that are named."""
 
-import contextlib
+import json
 import re
 import signal
-import socket
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, read_lines, script_command, script_environment
+from conftest import finish, read_lines, wait_for_line
 
 from gfnet_jax.training.checkpoint import list_steps
 
+TRAIN = ("train.py", "--workdir")
 # 31 steps with everything on that could depend on the number of processes.
 FULL = (
   "--config.num_epochs=0.69",
@@ -30,46 +28,6 @@ FULL = (
   "--config.mixing.group_size=4",
   "--config.ema_decay=0.9",
 )
-
-
-def free_port() -> int:
-  with socket.socket() as listener:
-    listener.bind(("127.0.0.1", 0))
-    return listener.getsockname()[1]
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., list[subprocess.Popen]]]:
-  """start(workdir, *arguments, processes, devices) starts all processes of a run."""
-  with contextlib.ExitStack() as stack:
-
-    def start(workdir: Path, *arguments, processes: int, devices: int) -> list[subprocess.Popen]:
-      flags = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", processes)
-      started = []
-      for i in range(processes):
-        process = subprocess.Popen(
-          script_command(
-            *("train.py", "--workdir", workdir, *arguments),
-            *((*flags, "--process-id", i) if processes > 1 else ()),
-          ),
-          cwd=ROOT,
-          env=script_environment(devices),
-          stdout=subprocess.PIPE,
-          stderr=subprocess.PIPE,
-          text=True,
-        )
-        stack.enter_context(process)
-        stack.callback(process.kill)  # before the context waits for its end
-        started.append(process)
-      return started
-
-    yield start
-
-
-def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-  """(exit code, standard output, standard error) of every process."""
-  outputs = [process.communicate(timeout=300) for process in processes]
-  return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
 def losses(workdir: Path) -> list[float]:
@@ -93,7 +51,7 @@ def one_device(tmp_path_factory, script) -> Path:
   ],
 )
 def test_losses_do_not_depend_on_processes(start, one_device, tmp_path, processes, devices):
-  results = finish(start(tmp_path / "run", *FULL, processes=processes, devices=devices))
+  results = finish(start(*TRAIN, tmp_path / "run", *FULL, processes=processes, devices=devices))
   assert [code for code, *_ in results] == [0] * processes, results
   assert f"{processes * devices} x cpu" in results[0][1]
   spoken = [line for _, out, _ in results[1:] for line in out.splitlines()]
@@ -109,11 +67,33 @@ def test_losses_do_not_depend_on_processes(start, one_device, tmp_path, processe
     assert values[0] == values[1]
 
 
-def wait_for_line(process: subprocess.Popen, start: str) -> None:
-  for line in process.stdout:
-    if line.startswith(start):
-      return
-  raise AssertionError(f"no line begins with {start!r}: {process.stderr.read()}")
+@pytest.mark.slow
+def test_a_sharded_student_does_not_depend_on_processes(start, one_device, tmp_path):
+  """FSDP, a teacher, two parts to a batch."""
+  student = (
+    *FULL,
+    "--config.sharding=fsdp",
+    f"--config.distillation.teacher={one_device}",
+    "--config.optimizer.accumulate_steps=2",
+  )
+  for name, processes, devices in (("one", 1, 1), ("two", 2, 2)):
+    results = finish(start(*TRAIN, tmp_path / name, *student, processes=processes, devices=devices))
+    assert [code for code, *_ in results] == [0] * processes, results
+  found, expected = losses(tmp_path / "two"), losses(tmp_path / "one")
+  assert len(expected) == 31
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_an_evaluation_does_not_depend_on_processes(start, one_device, tmp_path):
+  output = tmp_path / "eval.json"
+  command = ("eval.py", "--checkpoint", one_device, "--output", output)
+  results = finish(start(*command, processes=2, devices=2))
+  assert [code for code, *_ in results] == [0, 0], results
+  assert results[1][1].count("top-1") == 0, "only process 0 speaks"
+  last = [line for line in read_lines(one_device / "metrics.jsonl") if "eval_top1" in line][-1]
+  found = json.loads(output.read_text())
+  assert (found["top1"], found["images"]) == (last["eval_top1"], 360)
+  assert found["loss"] == pytest.approx(last["eval_loss"], rel=1e-6)
 
 
 LONG = (*FULL, "--config.num_epochs=50", "--config.eval_every_epochs=1")
@@ -121,7 +101,7 @@ LONG = (*FULL, "--config.num_epochs=50", "--config.eval_every_epochs=1")
 
 def test_sigterm_to_one_of_two_saves_the_same_step(start, tmp_path):
   workdir = tmp_path / "run"
-  run = start(workdir, *LONG, processes=2, devices=1)
+  run = start(*TRAIN, workdir, *LONG, processes=2, devices=1)
   wait_for_line(run[0], "epoch")
   run[1].send_signal(signal.SIGTERM)
   run[1].send_signal(signal.SIGTERM)  # a second one must do no harm
@@ -131,7 +111,7 @@ def test_sigterm_to_one_of_two_saves_the_same_step(start, tmp_path):
   saved = list_steps(workdir / "checkpoints")[-1]
   assert read_lines(workdir / "metrics.jsonl")[-1]["step"] == saved
   # Restored by another number of processes, on another number of devices.
-  resumed = start(workdir, *LONG, processes=1, devices=4)
+  resumed = start(*TRAIN, workdir, *LONG, processes=1, devices=4)
   wait_for_line(resumed[0], f"Steps:           2245, resumed after {saved}")
   resumed[0].send_signal(signal.SIGTERM)
   assert finish(resumed)[0][0] == 0
@@ -141,7 +121,9 @@ def test_sigterm_to_one_of_two_saves_the_same_step(start, tmp_path):
   "stop", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
 )
 def test_a_process_that_stops_is_named_by_the_others(start, tmp_path, stop):
-  run = start(tmp_path / "run", *LONG, "--config.stall_timeout=12", processes=2, devices=1)
+  run = start(
+    *(*TRAIN, tmp_path / "run", *LONG, "--config.stall_timeout=12"), processes=2, devices=1
+  )
   wait_for_line(run[0], "epoch")
   run[1].send_signal(stop)
   code, _, errors = finish(run[:1])[0]
@@ -152,7 +134,7 @@ def test_a_process_that_stops_is_named_by_the_others(start, tmp_path, stop):
 @pytest.mark.slow
 def test_a_single_process_saves_on_sigterm_and_goes_on(start, tmp_path, script):
   workdir = tmp_path / "run"
-  run = start(workdir, *LONG, processes=1, devices=1)
+  run = start(*TRAIN, workdir, *LONG, processes=1, devices=1)
   wait_for_line(run[0], "epoch")
   run[0].send_signal(signal.SIGTERM)
   assert finish(run)[0][0] == 0

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, read_lines, script_command, script_environment
+from conftest import finish, read_lines, wait_for_line
 
 from configs.digits import get_config
 from gfnet_jax.data.pipeline import Reading, Share, train_batches
@@ -71,48 +71,54 @@ def assert_same_run(found: Path, expected: Path) -> None:
   assert (found / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
 
 
-def undisturbed(tmp_path: Path, script, config) -> Path:
-  result = script("train.py", "--workdir", tmp_path / "undisturbed", *as_flags(config))
-  assert result.returncode == 0, result.stderr
-  return tmp_path / "undisturbed"
+def kill_at_random(run: list[subprocess.Popen], rng: random.Random) -> list[int]:
+  """Kills one or all processes of a run within six seconds of its first step.
+
+  Returns:
+    Which, once all have ended; none if the run was over before.
+  """
+  wait_for_line(run[0], "Steps:")  # the moments before are all alike
+  # Readable at the end of the process, so that nobody waits for longer than needed.
+  watched = os.pidfd_open(run[0].pid)
+  over, _, _ = select.select([watched], [], [], rng.uniform(0, 6))
+  os.close(watched)
+  everyone = list(range(len(run)))
+  victims = [] if over else rng.choice([everyone, *([process] for process in everyone)])
+  for process in victims:
+    run[process].kill()
+  results = finish(run)  # those left alone end by themselves
+  assert victims or [code for code, *_ in results] == [0] * len(run), results
+  return victims
 
 
-def kill_at_random(workdir: Path, arguments: list[str], seconds: float) -> bool:
-  """Kills a run after so many seconds, unless it is over by then (False)."""
-  with subprocess.Popen(
-    script_command("train.py", "--workdir", workdir, *arguments),
-    cwd=ROOT,
-    env=script_environment(),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.DEVNULL,
-  ) as process:
-    for line in process.stdout:  # the moments before the first step are all alike
-      if line.startswith(b"Steps:"):
-        break
-    # Closed by the end of the process, so that nobody waits for longer than needed.
-    watched = os.pidfd_open(process.pid)
-    over, _, _ = select.select([watched], [], [], seconds)
-    os.close(watched)
-    process.send_signal(signal.SIGKILL)
-  return not over
-
-
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_change_nothing(tmp_path, script, kills):
-  """During steps, evaluation, checkpoints and between: fitted to how long a run takes."""
+@pytest.mark.parametrize(
+  ("processes", "kills"),
+  [
+    (1, 3),
+    pytest.param(1, 30, marks=pytest.mark.slow),
+    pytest.param(2, 30, marks=pytest.mark.slow),
+  ],
+)
+def test_kills_at_random_moments_change_nothing(tmp_path, start, processes, kills):
+  """During steps, evaluation, checkpoints and between; of all processes or of one."""
   config = small_config(num_epochs=6.0 if kills < 10 else 40.0)
-  expected = undisturbed(tmp_path, script, config)
-  rng, workdir, done = random.Random(0), tmp_path / "run", 0
-  for _ in range(10 * kills):
-    if not kill_at_random(workdir, as_flags(config), rng.uniform(0, 6)):
+  flags = (*as_flags(config), "--config.stall_timeout=10")
+  expected, workdir = tmp_path / "undisturbed", tmp_path / "run"
+  results = finish(start("train.py", "--workdir", expected, *flags, processes=processes))
+  assert [code for code, *_ in results] == [0] * processes, results
+  rng, killed = random.Random(0), []
+  while len(killed) < kills:
+    victims = kill_at_random(
+      start("train.py", "--workdir", workdir, *flags, processes=processes), rng
+    )
+    if not victims:
       break
-    done += 1
-    if done == kills:
-      break
-  result = script("train.py", "--workdir", workdir, *as_flags(config))
-  assert result.returncode == 0, result.stderr
+    killed.append(victims)
+  results = finish(start("train.py", "--workdir", workdir, *flags, processes=processes))
+  assert [code for code, *_ in results] == [0] * processes, results
   assert_same_run(workdir, expected)
-  print(f"{done} kills survived")
+  single = sum(len(victims) < processes for victims in killed)
+  print(f"survived {len(killed)} times: {len(killed) - single} of all, {single} of one process")
 
 
 @pytest.fixture(scope="module")

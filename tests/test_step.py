@@ -10,6 +10,7 @@ from flax import nnx
 
 import gfnet_jax
 from configs.digits import get_config
+from gfnet_jax.models.fourier_backends import BACKENDS
 from gfnet_jax.models.functional import split
 from gfnet_jax.training.objective import make_objective
 from gfnet_jax.training.optimizer import make_optimizer
@@ -102,9 +103,10 @@ def elements(shape: str) -> int:
   return int(np.prod([int(n) for n in re.findall(r"\d+", shape.partition("[")[2])] or [1]))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", SMALL)
-def test_only_gradients_and_metrics_cross_devices(name):
-  training = Training(full_recipe(), name)
+def test_only_gradients_and_metrics_cross_devices(name, backend):
+  training = Training(full_recipe(), name, backend=backend)
   train, evaluate = collectives(training.train_hlo()), collectives(training.eval_hlo())
   assert set(train) == {"all-reduce"}
   parameters = sum(value.size for value in training.state.params.values())

@@ -1,4 +1,4 @@
-"""Real processes: identical batches for any number of them, and none that outlives its parent."""
+"""Real processes: the same batches, mixed, for any number; and none that outlives its parent."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port, script_environment
 from dump_batches import BATCH_SIZE
 from image_sets import write_folder
 
@@ -41,18 +41,23 @@ class Reader(subprocess.Popen):
 
   def batches(self) -> list[list[str]]:
     """The checksums of the rows, of the batches so far."""
-    return [json.loads(line) for line in self.output.read_text().splitlines()]
+    lines = self.output.read_text().splitlines()
+    return [json.loads(line) for line in lines if not line.startswith("[Gloo]")]
 
 
 @pytest.fixture
 def start(folder, tmp_path):
-  """start(process, processes, workers, first, steps) starts a Reader."""
-  environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": "."}
+  """start(processes, workers, first, steps) starts the Readers of one run."""
+  environment = script_environment() | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+  environment |= {"PYTHONPATH": "."}
   started = []
 
-  def run(*numbers: int) -> Reader:
-    started.append(Reader(tmp_path / str(len(started)), environment, folder, *numbers))
-    return started[-1]
+  def run(processes: int, *numbers: int) -> list[Reader]:
+    port = free_port()
+    for process in range(processes):
+      files = tmp_path / str(len(started))
+      started.append(Reader(files, environment, folder, process, processes, *numbers, port))
+    return started[-processes:]
 
   yield run
   for process in started:
@@ -69,10 +74,8 @@ def global_batches(shares: list[Reader]) -> list[list[str]]:
 
 
 def test_batches_are_the_same_for_other_processes_and_workers_and_after_resuming(start):
-  whole = start(0, 1, 0, 0, 12)
-  shared = [start(0, 2, 0, 0, 12), start(1, 2, 2, 0, 12)]
-  resumed = [start(p, 3, 0, 5, 12) for p in range(3)]
-  expected = global_batches([whole])
+  whole, shared, resumed = start(1, 0, 0, 12), start(2, 2, 0, 12), start(3, 0, 5, 12)
+  expected = global_batches(whole)
   assert len(expected) == 12
   assert all(len(set(batch)) == BATCH_SIZE for batch in expected)
   assert global_batches(shared) == expected
@@ -81,14 +84,12 @@ def test_batches_are_the_same_for_other_processes_and_workers_and_after_resuming
 
 @pytest.mark.slow
 def test_fifty_batches_are_the_same_for_all_processes_and_workers(start):
-  expected = global_batches([start(0, 1, 0, 0, 50)])
+  expected = global_batches(start(1, 0, 0, 50))
   assert len(expected) == 50
   for processes, workers in ((1, 1), (1, 4), (2, 0), (2, 1), (4, 0), (4, 1)):
-    shares = [start(p, processes, workers, 0, 50) for p in range(processes)]
-    assert global_batches(shares) == expected
+    assert global_batches(start(processes, workers, 0, 50)) == expected
   for first, processes in ((1, 2), (25, 4), (49, 3)):
-    shares = [start(p, processes, 0, first, 50) for p in range(processes)]
-    assert global_batches(shares) == expected[first:]
+    assert global_batches(start(processes, 0, first, 50)) == expected[first:]
 
 
 def children(pid: int) -> list[int]:
@@ -118,7 +119,7 @@ def wait_until(condition, seconds: float) -> float:
 @pytest.fixture
 def reading(start):
   """A process with two workers that reads without end, and its workers."""
-  process = start(0, 1, 2, 0, ENDLESS)
+  [process] = start(1, 2, 0, ENDLESS)
   # Both workers have delivered, so both are ready.
   wait_until(lambda: process.output.read_text().count("\n") >= 4, 60)
   workers = children(process.pid)

@@ -44,9 +44,11 @@ def main(arguments: list[str]) -> None:
   paths = find_images(options.images)
 
   # Importing jax takes a second that --help and typing errors need not wait for.
+  from gfnet_jax.compilation_cache import enable_compilation_cache
   from gfnet_jax.training.checkpoint import load_model
   from gfnet_jax.training.precision import matmul_precision
 
+  enable_compilation_cache()
   saved = load_model(
     options.checkpoint, options.which, precision=options.precision, ema=options.ema
   )

@@ -5,7 +5,8 @@ from what is done with it (`mix_images`, `mix_targets`), which is a pure functio
 
 The batch is split into consecutive groups. Within a group, sample i is mixed with sample
 group_size - 1 - i, and each group has its own draws: a group is what one process was in
-the official training. Groups that do not straddle devices need no communication.
+the official training. Groups that do not straddle devices need no communication, and give
+the same bits on any number of devices.
 """
 
 import dataclasses

@@ -4,11 +4,14 @@ Grain alone lets workers outlive a killed parent, finishes every batch that was 
 before it stops, and does not say which worker died.
 """
 
+import atexit
+import functools
 import gc
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from typing import Any, Protocol, SupportsIndex
@@ -17,6 +20,7 @@ import grain
 
 from gfnet_jax.errors import UserError
 
+FREEING = 0.2  # seconds
 KILL_AFTER = 3.0  # seconds that workers have to stop by themselves
 
 _stopped_by_parent = threading.Event()  # used in worker processes
@@ -70,6 +74,7 @@ def iterate_batches(
   batches = grain.MapDataset.source(stoppable).batch(batch_size)[first_batch:]
   batches = batches.to_iter_dataset(grain.ReadOptions(threads, prefetch))
   if workers:
+    _let_grain_finish_at_exit()
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=1)
     batches = batches.mp_prefetch(options, worker_init_fn=_init_worker)
   iterator, crew = iter(batches), _Crew(workers)
@@ -88,6 +93,15 @@ def iterate_batches(
       # Grain's iterators hold their last batches, in shared memory, in circles.
       del iterator
       gc.collect()
+
+
+@functools.cache
+def _let_grain_finish_at_exit() -> None:
+  """Grain frees shared memory in a thread that the end of the interpreter would cut off.
+
+  Python would clean up after it, with a warning of leaked memory.
+  """
+  atexit.register(time.sleep, FREEING)
 
 
 class _Crew:

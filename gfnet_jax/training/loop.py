@@ -113,7 +113,9 @@ class _Run:
     for source in (self.train_source, self.eval_source):
       check_classes(source, model.num_classes)
     check_fills_a_batch(self.train_source, data.batch_size)
-    self.train_transform = TrainTransform(image_size=model.image_size, **self.config.augment)
+    self.train_transform = TrainTransform(
+      image_size=model.image_size, fast_decode=data.fast_decode, **self.config.augment
+    )
     self.eval_transform = EvalTransform(model.image_size)
     self.steps_per_epoch = len(self.train_source) / data.batch_size
     self.num_steps = max(1, round(self.config.num_epochs * self.steps_per_epoch))

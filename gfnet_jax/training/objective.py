@@ -17,6 +17,7 @@ from gfnet_jax.training.losses import KINDS, cross_entropy, distillation_loss
 Batch = dict[str, jax.Array]
 Result = tuple[jax.Array, Params, jax.Array]
 Objective = Callable[[Params, Params, Batch, jax.Array], Result]
+Preparation = Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def make_objective(
@@ -33,17 +34,10 @@ def make_objective(
   Raises:
     UserError: for an unknown mixing mode, distillation kind or group size.
   """
-  mixing = Mixing(num_classes=config.model.num_classes, **config.mixing)
+  prepare = make_preparation(config)
   distillation, parts = config.distillation, config.optimizer.accumulate_steps
   if distillation.kind not in KINDS:
     raise UserError(f"distillation.kind is {distillation.kind!r}, expected {' or '.join(KINDS)}")
-
-  def prepare(batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    erase_key, mix_key = jax.random.split(key)
-    images = normalize(batch["image"])
-    if "erase" in batch:
-      images = erase(images, batch["erase"], erase_key, mode=config.erasing.mode)
-    return mixing(images, batch["label"], mix_key)
 
   def mean_loss(params, teacher_params, images, targets, key):
     logits = merge(structure, params)(images, key=key)
@@ -76,6 +70,27 @@ def make_objective(
     return loss, gradients, logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
 
   return objective
+
+
+def make_preparation(config: ml_collections.ConfigDict) -> Preparation:
+  """Builds prepare(batch, key) -> (images, targets): normalised, erased, mixed.
+
+  Args:
+    config: of the run; uses model.num_classes, mixing, erasing.
+
+  Raises:
+    UserError: for an unknown mixing mode or group size.
+  """
+  mixing = Mixing(num_classes=config.model.num_classes, **config.mixing)
+
+  def prepare(batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    erase_key, mix_key = jax.random.split(key)
+    images = normalize(batch["image"])
+    if "erase" in batch:
+      images = erase(images, batch["erase"], erase_key, mode=config.erasing.mode)
+    return mixing(images, batch["label"], mix_key)
+
+  return prepare
 
 
 def _take_apart(arrays: tuple[jax.Array, ...], parts: int) -> tuple[jax.Array, ...]:

@@ -192,10 +192,10 @@ class TorchImages:
 
     record = self.source[i]
     pixels = self.transform(open_image(record.image), random)
-    # As torchvision's ToTensor and Normalize.
+    # As torchvision's ToTensor and Normalize, which works on a copy.
     image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
-    return image.sub_(mean).div_(std), record.label
+    return image.clone().sub_(mean).div_(std), record.label
 
 
 def torch_batches(folder: Path, options: argparse.Namespace) -> Iterable:
