@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import re
+import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -93,6 +94,7 @@ def _download(address: str, partial: Path) -> None:
       http.client.HTTPException,
       ConnectionError,
       TimeoutError,
+      ssl.SSLError,
     ) as error:
       problem = " ".join(str(error).split())
     if _size(partial) <= before:

@@ -15,7 +15,7 @@ def make_directory(directory: Path) -> None:
   try:
     directory.mkdir(parents=True, exist_ok=True)
     probe.touch()
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # another process may have probed, too
   except OSError as error:
     raise UserError(
       f"cannot write to {directory} ({error.strerror}); choose another directory or mend its "

@@ -22,8 +22,18 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most of the time goes into compiling.
+jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def compiled_as_for_users() -> Iterator[None]:
+  """For tests of what the compiler makes of the code."""
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

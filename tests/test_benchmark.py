@@ -34,6 +34,7 @@ def test_models(script, tmp_path):
   assert rows[0]["gflop"] == pytest.approx(2 * (2 * products + filters) / 1e9)
 
 
+@pytest.mark.slow
 def test_layer(script, tmp_path):
   rows = run(script, tmp_path, "layer", "--sides", 4, 8, "--width", 64, "--rounds", 2)
   assert [row["layer"] for row in rows[:5]] == ["copy", "filter", "attention", "mlp", "convolution"]
@@ -84,6 +85,7 @@ def test_attention_of_the_layer_benchmark_is_attention(monkeypatch):
   np.testing.assert_allclose(whole.reshape(2, 12, 128), mixed @ outer, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_torch(script, tmp_path):
   pytest.importorskip("torch")
   options = ("--image-size", 32, "--batch-size", 2, "--precision", "highest")

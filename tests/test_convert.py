@@ -212,7 +212,7 @@ print(seconds, peak - baseline)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory from /proc")
-def test_the_largest_variant_converts_in_little_time_and_memory(tmp_path):
+def test_the_largest_variant_converts_in_little_memory(tmp_path):
   file = tmp_path / "gfnet-h-b.pth"
   write_state_dict(file, reference.golden_weights(reference.shapes(reference.create("gfnet-h-b"))))
   result = subprocess.run(

@@ -25,7 +25,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import split
 from gfnet_jax.training import loop
 from gfnet_jax.training.checkpoint import list_steps, load_model, verify
-from gfnet_jax.training.checksums import DamagedError
+from gfnet_jax.training.resume import newest_whole
 from gfnet_jax.training.writer import MetricWriter
 
 pytestmark = pytest.mark.usefixtures("data_dir")
@@ -114,6 +114,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path, start, processes, kill
     if not victims:
       break
     killed.append(victims)
+  assert len(killed) == kills, "the run was over too soon"
   results = finish(start("train.py", "--workdir", workdir, *flags, processes=processes))
   assert [code for code, *_ in results] == [0] * processes, results
   assert_same_run(workdir, expected)
@@ -130,11 +131,14 @@ def trained(tmp_path_factory) -> Path:
   return workdir
 
 
-def test_every_flipped_bit_and_truncation_is_detected(trained, tmp_path):
-  """200 flips and 50 truncations, spread over files and bytes alike."""
+def test_every_flipped_bit_and_truncation_is_detected(trained, tmp_path, capsys):
+  """200 flips and 50 truncations, spread over files and bytes alike.
+
+  Each lets a run go on from the checkpoint before, and say so.
+  """
   directory = tmp_path / "checkpoints"
   shutil.copytree(trained / "checkpoints", directory)
-  step = list_steps(directory)[-1]
+  *_, before, step = list_steps(directory)
   files = sorted(p for p in (directory / f"{step:08d}").rglob("*") if p.is_file())
   files = [path for path in files if path.stat().st_size]
   rng = random.Random(0)
@@ -149,8 +153,10 @@ def test_every_flipped_bit_and_truncation_is_detected(trained, tmp_path):
       path.write_bytes(damaged)
     else:
       path.write_bytes(content[: rng.randrange(len(content))])
-    with pytest.raises(DamagedError):
-      verify(directory, step)
+    assert newest_whole(directory) == before
+    assert f"{step:08d} is damaged: " in capsys.readouterr().out
+    [aside] = directory.glob("damaged-*")
+    aside.rename(directory / f"{step:08d}")
     path.write_bytes(content)
   verify(directory, step)
 
@@ -176,7 +182,7 @@ def test_a_full_disk_is_survived(tmp_path, capsys):
     results = loop.train(small_config(), workdir)
   printed = capsys.readouterr().out
   assert "the checkpoint of step 4 could not be written" in printed
-  assert "trying again" in printed
+  assert "the next one will be tried" in printed
   assert results["images"] == 360
   assert list_steps(workdir / "checkpoints")[-1] == 27
   assert not list((workdir / "checkpoints").glob(".pending-*"))
@@ -290,13 +296,19 @@ def test_a_damaged_checkpoint_does_not_outlive_those_after_it(trained, tmp_path)
   assert len(list(directory.glob("damaged-00000027-*"))) == 1
 
 
-def test_metrics_on_a_full_disk_are_a_warning(tmp_path, capsys):
+def test_metrics_on_a_full_disk_are_warnings(tmp_path, capsys):
+  """Of lines and of events, however many."""
   writer = MetricWriter(tmp_path, 0)
-  writer._files["metrics"].close()
-  writer._files["metrics"] = open("/dev/full", "w")  # noqa: PTH123, SIM115
-  writer.write("metrics", 3, {"loss": 1.0})
-  writer.close()
-  assert "metrics of step 3 could not be written (No space left" in capsys.readouterr().out
+  _, limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with _ignored(signal.SIGXFSZ):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit))
+    for step in range(1, 100):
+      writer.write("metrics", step, {"loss": 1.0, "accuracy": 0.5})
+    writer.close()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+  printed = capsys.readouterr().out
+  assert printed.count("could not be written (File too large)") > 90
+  assert (tmp_path / "metrics.jsonl").stat().st_size <= 100
 
 
 @pytest.mark.slow

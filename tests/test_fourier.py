@@ -131,6 +131,7 @@ def test_unknown_backends_are_named():
     model(jnp.ones((1, 32, 32, 3)))
 
 
+@pytest.mark.usefixtures("compiled_as_for_users")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_shards_filter_their_own_images(backend):
   """The same results under a mesh of eight devices, with no collective but the gradient's sum."""
@@ -158,14 +159,11 @@ def test_shards_filter_their_own_images(backend):
   assert not any(name in hlo for name in ("all-gather", "all-to-all", "collective-permute"))
 
 
-@pytest.mark.parametrize(
-  "options", [dict(remat=True), dict(scan=True), dict(remat=True, scan=True)]
-)
 @pytest.mark.parametrize("name", ["gfnet-ti", "gfnet-h-ti"])
-def test_recomputing_and_scanning_blocks_change_nothing_but_rounding(name, options):
+def test_recomputing_and_scanning_blocks_change_nothing_but_rounding(name):
   sizes = {
     "gfnet-ti": dict(embed_dim=16, depth=3),
-    "gfnet-h-ti": dict(embed_dims=(8, 8, 16, 16), depths=(2, 1, 3, 1), layer_scale_init=1.0),
+    "gfnet-h-ti": dict(embed_dims=(8, 8, 16, 16), depths=(2, 1, 2, 1), layer_scale_init=1.0),
   }[name]
   images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
 
@@ -178,12 +176,14 @@ def test_recomputing_and_scanning_blocks_change_nothing_but_rounding(name, optio
     def loss(params):
       return (merge(structure, params)(images, key=jax.random.key(1)) ** 2).sum()
 
-    return *loss(params), model(images)
+    return *loss(params), jax.jit(lambda params: merge(structure, params)(images))(params)
 
-  expected, actual = loss_and_gradient(), loss_and_gradient(**options)
-  assert list(actual[1]) == list(expected[1]), "names of the parameters"
-  jax.tree.map(
-    lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
-    actual,
-    expected,
-  )
+  expected = loss_and_gradient()
+  for options in (dict(remat=True), dict(scan=True), dict(remat=True, scan=True)):
+    actual = loss_and_gradient(**options)
+    assert list(actual[1]) == list(expected[1]), "names of the parameters"
+    jax.tree.map(
+      lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
+      actual,
+      expected,
+    )

@@ -26,7 +26,8 @@ from gfnet_jax.training.optimizer import make_optimizer
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("torch_reference")
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("compiled_as_for_users")]
+
 
 GOLDEN = Path(__file__).parent / "golden"
 GRIDS = [7, 12, 14, 24, 56]

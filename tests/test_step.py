@@ -17,7 +17,10 @@ from gfnet_jax.training.optimizer import make_optimizer
 from gfnet_jax.training.sharding import make_mesh, shard_state, split_batch
 from gfnet_jax.training.step import init_state, make_eval_step, make_train_step
 
-pytestmark = pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
+pytestmark = [
+  pytest.mark.filterwarnings("ignore:Some donated buffers were not usable"),
+  pytest.mark.usefixtures("compiled_as_for_users"),
+]
 
 SMALL = {
   "gfnet-ti": dict(patch_size=8, embed_dim=16, depth=2, drop_path_rate=0.5),
@@ -103,8 +106,9 @@ def elements(shape: str) -> int:
   return int(np.prod([int(n) for n in re.findall(r"\d+", shape.partition("[")[2])] or [1]))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+  ("name", "backend"), [*(("gfnet-ti", backend) for backend in BACKENDS), ("gfnet-h-ti", "auto")]
+)
 def test_only_gradients_and_metrics_cross_devices(name, backend):
   training = Training(full_recipe(), name, backend=backend)
   train, evaluate = collectives(training.train_hlo()), collectives(training.eval_hlo())

@@ -79,9 +79,10 @@ def folder(tmp_path_factory):
   return directory
 
 
-def test_fine_tuning_on_a_folder_of_images(pretrained, folder, script, tmp_path):
-  """At another size, with counted classes, distilling from the checkpoint of the run itself."""
-  common = (
+def fine_tune(script, workdir, folder, *flags):
+  """Runs configs/transfer.py:folder on a small scale."""
+  result = script(
+    *("train.py", "--config", "configs/transfer.py:folder", "--workdir", workdir),
     "--config.optimizer.warmup_epochs=1",
     "--config.data.batch_size=16",
     "--config.data.eval_batch_size=16",
@@ -89,35 +90,40 @@ def test_fine_tuning_on_a_folder_of_images(pretrained, folder, script, tmp_path)
     "--config.mixing.group_size=8",
     "--config.model.name=gfnet-ti",
     "--config.model.image_size=96",
+    "--config.model.scan=True",
     f"--config.data.name={folder}",
-    "--config.num_epochs=2",
-    "--config.eval_every_epochs=1",
+    "--config.num_epochs=1",
     "--config.log_every_steps=1",
     "--config.precision=default",
+    *flags,
   )
-  converted = tmp_path / "gfnet-ti"
-  save_model(
-    converted,
-    gfnet_jax.create_model("gfnet-ti", image_size=64, num_classes=5),
-    dict(name="gfnet-ti", image_size=64, num_classes=5),
-  )
-  config = ("--config", "configs/transfer.py:folder")
-  first = script(
-    *("train.py", *config, "--workdir", tmp_path / "first", *common),
-    f"--config.init_checkpoint={converted}",
-  )
-  assert first.returncode == 0, first.stderr
-  saved = load_model(tmp_path / "first")
+  assert result.returncode == 0, result.stderr
+
+
+def test_fine_tuning_on_a_folder_of_images(folder, script, tmp_path):
+  """From an official file, at another size, with counted classes."""
+  official, converted = tmp_path / "gfnet-ti.safetensors", tmp_path / "gfnet-ti"
+  save_model(tmp_path / "ours", gfnet_jax.create_model("gfnet-ti"), dict(name="gfnet-ti"))
+  for arguments in (("--to-torch", tmp_path / "ours", official), (official, converted)):
+    result = script("convert_torch_weights.py", *arguments)
+    assert result.returncode == 0, result.stderr
+  fine_tune(script, tmp_path / "run", folder, f"--config.init_checkpoint={converted}")
+  saved = load_model(tmp_path / "run")
   assert saved.class_names == ["blue", "red"]
   assert saved.config["image_size"] == 96
-  second = script(
-    *("train.py", *config, "--workdir", tmp_path / "second", *common),
-    f"--config.distillation.teacher={tmp_path / 'first'}",
+  assert read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["eval_images"] == 12
+
+
+@pytest.mark.slow
+def test_distilling_on_a_folder_of_images(folder, script, tmp_path):
+  teacher = dict(name="gfnet-ti", image_size=96, num_classes=2)
+  save_model(tmp_path / "teacher", gfnet_jax.create_model(**teacher), teacher)
+  fine_tune(
+    *(script, tmp_path / "run", folder),
+    f"--config.distillation.teacher={tmp_path / 'teacher'}",
     "--config.distillation.kind=hard",
   )
-  assert second.returncode == 0, second.stderr
-  last = read_lines(tmp_path / "second" / "metrics.jsonl")[-1]
-  assert last["eval_images"] == 12
+  assert read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["eval_images"] == 12
 
 
 @pytest.mark.slow

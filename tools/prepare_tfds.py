@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> None:
     "--processes", type=int, default=os.cpu_count(), help="that read and write (default: all cores)"
   )
   options = parser.parse_args(arguments)
+  if options.processes < 1:
+    parser.error(f"--processes is {options.processes}, expected at least 1")
 
   # Importing TFDS takes seconds that --help and typing errors need not wait for.
   from gfnet_jax.data.prepare import prepare

@@ -1,6 +1,7 @@
 """Folders of image files, one folder per class (the layout of torchvision's ImageFolder)."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ def list_images(directory: Path) -> Arrays:
   Raises:
     UserError: if there are no folders, or one has no images.
   """
+  times = [_modified(directory)]
   classes = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
   if not classes:
     raise UserError(
@@ -71,9 +73,10 @@ def list_images(directory: Path) -> Arrays:
   paths, labels, folders = [], [], [""]
   for label, name in enumerate(classes):
     first = len(paths)
-    for folder, _, files in sorted(os.walk(directory / name, followlinks=True)):
+    for folder, time, files in sorted(_walk(directory / name)):
       folder = os.path.relpath(folder, directory)
       folders.append(folder)
+      times.append(time)
       paths += (f"{folder}/{file}" for file in sorted(files) if file.lower().endswith(EXTENSIONS))
     if len(paths) == first:
       raise UserError(
@@ -85,8 +88,26 @@ def list_images(directory: Path) -> Arrays:
     paths=_encode(paths),
     labels=np.array(labels, np.int32),
     folders=_encode(folders),
-    times=np.array([_modified(directory / folder) for folder in folders], np.int64),
+    times=np.array(times, np.int64),
   )
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, int, list[str]]]:
+  """Every directory from here down, when it was modified last, and its files.
+
+  The time is taken before the files: what is added meanwhile shows the next time.
+  """
+  below, files = [], []
+  try:
+    time = _modified(folder)
+    with os.scandir(folder) as entries:
+      for entry in entries:
+        (below if entry.is_dir() else files).append(entry.name)
+  except OSError as error:
+    raise UserError(f"directory {folder} cannot be read: {error.strerror}") from error
+  yield str(folder), time, files
+  for name in below:
+    yield from _walk(folder / name)
 
 
 def _is_current(directory: Path, listing: Arrays) -> bool:

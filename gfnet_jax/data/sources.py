@@ -47,6 +47,21 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
   return source
 
 
+def check_same_classes(class_names: list[str], expected: list[str], split: str) -> None:
+  """Raises UserError if the classes of a split have other names, or another order, than expected.
+
+  Labels are places among the sorted names: with one class more, all after it shift.
+  """
+  if class_names == expected:
+    return
+  odd = sorted(set(class_names) ^ set(expected))
+  what = f"{odd[0]!r} is a class of only one of them" if odd else "their order differs"
+  raise UserError(
+    f"the classes of {split} are not those of the training data ({what}); give both the same "
+    "folders"
+  )
+
+
 def check_classes(source: Source, num_classes: int) -> None:
   """Raises UserError unless the source has as many classes as the model."""
   if len(source.class_names) != num_classes:

@@ -14,6 +14,7 @@ AT_LEAST_ONE = (
   "data.eval_batch_size",
   "checkpoints.keep_last",
 )
+AT_LEAST_ZERO = ("data.reading.threads", "data.reading.prefetch", "data.reading.workers")
 POSITIVE = ("num_epochs", "eval_every_epochs")
 
 
@@ -21,6 +22,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for a number out of range or an unknown policy."""
   for field in AT_LEAST_ONE:
     _require(config, field, lambda value: value >= 1, "at least 1")
+  for field in AT_LEAST_ZERO:
+    _require(config, field, lambda value: value >= 0, "at least 0")
   for field in POSITIVE:
     _require(config, field, lambda value: value > 0, "more than 0")
   _require(config, "ema_decay", lambda value: 0 <= value < 1, "0 up to, but not, 1")

@@ -89,8 +89,6 @@ class Checkpoints:
   def save(self, step: int, trees: Mapping[str, PyTree], metadata: Mapping[str, Any]) -> None:
     """Saves trees of arrays by name; returns once they are copied, writes in the background."""
     self.wait()
-    if self._failure:
-      print(f"warning: {self._failure}; trying again", flush=True)
     if jax.process_index() == 0:
       self._remove_unfinished()  # what a failure left would fill the disk
     pending = self.directory / f".pending-{step:08d}"
@@ -140,12 +138,20 @@ class Checkpoints:
     reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
     self._failure = f"the checkpoint of step {step} could not be written to {self.directory}"
     self._failure += f" ({reason[:200]})"
+    if jax.process_index() == 0:
+      print(f"warning: {self._failure}; the next one will be tried", flush=True)
     self._writer = _make_writer()  # the old one would raise the error once more
 
   def _remove_unfinished(self) -> None:
-    """What earlier runs or failures left; never called while something is being written."""
+    """Clears up what earlier runs or failures left; never while something is being written."""
     for unfinished in self.directory.glob(".pending-*"):
       shutil.rmtree(unfinished, ignore_errors=True)
+    for replaced in self.directory.glob(".replaced-*"):
+      final = self.directory / replaced.name.removeprefix(".replaced-")
+      if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+      else:  # killed between taking one away and putting the other in its place
+        replaced.rename(final)
 
   def _remove_old(self) -> None:
     steps = list_steps(self.directory)
@@ -299,7 +305,9 @@ def load_model(
       raise UserError(f"{directory} holds no averaged weights; train with ema_decay, or omit --ema")
     params = restore(directory, step, {tree: on_one_device(shapes)})[tree]
   except DamagedError as error:
-    raise UserError(f"{error}; choose another checkpoint of {directory}") from error
+    others = [other for other in list_steps(directory) if other != step]
+    advice = f"take {_path(directory, others[-1])}" if others else "there is no other"
+    raise UserError(f"{error}; {advice}") from error
   return SavedModel(
     model=merge(structure, params),
     config=metadata["model"],
@@ -336,6 +344,8 @@ def _path(directory: Path, step: int) -> Path:
 def _commit(pending: Path, final: Path, metadata: dict) -> None:
   (pending / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
   write_checksums(pending)
-  if final.exists():  # a checkpoint that was found damaged and is made anew
-    shutil.rmtree(final)
+  old = final.with_name(f".replaced-{final.name}")  # found by the next run after a kill
+  if final.exists():  # saved at a preemption, and now again with its evaluation
+    final.rename(old)
   pending.rename(final)
+  shutil.rmtree(old, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Starting jax on several processes, and agreeing on when to stop."""
 
+import os
 import signal
 
 import jax
@@ -63,17 +64,20 @@ def agree(value: int) -> int:
 
 
 class Preemption:
-  """SIGTERM to any process, or Ctrl-C to a single one, stops all after the same step."""
+  """SIGTERM or Ctrl-C to any process stops all after the same step."""
 
   def __init__(self):
     self._signalled = False
     if jax.process_count() == 1:  # else jax listens, and has the processes agree on a step
       signal.signal(signal.SIGTERM, self._remember)
-      signal.signal(signal.SIGINT, self._remember)
+    signal.signal(signal.SIGINT, self._interrupt)
 
   def _remember(self, *_) -> None:
     self._signalled = True
+
+  def _interrupt(self, *_) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+    os.kill(os.getpid(), signal.SIGTERM)
 
   def reached(self, step: int) -> bool:
     """Whether the run is to stop after this step; every process asks after every step."""

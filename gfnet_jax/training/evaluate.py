@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from gfnet_jax.data.pipeline import Reading, Share, eval_batches
-from gfnet_jax.data.sources import Source, check_classes, open_source
+from gfnet_jax.data.sources import Source, check_classes, check_same_classes, open_source
 from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import Params, split
@@ -81,6 +81,8 @@ def eval_data(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
   if "name" in given and folder.is_dir() and not (folder / "dataset_info.json").is_file():
     split = "val" if (folder / "val").is_dir() else ""
     given = {"source": "folder", "eval_split": split} | given
+  elif "name" in given and data["source"] == "folder":
+    given = {"source": "tfds"} | given
   data |= given
   if "name" not in data:
     raise UserError("the weights come from elsewhere and name no data set; give one with --data")
@@ -102,6 +104,8 @@ def evaluate_model(saved: SavedModel, data: ml_collections.ConfigDict) -> dict[s
   """
   source = open_source(data, data.eval_split)
   check_classes(source, saved.config["num_classes"])
+  if data.get("source") == "folder" and saved.class_names:
+    check_same_classes(source.class_names, saved.class_names, data.name)
   if data.eval_batch_size < 1:
     raise UserError(f"the batch size is {data.eval_batch_size}, expected at least 1")
   structure, params = split(saved.model)

@@ -18,7 +18,7 @@ from gfnet_jax.data.pipeline import (
   check_fills_a_batch,
   train_batches,
 )
-from gfnet_jax.data.sources import check_classes, open_source
+from gfnet_jax.data.sources import check_classes, check_same_classes, open_source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory, write_atomically
@@ -112,6 +112,7 @@ class _Run:
       model.num_classes = len(self.train_source.class_names)
     for source in (self.train_source, self.eval_source):
       check_classes(source, model.num_classes)
+    check_same_classes(self.eval_source.class_names, self.train_source.class_names, data.eval_split)
     check_fills_a_batch(self.train_source, data.batch_size)
     self.train_transform = TrainTransform(
       image_size=model.image_size, fast_decode=data.fast_decode, **self.config.augment

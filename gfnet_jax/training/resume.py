@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,7 +52,7 @@ def restore_run(
   Raises:
     UserError: if the checkpoints were made with another config.
   """
-  step = agree(_newest_whole(checkpoints) if jax.process_index() == 0 else -1)
+  step = agree(newest_whole(checkpoints.directory) if jax.process_index() == 0 else -1)
   if step < 0:
     return None
   metadata = read_metadata(checkpoints.directory, step)
@@ -84,14 +85,17 @@ def trees_to_state(trees: dict[str, Any]) -> TrainState:
   return TrainState(params=trees["params"], ema=trees.get("ema", {}), **trees["training"])
 
 
-def _newest_whole(checkpoints: Checkpoints) -> int:
-  """The step of the newest undamaged checkpoint; -1 if there is none."""
-  for step in reversed(list_steps(checkpoints.directory)):
+def newest_whole(directory: Path) -> int:
+  """The step of the newest undamaged checkpoint; -1 if there is none.
+
+  Damaged ones after it are named and set aside.
+  """
+  for step in reversed(list_steps(directory)):
     try:
-      verify(checkpoints.directory, step)
+      verify(directory, step)
     except DamagedError as error:
       print(f"{error}; trying the one before", flush=True)
-      set_aside(checkpoints.directory, step)
+      set_aside(directory, step)
     else:
       return step
   return -1

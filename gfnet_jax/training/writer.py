@@ -3,11 +3,14 @@
 import contextlib
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from gfnet_jax.files import write_atomically
 
@@ -31,7 +34,11 @@ class MetricWriter:
       path = directory / f"{kind}.jsonl"
       _keep_until(path, step)
       self._files[kind] = path.open("a")
-    self._events = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+    events = directory / "tensorboard"
+    events.mkdir(exist_ok=True)
+    # Not through SummaryWriter: its thread dies on a full disk, and its queue then blocks.
+    self._events = EventsWriter(str(events / "events"))
+    self._write_event(step + 1, session_log=SessionLog(status=SessionLog.START))  # hides later ones
 
   def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
     """Writes one line to `kind`.jsonl, durable against a kill, and to TensorBoard."""
@@ -41,9 +48,13 @@ class MetricWriter:
       self._files[kind].write(json.dumps({"step": step, **values}) + "\n")
       self._files[kind].flush()
       for name, value in values.items():
-        self._events.add_scalar(name, value, step)
+        self._write_event(step, summary=scalar(name, value))
+      self._events.flush()
     except OSError as error:  # a full disk is no reason to end the run
       print(f"warning: {kind} of step {step} could not be written ({error.strerror})", flush=True)
+
+  def _write_event(self, step: int, **content) -> None:
+    self._events.write_event(Event(step=step, wall_time=time.time(), **content))
 
   def close(self) -> None:
     for file in (*self._files.values(), *([self._events] if self._events else [])):
