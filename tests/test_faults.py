@@ -9,6 +9,7 @@ import select
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import jax
@@ -71,8 +72,8 @@ def assert_same_run(found: Path, expected: Path) -> None:
   assert (found / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
 
 
-def kill_at_random(run: list[subprocess.Popen], rng: random.Random) -> list[int]:
-  """Kills one or all processes of a run within six seconds of its first step.
+def kill_at_random(run: list[subprocess.Popen], rng: random.Random, within: float) -> list[int]:
+  """Kills one or all processes of a run within so many seconds of its beginning.
 
   Returns:
     Which, once all have ended; none if the run was over before.
@@ -80,7 +81,7 @@ def kill_at_random(run: list[subprocess.Popen], rng: random.Random) -> list[int]
   wait_for_line(run[0], "Steps:")  # the moments before are all alike
   # Readable at the end of the process, so that nobody waits for longer than needed.
   watched = os.pidfd_open(run[0].pid)
-  over, _, _ = select.select([watched], [], [], rng.uniform(0, 6))
+  over, _, _ = select.select([watched], [], [], rng.uniform(0, within))
   os.close(watched)
   everyone = list(range(len(run)))
   victims = [] if over else rng.choice([everyone, *([process] for process in everyone)])
@@ -101,20 +102,22 @@ def kill_at_random(run: list[subprocess.Popen], rng: random.Random) -> list[int]
 )
 def test_kills_at_random_moments_change_nothing(tmp_path, start, processes, kills):
   """During steps, evaluation, checkpoints and between; of all processes or of one."""
-  config = small_config(num_epochs=6.0 if kills < 10 else 40.0)
+  config = small_config(num_epochs=max(15.0, 3.0 * kills))
   flags = (*as_flags(config), "--config.stall_timeout=10")
   expected, workdir = tmp_path / "undisturbed", tmp_path / "run"
-  results = finish(start("train.py", "--workdir", expected, *flags, processes=processes))
+  run = start("train.py", "--workdir", expected, *flags, processes=processes)
+  wait_for_line(run[0], "Steps:")
+  begin = time.monotonic()
+  results = finish(run)
   assert [code for code, *_ in results] == [0] * processes, results
+  within = 2 * (time.monotonic() - begin) / kills  # so that the run lasts for all of them
+
   rng, killed = random.Random(0), []
   while len(killed) < kills:
-    victims = kill_at_random(
-      start("train.py", "--workdir", workdir, *flags, processes=processes), rng
-    )
-    if not victims:
-      break
+    run = start("train.py", "--workdir", workdir, *flags, processes=processes)
+    victims = kill_at_random(run, rng, within)
+    assert victims, f"the run was over after {len(killed)} kills"
     killed.append(victims)
-  assert len(killed) == kills, "the run was over too soon"
   results = finish(start("train.py", "--workdir", workdir, *flags, processes=processes))
   assert [code for code, *_ in results] == [0] * processes, results
   assert_same_run(workdir, expected)
@@ -296,6 +299,7 @@ def test_a_damaged_checkpoint_does_not_outlive_those_after_it(trained, tmp_path)
   assert len(list(directory.glob("damaged-00000027-*"))) == 1
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the file's end
 def test_metrics_on_a_full_disk_are_warnings(tmp_path, capsys):
   """Of lines and of events, however many."""
   writer = MetricWriter(tmp_path, 0)
