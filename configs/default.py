@@ -22,7 +22,12 @@ def get_config() -> ConfigDict:
 
   # Arguments of gfnet_jax.create_model.
   config.model = ConfigDict(dict(name="", image_size=224, num_classes=1000))
-  config.model.drop_path_rate = config_dict.placeholder(float)  # None: the variant's own
+  for name, kind in (
+    *(("patch_size", int), ("embed_dim", int), ("depth", int)),  # of gfnet-ti, -xs, -s, -b
+    *(("embed_dims", tuple), ("depths", tuple)),  # of gfnet-h-ti, -h-s, -h-b
+  ):
+    config.model[name] = config_dict.placeholder(kind)  # None: the variant's own
+  config.model.drop_path_rate = config_dict.placeholder(float)
   config.model.backend = "auto"  # of the Fourier transforms: auto, fft, separable or dense
   config.model.remat = False  # less memory for more time
   config.model.scan = False  # less time to compile for more memory

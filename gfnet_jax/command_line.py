@@ -81,6 +81,8 @@ def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDi
     field = " ".join(
       str(error.args[0]).strip("\"'").replace("\\n", " ").replace("\\'", "'").split()
     )
+    given = (override.partition("=")[0].removeprefix("--config.") for override in overrides)
+    field = next((name for name in given if name.split(".")[-1] == field), field)
     raise UserError(f"unknown config field {field}; see {specifier}") from error
   except flags.UnrecognizedFlagError as error:
     raise UserError(f"unknown flag --{error.flagname} (see --help)") from error

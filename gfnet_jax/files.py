@@ -16,6 +16,8 @@ def make_directory(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     probe.touch()
     probe.unlink(missing_ok=True)  # another process may have probed, too
+  except FileExistsError as error:
+    raise UserError(f"{directory} is a file, expected a directory; choose another name") from error
   except OSError as error:
     raise UserError(
       f"cannot write to {directory} ({error.strerror}); choose another directory or mend its "

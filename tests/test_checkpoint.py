@@ -192,3 +192,14 @@ def test_sums_that_are_no_json(checkpoints):
   (checkpoints / "00000050" / "sha256.json").write_text("[1")
   with pytest.raises(DamagedError, match=r"sha256.json cannot be read"):
     verify(checkpoints, 50)
+
+
+def test_a_checkpoint_that_was_being_replaced_is_found_again(saved, model):
+  """Killed between taking one away and putting the other in its place."""
+  directory = saved / "checkpoints"
+  (directory / "00000000").rename(directory / ".replaced-00000000")
+  Checkpoints(directory).close()
+  assert load_model(saved).step == 0
+  (directory / ".replaced-00000000").mkdir()  # killed after that
+  Checkpoints(directory).close()
+  assert [path.name for path in directory.iterdir()] == ["00000000"]

@@ -4,10 +4,12 @@ import os
 import pickle
 
 import pytest
+from ml_collections import ConfigDict
 
 from gfnet_jax.data import folder
 from gfnet_jax.data.folder import FolderSource, list_images
 from gfnet_jax.data.records import BadRecordError
+from gfnet_jax.data.sources import check_same_classes, open_source
 from gfnet_jax.errors import UserError
 
 FILES = [  # in the order of torchvision's ImageFolder, which sorts folders, then files
@@ -102,3 +104,19 @@ def test_mistakes_are_named(root, tmp_path):
   (root / "train/n05").mkdir()
   with pytest.raises(UserError, match="n05 holds no images"):
     FolderSource(str(root), "train")
+
+
+def test_classes_that_differ_between_the_splits_are_refused(tmp_path):
+  """A class more in one of them would shift all labels after it."""
+  for path in ("train/cat", "train/dog", "train/fish", "val/bird", "val/cat", "val/dog"):
+    (tmp_path / path).mkdir(parents=True)
+    (tmp_path / path / "0.png").write_bytes(b"")
+  train, val = (FolderSource(str(tmp_path), split).class_names for split in ("train", "val"))
+  check_same_classes(train, train, "train")
+  with pytest.raises(UserError, match="'bird' is a class of only one of them"):
+    check_same_classes(val, train, "val")
+
+
+def test_no_name_is_one_line():
+  with pytest.raises(UserError, match=r"data.name is empty, .* --config.data.name=DIR"):
+    open_source(ConfigDict(dict(source="folder", name="")), "train")

@@ -269,8 +269,8 @@ def test_eight_devices_agree_with_one_and_do_not_communicate(mode, minmax):
 @pytest.mark.parametrize(
   "options, message",
   [
-    (dict(mode="half"), "mode of mixup is 'half'"),
-    (dict(group_size=3), "group_size of mixup is 3"),
+    (dict(mode="half"), "mixing.mode is 'half'"),
+    (dict(group_size=3), "mixing.group_size is 3"),
     (dict(cutmix_minmax=(0.8, 0.2)), "cutmix_minmax"),
   ],
 )

@@ -97,7 +97,8 @@ def read_class_names(path: Path, num_classes: int) -> list[str]:
   try:
     names = path.read_text("utf-8").splitlines()
   except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"cannot read {path} ({error}); expected one class name per line") from error
+    reason = getattr(error, "strerror", None) or error
+    raise UserError(f"cannot read {path} ({reason}); expected one class name per line") from error
   if len(names) != num_classes:
     raise UserError(
       f"{path} has {len(names)} lines, expected one for each of {num_classes} classes"

@@ -13,6 +13,7 @@ time: the same command goes on. At the end, everything is read again and compare
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def main(arguments: list[str]) -> None:
     "--processes", type=int, default=os.cpu_count(), help="that read and write (default: all cores)"
   )
   options = parser.parse_args(arguments)
+  if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
+    parser.error(f"--name is {options.name!r}, expected a-z, 0-9 and _, and a letter first")
   if options.processes < 1:
     parser.error(f"--processes is {options.processes}, expected at least 1")
 

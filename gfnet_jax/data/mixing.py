@@ -77,9 +77,9 @@ class Mixing:
 
   def __post_init__(self):
     if self.mode not in MODES:
-      raise UserError(f"mode of mixup is {self.mode!r}, expected one of {', '.join(MODES)}")
+      raise UserError(f"mixing.mode is {self.mode!r}, expected one of {', '.join(MODES)}")
     if self.group_size < 2 or self.group_size % 2:
-      raise UserError(f"group_size of mixup is {self.group_size}, expected a positive even number")
+      raise UserError(f"mixing.group_size is {self.group_size}, expected a positive even number")
     if self.cutmix_minmax and not 0 <= self.cutmix_minmax[0] < self.cutmix_minmax[1] <= 1:
       raise UserError(
         f"cutmix_minmax is {self.cutmix_minmax}, expected a smaller and a larger part of 1"

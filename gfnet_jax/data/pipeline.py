@@ -60,7 +60,13 @@ class Share(NamedTuple):
 
 
 class Reading(NamedTuple):
-  """How to read: threads per process, batches ahead per process, worker processes (0: none)."""
+  """How to read.
+
+  Args:
+    threads: per process; 0 reads a batch when it is asked for.
+    prefetch: batches begun ahead, per process.
+    workers: processes; 0 reads in this one.
+  """
 
   threads: int = 4
   prefetch: int = 4

@@ -29,6 +29,11 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
     UserError: if it cannot be opened or is empty.
   """
   kind = data.get("source", "tfds")
+  if not data.name:
+    raise UserError(
+      "data.name is empty, expected a TFDS data set or a directory; set it, for instance by "
+      "--config.data.name=DIR"
+    )
   if kind == "tfds":
     source = TfdsSource(data.name, split, data.data_dir)
   elif kind == "tfrecord":

@@ -13,6 +13,7 @@ from flax import nnx
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.fourier import global_filter
+from gfnet_jax.models.fourier_backends import choose_backend
 
 Dtype = jax.typing.DTypeLike
 
@@ -44,9 +45,13 @@ class GlobalFilter(nnx.Module):
     width: columns of the token grid.
     backend: how to transform: "auto" or a name of `fourier_backends.BACKENDS`.
     rngs: source of the initial weights, N(0, 0.02^2) for both parts.
+
+  Raises:
+    UserError: for an unknown backend.
   """
 
   def __init__(self, dim: int, height: int, width: int, *, backend: str = "auto", rngs: nnx.Rngs):
+    choose_backend(backend, (height, width, dim))  # for a mistake to show at once
     # Pairs first: a trailing axis of 2 would be padded to 128 lanes on a TPU.
     shape = (2, height, width // 2 + 1, dim)
     self.complex_weight = nnx.Param(normal_init(rngs.params(), shape, jnp.float32))
@@ -56,8 +61,7 @@ class GlobalFilter(nnx.Module):
     """Filters (batch, height, width, dim) of any float type; returns float32.
 
     Raises:
-      UserError: if the grid or the channels differ from the filter's, or for an
-        unknown backend.
+      UserError: if the grid or the channels differ from the filter's.
     """
     expected = (*self.grid, self.complex_weight.shape[-1])
     if tokens.ndim != 4 or tokens.shape[1:] != expected:

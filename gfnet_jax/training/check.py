@@ -3,6 +3,7 @@
 import ml_collections
 from jax.sharding import Mesh
 
+from gfnet_jax.data.erasing import MODES
 from gfnet_jax.errors import UserError
 from gfnet_jax.training.console import say
 
@@ -27,6 +28,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   for field in POSITIVE:
     _require(config, field, lambda value: value > 0, "more than 0")
   _require(config, "ema_decay", lambda value: 0 <= value < 1, "0 up to, but not, 1")
+  _require(config, "erasing.mode", MODES.__contains__, f"one of {', '.join(MODES)}")
   _require(config, "on_nonfinite", NONFINITE.__contains__, f"one of {', '.join(NONFINITE)}")
 
 
@@ -38,12 +40,22 @@ def _require(config: ml_collections.ConfigDict, field: str, holds, expected: str
     raise UserError(f"{field} is {value!r}, expected {expected}")
 
 
-def warn_of_groups_across_devices(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-  """Says so if mixup has to move images between devices in every step."""
+def check_groups(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+  """Says so if mixup has to move images between devices in every step.
+
+  Raises:
+    UserError: if its groups do not divide the batch.
+  """
   mixing = config.mixing
-  active = mixing.mixup_alpha or mixing.cutmix_alpha or mixing.cutmix_minmax
+  if not (mixing.mixup_alpha or mixing.cutmix_alpha or mixing.cutmix_minmax):
+    return
+  if mixing.group_size < 1 or config.data.batch_size % mixing.group_size:
+    raise UserError(
+      f"mixing.group_size is {mixing.group_size}, expected a divisor of "
+      f"data.batch_size={config.data.batch_size}"
+    )
   rows = config.data.batch_size // mesh.size
-  if active and rows % mixing.group_size:
+  if rows % mixing.group_size:
     say(
       f"warning: mixing.group_size={mixing.group_size} spans devices of {rows} images each, which "
       f"moves images between them in every step; a divisor of {rows} would not"

@@ -25,7 +25,7 @@ from gfnet_jax.files import make_directory, write_atomically
 from gfnet_jax.models.functional import split
 from gfnet_jax.models.gfnet import as_height_width
 from gfnet_jax.models.variants import create_model
-from gfnet_jax.training.check import check_config, warn_of_groups_across_devices
+from gfnet_jax.training.check import check_config, check_groups
 from gfnet_jax.training.checkpoint import Checkpoints, find_checkpoint, model_metadata
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run, say
 from gfnet_jax.training.distributed import Preemption
@@ -83,7 +83,7 @@ class _Run:
   def __init__(self, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh):
     self.config, self.workdir, self.mesh = config, workdir, mesh
     check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
-    warn_of_groups_across_devices(config, mesh)
+    check_groups(config, mesh)
     self.preemption = Preemption()
     self.reading = Reading(**config.data.reading)
     self._check_model()
