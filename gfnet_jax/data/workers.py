@@ -101,7 +101,12 @@ def _let_grain_finish_at_exit() -> None:
 
   Python would clean up after it, with a warning of leaked memory.
   """
-  atexit.register(time.sleep, FREEING)
+
+  def finish() -> None:
+    gc.collect()  # also what jax still holds of batches that it did not copy
+    time.sleep(FREEING)
+
+  atexit.register(finish)
 
 
 class _Crew:
