@@ -99,12 +99,16 @@ def test_an_evaluation_does_not_depend_on_processes(start, one_device, tmp_path)
 LONG = (*FULL, "--config.num_epochs=50", "--config.eval_every_epochs=1")
 
 
-def test_sigterm_to_one_of_two_saves_the_same_step(start, tmp_path):
+@pytest.mark.parametrize(
+  "stop", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_to_one_of_two_saves_the_same_step(start, tmp_path, stop):
   workdir = tmp_path / "run"
   run = start(*TRAIN, workdir, *LONG, processes=2, devices=1)
   wait_for_line(run[0], "epoch")
-  run[1].send_signal(signal.SIGTERM)
-  run[1].send_signal(signal.SIGTERM)  # a second one must do no harm
+  run[1].send_signal(stop)
+  if stop == signal.SIGTERM:
+    run[1].send_signal(stop)  # a second one must do no harm
   results = finish(run)
   assert [code for code, *_ in results] == [0, 0], results
   assert "the same command goes on from here" in results[0][1]
