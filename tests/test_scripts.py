@@ -133,7 +133,10 @@ MIXED = ("--config.mixing.mixup_alpha=0.8",)
   [
     (["train.py", "--config.learning_rte=1"], "unknown config field learning_rte"),
     (["train.py", "--config.model.width=1"], "unknown config field model.width"),
-    (["train.py", *MIXED, "--config.mixing.group_size=48"], "expected a divisor of data.batch_size"),
+    (
+      ["train.py", *MIXED, "--config.mixing.group_size=48"],
+      "expected a divisor of data.batch_size",
+    ),
     (["train.py", "--config.model.name=gfnet-sx"], "unknown model 'gfnet-sx'"),
     (["train.py", "--config.model.image_size=9"], "image_size 9x9 is not divisible by 2"),
     (["train.py", "--config.num_epochs=many"], "config.num_epochs=many"),

@@ -68,9 +68,30 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float |
     UserError: for anything in the config, the data or the directory that cannot work.
   """
   check_config(config)
+  check_model(config)
   mesh = make_mesh()
   with jax.set_mesh(mesh), matmul_precision(config.precision):
-    return _Run(config, workdir, mesh).run()
+    run = _Run(config, workdir, mesh)
+    make_directory(workdir)
+    with Watchdog(workdir / "heartbeats", config.stall_timeout) as watchdog:
+      try:
+        return run.run(watchdog)
+      except jax.errors.JaxRuntimeError as error:
+        watchdog.look_for_the_dead(error)  # the connection to another process, perhaps
+        raise
+
+
+def check_model(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for mistakes in the model, before the data, which may take long to open."""
+  model = model_config(config) | {"num_classes": config.model.num_classes or 1}
+  nnx.eval_shape(lambda: create_model(**model))
+  if config.init_checkpoint:
+    find_checkpoint(Path(config.init_checkpoint))
+
+
+def model_config(config: ml_collections.ConfigDict) -> dict:
+  """The arguments of `create_model`, without those left to the variant."""
+  return {name: value for name, value in config.model.items() if value is not None}
 
 
 class _NonFinite(Exception):
@@ -86,22 +107,8 @@ class _Run:
     check_groups(config, mesh)
     self.preemption = Preemption()
     self.reading = Reading(**config.data.reading)
-    self._check_model()
     self._open_data()
     self._build()
-    make_directory(workdir)
-    self.checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.checkpoints.keep_last)
-    self._start()
-    if jax.process_index() == 0:
-      write_atomically(workdir / "config.json", config.to_json(indent=2) + "\n")
-    describe_run(config, workdir, self.shapes.params, self.first_step, self.num_steps)
-
-  def _check_model(self) -> None:
-    """Mistakes in the model come before those in the data, which may take long to open."""
-    model = self._model_config() | {"num_classes": self.config.model.num_classes or 1}
-    nnx.eval_shape(lambda: create_model(**model))
-    if self.config.init_checkpoint:
-      find_checkpoint(Path(self.config.init_checkpoint))
 
   def _open_data(self) -> None:
     """Sources and transforms."""
@@ -127,7 +134,7 @@ class _Run:
     config, dtype = self.config, compute_dtype(self.config.precision)
 
     def make_model() -> nnx.Module:
-      return create_model(**self._model_config(), dtype=dtype, rngs=nnx.Rngs(config.seed))
+      return create_model(**model_config(config), dtype=dtype, rngs=nnx.Rngs(config.seed))
 
     self.make_model = make_model
     structure, params = split(nnx.eval_shape(make_model))
@@ -145,10 +152,6 @@ class _Run:
     self.parameter_norm = jax.jit(optax.tree.norm, out_shardings=replicated(self.mesh))
     self.gather = jax.jit(lambda params: params, out_shardings=replicated(self.mesh))
 
-  def _model_config(self) -> dict:
-    """The arguments of `create_model`, without those left to the variant."""
-    return {name: value for name, value in self.config.model.items() if value is not None}
-
   def _start(self) -> None:
     """The state of the newest checkpoint, or a fresh one."""
     restored = restore_run(self.checkpoints, self.config, self.shapes, self.shardings)
@@ -164,17 +167,21 @@ class _Run:
       self.state, self.results, self.skipped, self.evaluated = init(params), {}, [], 0
     self.first_step = int(self.state.step)
 
-  def run(self) -> dict[str, float | int] | None:
-    """Trains to the end; returns the last evaluation, or None if preempted."""
+  def run(self, watchdog: Watchdog) -> dict[str, float | int] | None:
+    """Begins or goes on, and trains to the end.
+
+    Returns:
+      The last evaluation, or None if preempted.
+    """
+    config, workdir, self.watchdog = self.config, self.workdir, watchdog
+    self.checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.checkpoints.keep_last)
+    self._start()
+    if jax.process_index() == 0:
+      write_atomically(workdir / "config.json", config.to_json(indent=2) + "\n")
+    describe_run(config, workdir, self.shapes.params, self.first_step, self.num_steps)
     self.rollbacks, self.furthest_save, self.lines_without_means = 0, self.first_step, 0
-    self.watchdog = Watchdog(self.workdir / "heartbeats", self.config.stall_timeout)
-    try:
-      finished = self._train_or_roll_back()
-      self.checkpoints.close()
-    except jax.errors.JaxRuntimeError as error:
-      self.watchdog.look_for_the_dead(error)  # the connection to another process, perhaps
-      raise
-    self.watchdog.stop()
+    finished = self._train_or_roll_back()
+    self.checkpoints.close()
     if finished:
       return self.results
     say("Stopped by a signal with everything saved; the same command goes on from here")
@@ -356,7 +363,7 @@ class _Run:
 
   def _metadata(self, step: int) -> dict:
     return {
-      **model_metadata(self._model_config(), self.train_source.class_names),
+      **model_metadata(model_config(self.config), self.train_source.class_names),
       "config": self.config.to_dict(),
       "metrics": self.results if self.evaluated == step else {},
       "evaluated": self.evaluated == step,

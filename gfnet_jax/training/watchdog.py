@@ -10,17 +10,17 @@ from pathlib import Path
 import jax
 
 from gfnet_jax.files import write_atomically
-from gfnet_jax.training.distributed import barrier
 
 BEAT = 1.0  # seconds between two looks
 FIRST_STEP = 10  # times as long may pass until the first step is compiled and done
 
 
 class Watchdog:
-  """Ends this process with a message if the run does not go on.
+  """A context in which this process ends with a message if the run does not go on.
 
   Every process leaves a heartbeat and its progress in a file of the shared work
-  directory and reads those of the others. A single process watches only itself.
+  directory and reads those of the others. A single process watches only itself. What an
+  earlier run left there is overwritten within seconds.
 
   Args:
     directory: for the files; shared by all processes.
@@ -32,22 +32,25 @@ class Watchdog:
     self._progress, self._beats, self._stopped = 0, 0, threading.Event()
     self._warned = False
     self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-    if timeout:
-      directory.mkdir(parents=True, exist_ok=True)
-      self._path(jax.process_index()).unlink(missing_ok=True)
-      barrier("watchdog")  # so that nobody reads the files of an earlier run
+
+  def __enter__(self) -> "Watchdog":
+    if self._timeout:
+      self._directory.mkdir(parents=True, exist_ok=True)
+      self._write()
       self._thread.start()
+    return self
+
+  def __exit__(self, error: type[BaseException] | None, *_) -> None:
+    """Ends the watch; after an error the others notice that this process is gone."""
+    self._stopped.set()
+    if self._thread.is_alive():
+      self._thread.join()
+      if error is None:
+        self._write(finished=True)
 
   def advance(self) -> None:
     """To be called whenever the run has done something: a step, a batch of evaluation."""
     self._progress += 1
-
-  def stop(self) -> None:
-    """Ends the watch; the run is over for this process."""
-    self._stopped.set()
-    if self._thread.is_alive():
-      self._thread.join()
-      self._write(finished=True)
 
   def look_for_the_dead(self, error: Exception) -> None:
     """After an error that the end of another process may explain, waits until it is named."""
