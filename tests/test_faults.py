@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import random
 import resource
@@ -9,7 +10,6 @@ import select
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import jax
@@ -72,24 +72,31 @@ def assert_same_run(found: Path, expected: Path) -> None:
   assert (found / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
 
 
-def kill_at_random(run: list[subprocess.Popen], rng: random.Random, within: float) -> list[int]:
-  """Kills one or all processes of a run within so many seconds of its beginning.
+def last_step(workdir: Path) -> int:
+  """Of the metrics that a run has written so far."""
+  path = workdir / "metrics.jsonl"
+  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+  return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
+
+
+def kill_after(run: list[subprocess.Popen], workdir: Path, step: int, rng: random.Random) -> bool:
+  """Kills one or all processes of a run at most a tenth of a second after a step.
 
   Returns:
-    Which, once all have ended; none if the run was over before.
+    Whether only one of several was killed.
   """
-  wait_for_line(run[0], "Steps:")  # the moments before are all alike
-  # Readable at the end of the process, so that nobody waits for longer than needed.
-  watched = os.pidfd_open(run[0].pid)
-  over, _, _ = select.select([watched], [], [], rng.uniform(0, within))
+  wait_for_line(run[0], "Steps:")
+  watched = os.pidfd_open(run[0].pid)  # readable at the end of the process
+  while last_step(workdir) < step:
+    over, _, _ = select.select([watched], [], [], 0.01)
+    assert not over, run[0].stderr.read()
+  select.select([watched], [], [], rng.uniform(0, 0.1))
   os.close(watched)
-  everyone = list(range(len(run)))
-  victims = [] if over else rng.choice([everyone, *([process] for process in everyone)])
+  victims = rng.choice([run, *([process] for process in run)])
   for process in victims:
-    run[process].kill()
-  results = finish(run)  # those left alone end by themselves
-  assert victims or [code for code, *_ in results] == [0] * len(run), results
-  return victims
+    process.kill()
+  finish(run)  # those left alone end by themselves
+  return len(victims) < len(run)
 
 
 @pytest.mark.parametrize(
@@ -105,24 +112,18 @@ def test_kills_at_random_moments_change_nothing(tmp_path, start, processes, kill
   config = small_config(num_epochs=max(15.0, 3.0 * kills))
   flags = (*as_flags(config), "--config.stall_timeout=10")
   expected, workdir = tmp_path / "undisturbed", tmp_path / "run"
-  run = start("train.py", "--workdir", expected, *flags, processes=processes)
-  wait_for_line(run[0], "Steps:")
-  begin = time.monotonic()
-  results = finish(run)
+  results = finish(start("train.py", "--workdir", expected, *flags, processes=processes))
   assert [code for code, *_ in results] == [0] * processes, results
-  within = 2 * (time.monotonic() - begin) / kills  # so that the run lasts for all of them
 
-  rng, killed = random.Random(0), []
-  while len(killed) < kills:
+  rng, single = random.Random(0), 0
+  for i in range(kills):  # spread over the whole run
+    step = int((i + rng.random()) / (kills + 1) * last_step(expected))
     run = start("train.py", "--workdir", workdir, *flags, processes=processes)
-    victims = kill_at_random(run, rng, within)
-    assert victims, f"the run was over after {len(killed)} kills"
-    killed.append(victims)
+    single += kill_after(run, workdir, step, rng)
   results = finish(start("train.py", "--workdir", workdir, *flags, processes=processes))
   assert [code for code, *_ in results] == [0] * processes, results
   assert_same_run(workdir, expected)
-  single = sum(len(victims) < processes for victims in killed)
-  print(f"survived {len(killed)} times: {len(killed) - single} of all, {single} of one process")
+  print(f"survived {kills} kills: {kills - single} of all, {single} of one process of several")
 
 
 @pytest.fixture(scope="module")
