@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from gfnet_jax.command_line import ArgumentParser, add_process_flags, run
+from gfnet_jax.host_memory import keep_freed_memory
 
 
 def main(arguments: list[str]) -> None:
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> None:
   add_process_flags(parser)
   options = parser.parse_args(arguments)
 
+  keep_freed_memory()
   # Importing jax and the rest takes a second that --help and typing errors need not wait for.
   import jax
 

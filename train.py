@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from gfnet_jax.command_line import ArgumentParser, add_process_flags, read_config, run
+from gfnet_jax.host_memory import keep_freed_memory
 
 
 def main(arguments: list[str]) -> None:
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> None:
   options, overrides = parser.parse_known_args(arguments)
   config = read_config(options.config, overrides)
 
+  keep_freed_memory()
   # Importing jax and the rest takes a second that --help and typing errors need not wait for.
   from gfnet_jax.compilation_cache import enable_compilation_cache
   from gfnet_jax.training import distributed

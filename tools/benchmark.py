@@ -12,9 +12,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project need not be installed
 
 from gfnet_jax.command_line import ArgumentParser, run
+from gfnet_jax.host_memory import keep_freed_memory
 
 
 def main(arguments: list[str]) -> None:
+  keep_freed_memory()  # as the scripts do
   parser = ArgumentParser(prog="tools/benchmark.py", description=__doc__)
   benchmarks = parser.add_subparsers(required=True, metavar="WHAT")
   # Every module of tools/benchmarks has add_arguments(parser) and run(options).

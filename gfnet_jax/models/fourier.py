@@ -81,7 +81,10 @@ def _backward(backend, residuals, gradient):
   gradient = BACKENDS[backend].transform(gradient)
   conjugate = weight * jnp.array([1.0, -1.0])[:, None, None, None]
   a, b, c, d = spectrum[:, 0], spectrum[:, 1], gradient[:, 0], gradient[:, 1]
-  weight_gradient = jnp.stack([(a * c + b * d).sum(0), (a * d - b * c).sum(0)])
+  products = jnp.stack([a * c + b * d, a * d - b * c], axis=1)
+  # A product with ones: XLA sums over a batch slowly on a CPU.
+  ones = jnp.ones(len(products))
+  weight_gradient = jnp.tensordot(ones, products, 1, precision=jax.lax.Precision.HIGHEST)
   columns = jnp.arange(weight.shape[2])
   copies = jnp.where((columns == 0) | (2 * columns == width), 1.0, 2.0)
   return (

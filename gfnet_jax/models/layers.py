@@ -14,14 +14,12 @@ from flax import nnx
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.fourier import global_filter
 from gfnet_jax.models.fourier_backends import choose_backend
+from gfnet_jax.models.layer_norm import LayerNorm
 
 Dtype = jax.typing.DTypeLike
 
 # Official: truncated normal of std 0.02 cut at 100 sigma, which is a plain normal.
 normal_init = nnx.initializers.normal(0.02)
-
-# The float32 two-pass variance is what PyTorch computes; eps as in the official code.
-LayerNorm = functools.partial(nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 
 
 def uniform_init(fan_in: int) -> nnx.initializers.Initializer:
