@@ -24,7 +24,7 @@ from gfnet_jax.data.sources import open_source
 from gfnet_jax.data.transforms import TrainTransform
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import split
-from gfnet_jax.training import loop
+from gfnet_jax.training import loop, parts
 from gfnet_jax.training.checkpoint import list_steps, load_model, verify
 from gfnet_jax.training.resume import newest_whole
 from gfnet_jax.training.writer import MetricWriter
@@ -214,7 +214,7 @@ def poison(monkeypatch):
       reading=Reading(),
     )
     labels = next(batches)["label"]
-    make_objective = loop.make_objective
+    make_objective = parts.make_objective
 
     @functools.wraps(make_objective)
     def make_poisoned(*args):
@@ -226,7 +226,7 @@ def poison(monkeypatch):
 
       return poisoned
 
-    monkeypatch.setattr(loop, "make_objective", make_poisoned)
+    monkeypatch.setattr(parts, "make_objective", make_poisoned)
 
   return poison
 

@@ -6,45 +6,26 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from gfnet_jax.data.erasing import Erasing
-from gfnet_jax.data.pipeline import (
-  Reading,
-  Share,
-  check_bad_fraction,
-  check_fills_a_batch,
-  train_batches,
-)
-from gfnet_jax.data.sources import check_classes, check_same_classes, open_source
-from gfnet_jax.data.transforms import EvalTransform, TrainTransform
+from gfnet_jax.data.pipeline import Reading, Share, check_bad_fraction, train_batches
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory, write_atomically
-from gfnet_jax.models.functional import split
-from gfnet_jax.models.gfnet import as_height_width
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.training.check import check_config, check_groups
 from gfnet_jax.training.checkpoint import Checkpoints, find_checkpoint, model_metadata
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run, say
 from gfnet_jax.training.distributed import Preemption
 from gfnet_jax.training.evaluate import evaluate
-from gfnet_jax.training.initial import initial_params, load_teacher
+from gfnet_jax.training.initial import initial_params
 from gfnet_jax.training.metrics import TrainMetrics
-from gfnet_jax.training.objective import make_objective
-from gfnet_jax.training.optimizer import make_optimizer, make_schedule
-from gfnet_jax.training.precision import compute_dtype, matmul_precision
+from gfnet_jax.training.parts import build_steps, model_config, open_data
+from gfnet_jax.training.precision import matmul_precision
 from gfnet_jax.training.profile import Profile
 from gfnet_jax.training.resume import restore_run, state_to_trees
-from gfnet_jax.training.sharding import (
-  check_batch_size,
-  make_mesh,
-  replicated,
-  shard_state,
-  to_devices,
-)
-from gfnet_jax.training.step import init_state, make_eval_step, make_train_step
+from gfnet_jax.training.sharding import check_batch_size, make_mesh, replicated, to_devices
 from gfnet_jax.training.watchdog import Watchdog
 from gfnet_jax.training.writer import MetricWriter
 
@@ -89,17 +70,12 @@ def check_model(config: ml_collections.ConfigDict) -> None:
     find_checkpoint(Path(config.init_checkpoint))
 
 
-def model_config(config: ml_collections.ConfigDict) -> dict:
-  """The arguments of `create_model`, without those left to the variant."""
-  return {name: value for name, value in config.model.items() if value is not None}
-
-
 class _NonFinite(Exception):
   """The loss or the gradient of a step was not finite."""
 
 
 class _Run:
-  """The parts of one run, put together in the order in which they can go wrong."""
+  """One run, put together in the order in which it can go wrong, and its progress."""
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh):
     self.config, self.workdir, self.mesh = config, workdir, mesh
@@ -107,64 +83,20 @@ class _Run:
     check_groups(config, mesh)
     self.preemption = Preemption()
     self.reading = Reading(**config.data.reading)
-    self._open_data()
-    self._build()
-
-  def _open_data(self) -> None:
-    """Sources and transforms."""
-    data, model = self.config.data, self.config.model
-    self.train_source = open_source(data, data.train_split)
-    self.eval_source = open_source(data, data.eval_split)
-    if model.num_classes == 0:  # to be counted
-      model.num_classes = len(self.train_source.class_names)
-    for source in (self.train_source, self.eval_source):
-      check_classes(source, model.num_classes)
-    check_same_classes(self.eval_source.class_names, self.train_source.class_names, data.eval_split)
-    check_fills_a_batch(self.train_source, data.batch_size)
-    self.train_transform = TrainTransform(
-      image_size=model.image_size, fast_decode=data.fast_decode, **self.config.augment
-    )
-    self.eval_transform = EvalTransform(model.image_size)
-    self.steps_per_epoch = len(self.train_source) / data.batch_size
-    self.num_steps = max(1, round(self.config.num_epochs * self.steps_per_epoch))
-    self.schedule = make_schedule(self.config, self.steps_per_epoch)
-
-  def _build(self) -> None:
-    """Model, teacher, optimiser and the compiled steps."""
-    config, dtype = self.config, compute_dtype(self.config.precision)
-
-    def make_model() -> nnx.Module:
-      return create_model(**model_config(config), dtype=dtype, rngs=nnx.Rngs(config.seed))
-
-    self.make_model = make_model
-    structure, params = split(nnx.eval_shape(make_model))
-    image_size = as_height_width(config.model.image_size)
-    teacher, self.teacher_params = load_teacher(
-      config.distillation.teacher, config.model.num_classes, image_size, self.mesh
-    )
-    self.optimizer = make_optimizer(config.optimizer)
-    self.shapes = jax.eval_shape(lambda p: init_state(p, self.optimizer, config), params)
-    self.shardings = shard_state(self.shapes, self.mesh, config.sharding)
-    self.train_step = make_train_step(
-      make_objective(structure, config, teacher), self.optimizer, config, self.mesh, self.shardings
-    )
-    self.eval_step = make_eval_step(structure, self.mesh)
-    self.parameter_norm = jax.jit(optax.tree.norm, out_shardings=replicated(self.mesh))
-    self.gather = jax.jit(lambda params: params, out_shardings=replicated(self.mesh))
+    self.data = open_data(config)
+    self.steps = build_steps(config, mesh)
 
   def _start(self) -> None:
     """The state of the newest checkpoint, or a fresh one."""
-    restored = restore_run(self.checkpoints, self.config, self.shapes, self.shardings)
+    steps = self.steps
+    restored = restore_run(self.checkpoints, self.config, steps.shapes, steps.shardings)
     if restored:
       self.state, metadata = restored
       self.results, self.skipped = metadata["metrics"], metadata["skipped_batches"]
       self.evaluated = metadata["step"] if metadata["evaluated"] else 0
     else:
-      params = initial_params(self.make_model, self.config.init_checkpoint, self.mesh)
-      init = jax.jit(
-        lambda p: init_state(p, self.optimizer, self.config), out_shardings=self.shardings
-      )
-      self.state, self.results, self.skipped, self.evaluated = init(params), {}, [], 0
+      params = initial_params(steps.make_model, self.config.init_checkpoint, self.mesh)
+      self.state, self.results, self.skipped, self.evaluated = steps.init(params), {}, [], 0
     self.first_step = int(self.state.step)
 
   def run(self, watchdog: Watchdog) -> dict[str, float | int] | None:
@@ -178,7 +110,7 @@ class _Run:
     self._start()
     if jax.process_index() == 0:
       write_atomically(workdir / "config.json", config.to_json(indent=2) + "\n")
-    describe_run(config, workdir, self.shapes.params, self.first_step, self.num_steps)
+    describe_run(config, workdir, self.steps.shapes.params, self.first_step, self.data.num_steps)
     self.rollbacks, self.furthest_save, self.lines_without_means = 0, self.first_step, 0
     finished = self._train_or_roll_back()
     self.checkpoints.close()
@@ -201,33 +133,33 @@ class _Run:
     """Trains until the end (True) or until preempted (False)."""
     config, first_batch = self.config, self._batch_of(self.first_step + 1)
     batches = train_batches(
-      self.train_source,
-      self.train_transform,
+      self.data.train_source,
+      self.data.train_transform,
       seed=config.seed,
       share=Share(config.data.batch_size, jax.process_index(), jax.process_count()),
       first_step=first_batch,
-      num_steps=self.num_steps + len(self.skipped),
+      num_steps=self.data.num_steps + len(self.skipped),
       reading=self.reading,
       repeats=config.data.repeats,
       erasing=Erasing(**config.erasing),
     )
     wanted = (batch for i, batch in enumerate(batches, first_batch) if i not in self.skipped)
     watch, profile = Stopwatch(), Profile(config.profile, self.workdir)
-    bar = ProgressBar(self.first_step, self.num_steps)
+    bar = ProgressBar(self.first_step, self.data.num_steps)
     with contextlib.closing(batches), contextlib.closing(profile), bar:
       if self.evaluated < self.first_step and self._evaluates_after(self.first_step):
         self._evaluate_and_save(self.first_step, bar)  # left out when the run was stopped there
       arriving = watch.waits(to_devices(wanted, self.mesh))
       for step, batch in enumerate(arriving, self.first_step + 1):
         profile.before(step)
-        self.state = self.train_step(
-          self.state, self.teacher_params, batch, self.schedule(step - 1)
+        self.state = self.steps.train(
+          self.state, self.steps.teacher_params, batch, self.data.schedule(step - 1)
         )
         profile.after(step, self.state)
         watch.count(config.data.batch_size)
         self.watchdog.advance()
         preempted = self.preemption.reached(step)
-        if step % config.log_every_steps == 0 or step == self.num_steps:
+        if step % config.log_every_steps == 0 or step == self.data.num_steps:
           bar.show(self._log(step, watch))
         if preempted:  # there may not be the time for an evaluation
           self._save(step)
@@ -248,24 +180,24 @@ class _Run:
     return index
 
   def _evaluates_after(self, step: int) -> bool:
-    return step == self.num_steps or self._ends_period(step, self.config.eval_every_epochs)
+    return step == self.data.num_steps or self._ends_period(step, self.config.eval_every_epochs)
 
   def _ends_period(self, step: int, epochs: float) -> bool:
     """Whether a multiple of this many epochs ends at this step, rounded to steps."""
-    period = epochs * self.steps_per_epoch
+    period = epochs * self.data.steps_per_epoch
     return period > 0 and step == round(round(step / period) * period)
 
   def _log(self, step: int, watch: Stopwatch) -> dict[str, float]:
     """Writes the means since the last line; waits for the device."""
     self._check_finite()
-    norm = self.parameter_norm(self.state.params)
+    norm = self.steps.parameter_norm(self.state.params)
     state = self.state
     metrics, bad_steps, bad_samples, norm = jax.device_get(
       (state.metrics, state.bad_steps, state.bad_samples, norm)
     )
     data = self.config.data
     check_bad_fraction(
-      int(bad_samples), step * data.batch_size, self.train_source, data.max_bad_fraction
+      int(bad_samples), step * data.batch_size, self.data.train_source, data.max_bad_fraction
     )
     means = _means(metrics)
     self.lines_without_means = 0 if means else self.lines_without_means + 1
@@ -277,8 +209,8 @@ class _Run:
     empty = jax.device_put(TrainMetrics.empty(), replicated(self.mesh))
     self.state = self.state.replace(metrics=empty)
     values = {
-      "epoch": step / self.steps_per_epoch,
-      "learning_rate": self.schedule(step - 1),
+      "epoch": step / self.data.steps_per_epoch,
+      "learning_rate": self.data.schedule(step - 1),
       **means,
       "parameter_norm": float(norm),
       "skipped_steps": int(bad_steps),
@@ -326,7 +258,7 @@ class _Run:
 
   def _evaluate_and_save(self, step: int, bar: ProgressBar) -> None:
     self._check_finite()
-    bar.print_evaluation(step / self.steps_per_epoch, self._evaluate(step))
+    bar.print_evaluation(step / self.data.steps_per_epoch, self._evaluate(step))
     self.evaluated = step
     self._save(step)
 
@@ -344,10 +276,10 @@ class _Run:
 
   def _evaluate_params(self, params) -> dict[str, float | int]:
     return evaluate(
-      self.eval_step,
-      self.gather(params),
-      self.eval_source,
-      self.eval_transform,
+      self.steps.evaluate,
+      self.steps.gather(params),
+      self.data.eval_source,
+      self.data.eval_transform,
       batch_size=self.config.data.eval_batch_size,
       mesh=self.mesh,
       reading=self.reading,
@@ -363,7 +295,7 @@ class _Run:
 
   def _metadata(self, step: int) -> dict:
     return {
-      **model_metadata(model_config(self.config), self.train_source.class_names),
+      **model_metadata(model_config(self.config), self.data.train_source.class_names),
       "config": self.config.to_dict(),
       "metrics": self.results if self.evaluated == step else {},
       "evaluated": self.evaluated == step,
