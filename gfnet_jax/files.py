@@ -28,5 +28,9 @@ def make_directory(directory: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
   """Replaces the text of a file in one step: a kill leaves the old one or the new one."""
   temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text)
-  temporary.replace(path)
+  try:
+    temporary.write_text(text)
+    temporary.replace(path)
+  except OSError:
+    temporary.unlink(missing_ok=True)
+    raise

@@ -12,6 +12,7 @@ from flax import nnx
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.gfnet import GFNet, GFNetPyramid, ImageSize
+from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.layers import Block, PatchEmbed
 from gfnet_jax.models.resize import resize_bicubic
 from gfnet_jax.models.variants import VARIANTS, create_model
@@ -262,7 +263,7 @@ def _block(prefix: str, block: Block) -> Iterator[_Tensor]:
   yield from _linear(f"{prefix}.mlp.fc2", block.mlp.fc2)
 
 
-def _norm(prefix: str, norm: nnx.LayerNorm) -> Iterator[_Tensor]:
+def _norm(prefix: str, norm: LayerNorm) -> Iterator[_Tensor]:
   yield _vector(f"{prefix}.weight", norm.scale)
   yield _vector(f"{prefix}.bias", norm.bias)
 

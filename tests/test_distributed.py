@@ -122,17 +122,21 @@ def test_a_signal_to_one_of_two_saves_the_same_step(start, tmp_path, stop):
 
 
 @pytest.mark.parametrize(
-  "stop", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+  ("stop", "timeout", "limit"),
+  [
+    (signal.SIGKILL, 12, 12),
+    pytest.param(signal.SIGSTOP, 12, 12, marks=pytest.mark.slow),
+    pytest.param(signal.SIGKILL, 1800, 60, marks=pytest.mark.slow),  # before jax would notice
+  ],
 )
-def test_a_process_that_stops_is_named_by_the_others(start, tmp_path, stop):
-  run = start(
-    *(*TRAIN, tmp_path / "run", *LONG, "--config.stall_timeout=12"), processes=2, devices=1
-  )
+def test_a_process_that_stops_is_named_by_the_others(start, tmp_path, stop, timeout, limit):
+  command = (*TRAIN, tmp_path / "run", *LONG, f"--config.stall_timeout={timeout}")
+  run = start(*command, processes=2, devices=1)
   wait_for_line(run[0], "epoch")
   run[1].send_signal(stop)
   code, _, errors = finish(run[:1])[0]
   assert code == 3, errors
-  assert re.search(r"^error: process 1 gave no sign of life for 12 s", errors, re.MULTILINE)
+  assert re.search(rf"^error: process 1 gave no sign of life for {limit} s", errors, re.MULTILINE)
 
 
 @pytest.mark.slow

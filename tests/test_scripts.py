@@ -149,6 +149,10 @@ MIXED = ("--config.mixing.mixup_alpha=0.8",)
     (["train.py", "--work-dir", "x"], "work-dir"),
     (["train.py", "--config.log_every_steps=0"], "log_every_steps is 0, expected at least 1"),
     (["train.py", "--config.on_nonfinite=ignore"], "expected one of stop, skip, rollback"),
+    (
+      [*("train.py", "--coordinator", "host0", "--num-processes", 2, "--process-id", 0)],
+      "--coordinator is 'host0', expected host:port",
+    ),
     (["eval.py", "--checkpoint", "configs"], "no checkpoint in configs"),
     (["eval.py"], "--torch-checkpoint is required (see eval.py --help)"),
   ],

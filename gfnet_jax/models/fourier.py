@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
+from gfnet_jax.models.sums import sum_over_rows
 
 BATCH_AXIS = "data"  # the mesh axis over which batches are sharded
 
@@ -82,14 +83,11 @@ def _backward(backend, residuals, gradient):
   conjugate = weight * jnp.array([1.0, -1.0])[:, None, None, None]
   a, b, c, d = spectrum[:, 0], spectrum[:, 1], gradient[:, 0], gradient[:, 1]
   products = jnp.stack([a * c + b * d, a * d - b * c], axis=1)
-  # A product with ones: XLA sums over a batch slowly on a CPU.
-  ones = jnp.ones(len(products))
-  weight_gradient = jnp.tensordot(ones, products, 1, precision=jax.lax.Precision.HIGHEST)
   columns = jnp.arange(weight.shape[2])
   copies = jnp.where((columns == 0) | (2 * columns == width), 1.0, 2.0)
   return (
     BACKENDS[backend].invert(_multiply(gradient, conjugate), width),
-    weight_gradient * copies[None, None, :, None],
+    sum_over_rows(products) * copies[None, None, :, None],
   )
 
 

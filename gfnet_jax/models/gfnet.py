@@ -11,6 +11,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.layers import Block, Dtype, PatchEmbed, normal_init
 from gfnet_jax.models.stage import apply_blocks
+from gfnet_jax.models.sums import repeat_rows
 
 ImageSize = int | tuple[int, int]
 
@@ -82,7 +83,8 @@ class GFNet(nnx.Module):
       images: normalised by the mean and standard deviation of ImageNet.
       key: PRNG key of stochastic depth in training; None is inference.
     """
-    x = add_positions(self.patch_embed(images).astype(jnp.float32), self.pos_embed[...])
+    x = self.patch_embed(images).astype(jnp.float32)
+    x += repeat_rows(self.pos_embed[...], len(x))
     keys = split_key(key, len(self.blocks))
     x = apply_blocks(self.blocks, x, keys, remat=self.remat, scan=self.scan)
     return self.norm(x).mean(axis=(1, 2))
@@ -183,7 +185,7 @@ class GFNetPyramid(nnx.Module):
     for i, (patch_embed, stage) in enumerate(zip(self.patch_embed, self.blocks, strict=True)):
       x = patch_embed(x).astype(jnp.float32)
       if i == 0:
-        x = add_positions(x, self.pos_embed[...])
+        x += repeat_rows(self.pos_embed[...], len(x))
       stage_keys, done = keys[done : done + len(stage)], done + len(stage)
       x = apply_blocks(stage, x, stage_keys, remat=self.remat, scan=self.scan)
     return self.norm(x).mean(axis=(1, 2))
@@ -191,13 +193,6 @@ class GFNetPyramid(nnx.Module):
   def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     """Maps normalised images (batch, H, W, 3) to logits (batch, num_classes), float32."""
     return self.head(self.forward_features(images, key=key)).astype(jnp.float32)
-
-
-def add_positions(tokens: jax.Array, pos_embed: jax.Array) -> jax.Array:
-  """Adds the position embedding (H, W, C) to every image's tokens (batch, H, W, C)."""
-  # An outer product, whose gradient is a product: XLA sums over a batch slowly on a CPU.
-  ones = jnp.ones(len(tokens))
-  return tokens + jnp.tensordot(ones, pos_embed, 0, precision=jax.lax.Precision.HIGHEST)
 
 
 def as_height_width(image_size: ImageSize) -> tuple[int, int]:

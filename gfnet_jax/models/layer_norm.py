@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gfnet_jax.models.sums import sum_over_rows
+
 EPSILON = 1e-6  # official gfnet.py
 
 
-class LayerNorm(nnx.LayerNorm):
-  """Flax's layer normalisation of the last axis, with the official epsilon.
+class LayerNorm(nnx.Module):
+  """Normalises the last axis (arXiv:1607.06450), with the official epsilon.
 
   Mean and variance are taken in two passes over float32, as PyTorch takes them.
   Differentiable in reverse mode.
@@ -19,7 +21,8 @@ class LayerNorm(nnx.LayerNorm):
   """
 
   def __init__(self, dim: int, *, rngs: nnx.Rngs):
-    super().__init__(dim, epsilon=EPSILON, rngs=rngs)
+    self.scale = nnx.Param(nnx.initializers.ones(rngs.params(), (dim,), jnp.float32))
+    self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (dim,), jnp.float32))
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps (..., dim) of any float type to the same shape, float32."""
@@ -33,30 +36,23 @@ def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _forward(x, scale, bias):
-  """The result, and what the gradient needs: x, which others keep too, and its statistics."""
+  """The result, and what the gradient needs."""
   mean = x.mean(-1, keepdims=True)
   factor = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + EPSILON)
   return (x - mean) * factor * scale[None] + bias[None], (x, mean, factor, scale)
 
 
 def _backward(residuals, gradient):
-  """Ioffe and Szegedy's gradient (arXiv:1502.03167, section 3), over channels.
-
-  Its sums are matrix-vector products, for which XLA's CPU compiler needs fewer passes
-  over memory than for the sums that automatic differentiation makes.
-  """
+  """Ioffe and Szegedy's gradient (arXiv:1502.03167, section 3), over channels."""
   x, mean, factor, scale = residuals
   normalised = (x - mean) * factor
   product = gradient * normalised
-  weights, ones = (scale / len(scale))[:, None], jnp.ones(len(x))
-  x_gradient = factor * (
-    gradient * scale[None] - _matmul(gradient, weights) - normalised * _matmul(product, weights)
+  weights = (scale / len(scale))[:, None]
+  mean_gradient, mean_product = (
+    jnp.matmul(rows, weights, precision=jax.lax.Precision.HIGHEST) for rows in (gradient, product)
   )
-  return x_gradient, _matmul(ones, product), _matmul(ones, gradient)
-
-
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+  x_gradient = factor * (gradient * scale[None] - mean_gradient - normalised * mean_product)
+  return x_gradient, sum_over_rows(product), sum_over_rows(gradient)
 
 
 _layer_norm.defvjp(_forward, _backward)

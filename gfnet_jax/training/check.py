@@ -1,5 +1,7 @@
 """Configs that cannot work are refused before anything is started."""
 
+import math
+
 import ml_collections
 from jax.sharding import Mesh
 
@@ -14,9 +16,21 @@ AT_LEAST_ONE = (
   "data.batch_size",
   "data.eval_batch_size",
   "checkpoints.keep_last",
+  "erasing.max_count",
 )
-AT_LEAST_ZERO = ("data.reading.threads", "data.reading.prefetch", "data.reading.workers")
-POSITIVE = ("num_epochs", "eval_every_epochs")
+AT_LEAST_ZERO = (
+  "seed",
+  "data.reading.threads",
+  "data.reading.prefetch",
+  "data.reading.workers",
+  "optimizer.clip_norm",
+  "optimizer.weight_decay",
+  "optimizer.reference_batch_size",
+  "profile.first_step",
+)
+POSITIVE = ("num_epochs", "eval_every_epochs", "distillation.temperature")
+SHARES = ("erasing.probability", "distillation.alpha", "data.max_bad_fraction")
+SHORTEST_TIMEOUT = 5.0  # seconds, of several beats
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -26,7 +40,15 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   for field in AT_LEAST_ZERO:
     _require(config, field, lambda value: value >= 0, "at least 0")
   for field in POSITIVE:
-    _require(config, field, lambda value: value > 0, "more than 0")
+    _require(config, field, lambda value: 0 < value < math.inf, "more than 0, and finite")
+  for field in SHARES:
+    _require(config, field, lambda value: 0 <= value <= 1, "0 to 1")
+  timeout = f"0 (never) or at least {SHORTEST_TIMEOUT:.0f}"
+  _require(config, "stall_timeout", lambda value: value == 0 or value >= SHORTEST_TIMEOUT, timeout)
+  first = config.profile.first_step
+  _require(
+    config, "profile.last_step", lambda last: not first or last >= first, f"at least {first}"
+  )
   _require(config, "ema_decay", lambda value: 0 <= value < 1, "0 up to, but not, 1")
   _require(config, "erasing.mode", MODES.__contains__, f"one of {', '.join(MODES)}")
   _require(config, "on_nonfinite", NONFINITE.__contains__, f"one of {', '.join(NONFINITE)}")

@@ -14,6 +14,7 @@ Orbax restores flipped bits without a word, hence the sums.
 import concurrent.futures
 import dataclasses
 import json
+import math
 import re
 import shutil
 import time
@@ -29,12 +30,18 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.variants import create_model
-from gfnet_jax.training.checksums import DamagedError, verify_checksums, write_checksums
+from gfnet_jax.training.checksums import (
+  DamagedError,
+  flush_to_disk,
+  verify_checksums,
+  write_checksums,
+)
 from gfnet_jax.training.distributed import barrier
 from gfnet_jax.training.precision import compute_dtype
 
 PyTree = Any
 METADATA = "metadata.json"
+WRITE_TIMEOUT = 1200.0  # seconds, of Orbax
 _STEP = re.compile(r"\d{8,}")
 
 
@@ -69,19 +76,28 @@ class Checkpoints:
   Args:
     directory: created if missing; shared by all processes.
     keep_last: how many of the newest to keep.
+    timeout: seconds after which a process that has not written its part fails the save.
     best_metric: key in the metadata's "metrics" by which the best is the greatest.
 
   Raises:
     UserError: if the directory cannot be written.
   """
 
-  def __init__(self, directory: Path, *, keep_last: int = 2, best_metric: str = "top1"):
+  def __init__(
+    self,
+    directory: Path,
+    *,
+    keep_last: int = 2,
+    timeout: float = WRITE_TIMEOUT,
+    best_metric: str = "top1",
+  ):
     self.directory, self._keep_last, self._best_metric = directory, keep_last, best_metric
+    self._timeout = timeout
     if jax.process_index() == 0:
       make_directory(directory)
       self._remove_unfinished()
     barrier("checkpoints")
-    self._writer = _make_writer()
+    self._writer = _make_writer(timeout)
     self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     self._commit: concurrent.futures.Future | None = None
     self._failure: str | None = None
@@ -140,7 +156,7 @@ class Checkpoints:
     self._failure += f" ({reason[:200]})"
     if jax.process_index() == 0:
       print(f"warning: {self._failure}; the next one will be tried", flush=True)
-    self._writer = _make_writer()  # the old one would raise the error once more
+    self._writer = _make_writer(self._timeout)  # the old one would raise the error once more
 
   def _remove_unfinished(self) -> None:
     """Clears up what earlier runs or failures left; never while something is being written."""
@@ -240,6 +256,8 @@ def find_checkpoint(directory: Path, which: str = "last") -> tuple[Path, int]:
   if which == "last":
     return directory, steps[-1]
   step = best_step(directory, "top1") if which == "best" else which
+  if step is None:
+    raise UserError(f"no checkpoint in {directory} was evaluated; take last instead of best")
   if str(step) not in map(str, steps):
     found = ", ".join(map(str, steps))
     raise UserError(f"no checkpoint {which!r} in {directory}, expected last, best or {found}")
@@ -329,8 +347,8 @@ def on_one_device(shapes: PyTree) -> PyTree:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
-def _make_writer() -> ocp.AsyncCheckpointer:
-  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+def _make_writer(timeout: float = WRITE_TIMEOUT) -> ocp.AsyncCheckpointer:
+  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), timeout_secs=math.ceil(timeout))
 
 
 def _save_args(trees: Mapping[str, PyTree]) -> ocp.args.Composite:
@@ -348,4 +366,5 @@ def _commit(pending: Path, final: Path, metadata: dict) -> None:
   if final.exists():  # saved at a preemption, and now again with its evaluation
     final.rename(old)
   pending.rename(final)
+  flush_to_disk(final.parent)  # before others are removed
   shutil.rmtree(old, ignore_errors=True)

@@ -15,12 +15,23 @@ class DamagedError(UserError):
 
 
 def write_checksums(directory: Path) -> None:
-  """Writes the sums of all files of a directory into its sha256.json, last and durably."""
+  """Writes the sums of all files of a directory into its sha256.json, last.
+
+  A power failure then loses none of the directory's files.
+  """
   sums = {name: _sha256(directory / name) for name in _files(directory)}
-  with (directory / SUMS).open("w") as file:
-    file.write(_serialize(sums))
-    file.flush()
-    os.fsync(file.fileno())
+  (directory / SUMS).write_text(_serialize(sums))
+  for path in (*directory.rglob("*"), directory):
+    flush_to_disk(path)
+
+
+def flush_to_disk(path: Path) -> None:
+  """Waits until a file, or the names in a directory, are where no power failure harms them."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def verify_checksums(directory: Path) -> None:

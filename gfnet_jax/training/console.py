@@ -119,7 +119,7 @@ class Stopwatch:
       "images_per_second": self._images / seconds,
       "step_seconds": seconds / self._steps,
       "data_wait_seconds": self._waited / self._steps,
-      "memory_gib": _memory_in_use() / 2**30,
+      "memory_gib": _peak_memory() / 2**30,
     }
     self._images = self._steps = 0
     self._waited, self._start = 0.0, now
@@ -133,7 +133,7 @@ class Stopwatch:
     self._start += time.monotonic() - begin
 
 
-def _memory_in_use() -> int:
+def _peak_memory() -> int:
   """The peak of the first device's memory in bytes; of the process where there is none."""
   statistics = jax.local_devices()[0].memory_stats()
   if statistics:

@@ -1,6 +1,7 @@
 """Starting jax on several processes, and agreeing on when to stop."""
 
 import os
+import re
 import signal
 
 import jax
@@ -31,6 +32,8 @@ def initialize(
     raise UserError("--coordinator, --num-processes and --process-id go together; give all three")
   if coordinator is None and not _is_cluster():
     return
+  if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+    raise UserError(f"--coordinator is {coordinator!r}, expected host:port, such as host0:1234")
   jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of no effect elsewhere
   try:
     jax.distributed.initialize(coordinator, num_processes, process_id)
@@ -64,13 +67,18 @@ def agree(value: int) -> int:
 
 
 class Preemption:
-  """SIGTERM or Ctrl-C to any process stops all after the same step."""
+  """A context in which SIGTERM or Ctrl-C to any process stops all after the same step."""
 
-  def __init__(self):
-    self._signalled = False
+  def __enter__(self) -> "Preemption":
+    self._signalled, handlers = False, {signal.SIGINT: self._interrupt}
     if jax.process_count() == 1:  # else jax listens, and has the processes agree on a step
-      signal.signal(signal.SIGTERM, self._remember)
-    signal.signal(signal.SIGINT, self._interrupt)
+      handlers[signal.SIGTERM] = self._remember
+    self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
 
   def _remember(self, *_) -> None:
     self._signalled = True

@@ -15,7 +15,12 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory, write_atomically
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.training.check import check_config, check_groups
-from gfnet_jax.training.checkpoint import Checkpoints, find_checkpoint, model_metadata
+from gfnet_jax.training.checkpoint import (
+  WRITE_TIMEOUT,
+  Checkpoints,
+  find_checkpoint,
+  model_metadata,
+)
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run, say
 from gfnet_jax.training.distributed import Preemption
 from gfnet_jax.training.evaluate import evaluate
@@ -48,15 +53,16 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float |
   Raises:
     UserError: for anything in the config, the data or the directory that cannot work.
   """
+  config = config.copy_and_resolve_references()  # the classes may have to be counted
   check_config(config)
   check_model(config)
   mesh = make_mesh()
-  with jax.set_mesh(mesh), matmul_precision(config.precision):
+  with jax.set_mesh(mesh), matmul_precision(config.precision), Preemption() as preemption:
     run = _Run(config, workdir, mesh)
     make_directory(workdir)
     with Watchdog(workdir / "heartbeats", config.stall_timeout) as watchdog:
       try:
-        return run.run(watchdog)
+        return run.run(watchdog, preemption)
       except jax.errors.JaxRuntimeError as error:
         watchdog.look_for_the_dead(error)  # the connection to another process, perhaps
         raise
@@ -81,7 +87,6 @@ class _Run:
     self.config, self.workdir, self.mesh = config, workdir, mesh
     check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
     check_groups(config, mesh)
-    self.preemption = Preemption()
     self.reading = Reading(**config.data.reading)
     self.data = open_data(config)
     self.steps = build_steps(config, mesh)
@@ -99,25 +104,40 @@ class _Run:
       self.state, self.results, self.skipped, self.evaluated = steps.init(params), {}, [], 0
     self.first_step = int(self.state.step)
 
-  def run(self, watchdog: Watchdog) -> dict[str, float | int] | None:
+  def run(self, watchdog: Watchdog, preemption: Preemption) -> dict[str, float | int] | None:
     """Begins or goes on, and trains to the end.
 
     Returns:
       The last evaluation, or None if preempted.
     """
-    config, workdir, self.watchdog = self.config, self.workdir, watchdog
-    self.checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.checkpoints.keep_last)
-    self._start()
-    if jax.process_index() == 0:
-      write_atomically(workdir / "config.json", config.to_json(indent=2) + "\n")
-    describe_run(config, workdir, self.steps.shapes.params, self.first_step, self.data.num_steps)
-    self.rollbacks, self.furthest_save, self.lines_without_means = 0, self.first_step, 0
-    finished = self._train_or_roll_back()
+    config, workdir = self.config, self.workdir
+    self.watchdog, self.preemption = watchdog, preemption
+    timeout = min(WRITE_TIMEOUT, config.stall_timeout / 2 or WRITE_TIMEOUT)
+    keep_last = config.checkpoints.keep_last
+    self.checkpoints = Checkpoints(workdir / "checkpoints", keep_last=keep_last, timeout=timeout)
+    try:
+      self._start()
+      self._write_config()
+      describe_run(config, workdir, self.steps.shapes.params, self.first_step, self.data.num_steps)
+      self.rollbacks, self.furthest_save, self.lines_without_means = 0, self.first_step, 0
+      finished = self._train_or_roll_back()
+    except Exception:
+      with contextlib.suppress(UserError):  # what went wrong first says more
+        self.checkpoints.close()
+      raise
     self.checkpoints.close()
     if finished:
       return self.results
     say("Stopped by a signal with everything saved; the same command goes on from here")
     return None
+
+  def _write_config(self) -> None:
+    path = self.workdir / "config.json"
+    if jax.process_index() == 0:
+      try:
+        write_atomically(path, self.config.to_json(indent=2) + "\n")
+      except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); make room") from error
 
   def _train_or_roll_back(self) -> bool:
     while True:
@@ -148,7 +168,8 @@ class _Run:
     bar = ProgressBar(self.first_step, self.data.num_steps)
     with contextlib.closing(batches), contextlib.closing(profile), bar:
       if self.evaluated < self.first_step and self._evaluates_after(self.first_step):
-        self._evaluate_and_save(self.first_step, bar)  # left out when the run was stopped there
+        with watch.paused():  # left out when the run was stopped there
+          self._evaluate_and_save(self.first_step, bar)
       arriving = watch.waits(to_devices(wanted, self.mesh))
       for step, batch in enumerate(arriving, self.first_step + 1):
         profile.before(step)
@@ -242,11 +263,13 @@ class _Run:
     inspection = Checkpoints(self.workdir / "nonfinite")
     state = self.state.replace(frozen=jax.device_put(jnp.int32(0), replicated(self.mesh)))
     inspection.save(step - 1, state_to_trees(state), self._metadata(step - 1))
-    inspection.close()
-    self.checkpoints.close()
+    where = f"the state before it is in {inspection.directory}"
+    try:
+      inspection.close()
+    except UserError as error:
+      where = f"{error}"
     raise UserError(
-      f"{what}; the state before it is in {inspection.directory}; lower the learning rate or set "
-      "on_nonfinite to skip or rollback"
+      f"{what}; {where}; lower the learning rate or set on_nonfinite to skip or rollback"
     )
 
   def _roll_back(self) -> None:

@@ -9,13 +9,16 @@ import ml_collections
 class Profile:
   """Records the steps first_step to last_step of a run into its directory `profile`.
 
+  Only process 0 does, and a profile that cannot be written only costs a warning.
+
   Args:
     profile: with first_step and last_step; a first_step of 0 records nothing.
     workdir: of the run.
   """
 
   def __init__(self, profile: ml_collections.ConfigDict, workdir: Path):
-    self._steps = range(profile.first_step, profile.last_step + 1) if profile.first_step else ()
+    recorded = profile.first_step and jax.process_index() == 0
+    self._steps = range(profile.first_step, profile.last_step + 1) if recorded else ()
     self._directory, self._active = workdir / "profile", False
 
   def before(self, step: int) -> None:
@@ -34,4 +37,7 @@ class Profile:
     """Writes what was recorded; the run may end in the middle."""
     if self._active:
       self._active = False
-      jax.profiler.stop_trace()
+      try:
+        jax.profiler.stop_trace()
+      except (OSError, RuntimeError, ValueError) as error:
+        print(f"warning: the profile could not be written ({error})", flush=True)

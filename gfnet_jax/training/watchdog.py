@@ -12,30 +12,33 @@ import jax
 from gfnet_jax.files import write_atomically
 
 BEAT = 1.0  # seconds between two looks
+SILENCE = 60.0  # seconds without a beat after which a process counts as dead, if not less is set
 FIRST_STEP = 10  # times as long may pass until the first step is compiled and done
+# Beginnings of jax's messages for what no other process can have caused.
+OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 
 class Watchdog:
   """A context in which this process ends with a message if the run does not go on.
 
   Every process leaves a heartbeat and its progress in a file of the shared work
-  directory and reads those of the others. A single process watches only itself. What an
-  earlier run left there is overwritten within seconds.
+  directory and reads those of the others. A single process watches only itself.
 
   Args:
     directory: for the files; shared by all processes.
     timeout: seconds without progress that are taken for a stall; 0 never ends anything.
+      A process that was alive and gives no sign of it any more has a minute at most.
   """
 
   def __init__(self, directory: Path, timeout: float):
     self._directory, self._timeout = directory, timeout
-    self._progress, self._beats, self._stopped = 0, 0, threading.Event()
-    self._warned = False
+    self._progress, self._stopped, self._warned = 0, threading.Event(), False
     self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
   def __enter__(self) -> "Watchdog":
     if self._timeout:
-      self._directory.mkdir(parents=True, exist_ok=True)
+      now = time.monotonic()  # what is there by now is of an earlier run
+      self._last = {p: _Sighting(self._read(p), now) for p in range(jax.process_count())}
       self._write()
       self._thread.start()
     return self
@@ -54,6 +57,8 @@ class Watchdog:
 
   def look_for_the_dead(self, error: Exception) -> None:
     """After an error that the end of another process may explain, waits until it is named."""
+    if str(error).startswith(OWN_FAULTS):
+      return
     if self._thread.is_alive() and jax.process_count() > 1:
       print(f"warning: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
       self._thread.join(2 * self._timeout)
@@ -62,32 +67,37 @@ class Watchdog:
     return self._directory / f"process-{process}.json"
 
   def _watch(self) -> None:
-    processes = range(jax.process_count())
-    last = {process: _Sighting(time.monotonic()) for process in processes}
+    last = self._last
     while not self._stopped.wait(BEAT):
-      self._beats += 1
-      self._write()
+      own, written = self._write()
       now = time.monotonic()
-      for process in processes:
-        last[process].update(self._read(process), now)
-      running = [process for process in processes if not last[process].finished]
+      for process, sighting in last.items():
+        sighting.update(own if process == jax.process_index() else self._read(process), now)
+        if not written:  # perhaps nobody can write
+          sighting.beat_time = now
+      running = [process for process in last if not last[process].finished]
       for process in running:
-        if now - last[process].beat_time > self._timeout:
-          self._end(f"process {process} gave no sign of life for {self._timeout:.0f} s")
+        limit = min(SILENCE, self._timeout) if last[process].alive else self._timeout
+        if now - last[process].beat_time > limit:
+          self._end(f"process {process} gave no sign of life for {limit:.0f} s")
       begun = all(last[process].progress for process in running)
       limit = self._timeout if begun else FIRST_STEP * self._timeout
       if running and all(now - last[p].progress_time > limit for p in running):
         behind = min(running, key=lambda process: last[process].progress)
         self._end(f"process {behind} made no progress for {limit:.0f} s")
 
-  def _write(self, finished: bool = False) -> None:
-    content = {"beats": self._beats, "progress": self._progress, "finished": finished}
+  def _write(self, finished: bool = False) -> tuple[dict, bool]:
+    """Leaves a heartbeat; returns it, and whether it was written."""
+    heartbeat = {"beat": time.time_ns(), "progress": self._progress, "finished": finished}
     try:
-      write_atomically(self._path(jax.process_index()), json.dumps(content))
+      self._directory.mkdir(parents=True, exist_ok=True)
+      write_atomically(self._path(jax.process_index()), json.dumps(heartbeat))
     except OSError as error:  # a full disk is no reason to end the run
       if not self._warned:
         print(f"warning: heartbeats not written ({error.strerror})", file=sys.stderr, flush=True)
       self._warned = True
+      return heartbeat, False
+    return heartbeat, True
 
   def _read(self, process: int) -> dict:
     try:
@@ -102,18 +112,23 @@ class Watchdog:
 
 
 class _Sighting:
-  """What was last seen of a process, and when it last changed."""
+  """What was last seen of a process, and when it last changed.
 
-  def __init__(self, now: float):
-    self.beats = self.progress = 0
+  Args:
+    before: the heartbeat that an earlier run left; {} if none.
+    now: seconds.
+  """
+
+  def __init__(self, before: dict, now: float):
+    self.beat, self.progress = before.get("beat"), 0
     self.beat_time = self.progress_time = now
-    self.finished = False
+    self.alive = self.finished = False
 
   def update(self, heartbeat: dict, now: float) -> None:
-    if not heartbeat:  # not there yet, or unreadable for a moment
+    # Not there yet, unreadable for a moment, or nothing new.
+    if not heartbeat or heartbeat["beat"] == self.beat:
       return
-    if heartbeat["beats"] != self.beats:
-      self.beats, self.beat_time = heartbeat["beats"], now
+    self.beat, self.beat_time, self.alive = heartbeat["beat"], now, True
     if heartbeat["progress"] != self.progress:
       self.progress, self.progress_time = heartbeat["progress"], now
     self.finished = heartbeat["finished"]

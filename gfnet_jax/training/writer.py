@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,51 +28,62 @@ class MetricWriter:
   """
 
   def __init__(self, directory: Path, step: int):
+    self._directory, self._first_step = directory, step
     self._files, self._events = {}, None
-    if jax.process_index() != 0:
-      return
-    for kind in ("metrics", "performance"):
-      path = directory / f"{kind}.jsonl"
-      _keep_until(path, step)
-      self._files[kind] = path.open("a")
-    events = directory / "tensorboard"
-    events.mkdir(exist_ok=True)
-    # Not through SummaryWriter: its thread dies on a full disk, and its queue then blocks.
-    self._events = EventsWriter(str(events / "events"))
-    self._write_event(step + 1, session_log=SessionLog(status=SessionLog.START))  # hides later ones
+    with _full_disk_survived("metrics"):
+      self._open()
 
   def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
     """Writes one line to `kind`.jsonl, durable against a kill, and to TensorBoard."""
     if jax.process_index() != 0:
       return
-    try:
+    with _full_disk_survived(f"{kind} of step {step}"):
+      if not self._events:
+        self._open()
       self._files[kind].write(json.dumps({"step": step, **values}) + "\n")
       self._files[kind].flush()
       for name, value in values.items():
         self._write_event(step, summary=scalar(name, value))
       self._events.flush()
-    except OSError as error:  # a full disk is no reason to end the run
-      print(f"warning: {kind} of step {step} could not be written ({error.strerror})", flush=True)
+
+  def _open(self) -> None:
+    if jax.process_index() != 0:
+      return
+    for kind in ("metrics", "performance"):
+      path = self._directory / f"{kind}.jsonl"
+      _keep_until(path, self._first_step)
+      self._files[kind] = path.open("a")
+    events = self._directory / "tensorboard"
+    events.mkdir(exist_ok=True)
+    # Not through SummaryWriter: its thread dies on a full disk, and its queue then blocks.
+    self._events = EventsWriter(str(events / "events"))
+    start = SessionLog(status=SessionLog.START)  # hides later events
+    self._write_event(self._first_step + 1, session_log=start)
 
   def _write_event(self, step: int, **content) -> None:
     self._events.write_event(Event(step=step, wall_time=time.time(), **content))
 
   def close(self) -> None:
     for file in (*self._files.values(), *([self._events] if self._events else [])):
-      with contextlib.suppress(OSError):  # as above
+      with contextlib.suppress(OSError):  # said before
         file.close()
 
 
+@contextlib.contextmanager
+def _full_disk_survived(what: str) -> Iterator[None]:
+  """A full disk is no reason to end the run, but is said."""
+  try:
+    yield
+  except OSError as error:
+    print(f"warning: {what} could not be written ({error.strerror})", flush=True)
+
+
 def _keep_until(path: Path, step: int) -> None:
-  """Removes the lines of later steps, and a line that a kill left half-written."""
-  if not path.exists():
-    return
-  kept = []
-  for line in path.read_text().splitlines(keepends=True):
-    if not line.endswith("\n") or _step_of(line) > step:
-      break
-    kept.append(line)
-  write_atomically(path, "".join(kept))
+  """Removes the lines of later steps, and those that are damaged or half-written."""
+  if path.exists():
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
+    write_atomically(path, "".join(kept))
 
 
 def _step_of(line: str) -> float:

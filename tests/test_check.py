@@ -1,0 +1,43 @@
+"""Numbers that no run can work with are refused."""
+
+import pytest
+
+from configs.digits import get_config
+from gfnet_jax.errors import UserError
+from gfnet_jax.training.check import check_config
+
+
+def test_the_defaults_are_accepted():
+  check_config(get_config())
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "expected"),
+  [
+    ("seed", -1, "at least 0"),
+    ("num_epochs", float("inf"), "more than 0, and finite"),
+    ("num_epochs", 0.0, "more than 0, and finite"),
+    ("ema_decay", 1.0, "0 up to, but not, 1"),
+    ("optimizer.clip_norm", -1.0, "at least 0"),
+    ("optimizer.weight_decay", -0.1, "at least 0"),
+    ("optimizer.accumulate_steps", 0, "at least 1"),
+    ("distillation.temperature", 0.0, "more than 0, and finite"),
+    ("distillation.alpha", 1.5, "0 to 1"),
+    ("erasing.probability", 2.0, "0 to 1"),
+    ("erasing.max_count", 0, "at least 1"),
+    ("stall_timeout", 1.0, r"0 \(never\) or at least 5"),
+    ("profile.first_step", -1, "at least 0"),
+  ],
+)
+def test_numbers_out_of_range(field, value, expected):
+  config = get_config()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError, match=rf"^{field} is {value!r}, expected {expected}"):
+    check_config(config)
+
+
+def test_a_profile_that_ends_before_it_begins():
+  config = get_config()
+  config.profile.update(first_step=9, last_step=8)
+  with pytest.raises(UserError, match=r"profile\.last_step is 8, expected at least 9"):
+    check_config(config)

@@ -1,0 +1,85 @@
+"""The hand-written gradient against float64 NumPy and against finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+
+from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.layer_norm import EPSILON, LayerNorm
+from gfnet_jax.models.sums import repeat_rows, sum_over_rows
+
+
+def make_norm(dim: int, rng: np.random.Generator) -> LayerNorm:
+  norm = LayerNorm(dim, rngs=nnx.Rngs(0))
+  norm.scale[...], norm.bias[...] = rng.normal(1, 0.5, (2, dim)).astype(np.float32)
+  return norm
+
+
+def expected(norm: LayerNorm, x: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
+  """The result and the gradients of x, scale and bias in float64, by their definitions."""
+  scale, bias = np.float64(norm.scale[...]), np.float64(norm.bias[...])
+  dim = x.shape[-1]
+  x, gradient = (np.float64(array).reshape(-1, dim) for array in (x, gradient))
+  deviation = np.sqrt(x.var(-1, keepdims=True) + EPSILON)
+  normalised = (x - x.mean(-1, keepdims=True)) / deviation
+  # The Jacobian of every row, (row, result, x).
+  jacobian = np.eye(dim) - 1 / dim - normalised[:, :, None] * normalised[:, None] / dim
+  x_gradient = np.einsum("rij,ri->rj", jacobian / deviation[:, None], gradient * scale)
+  return (
+    normalised * scale + bias,
+    x_gradient,
+    (gradient * normalised).sum(0),
+    gradient.sum(0),
+  )
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 8), (4, 8), (3, 1, 16)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_value_and_gradients(shape, dtype):
+  rng = np.random.default_rng(0)
+  norm = make_norm(shape[-1], rng)
+  x = jnp.asarray(rng.normal(3, 2, shape), dtype)
+  gradient = jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  structure, params = split(norm)
+
+  def apply(x, scale, bias):
+    return merge(structure, {"scale": scale, "bias": bias})(x)
+
+  weights = (params["scale"], params["bias"])
+  wanted = expected(norm, np.asarray(x, np.float32), np.asarray(gradient))
+  result, pull_back = jax.vjp(apply, x, *weights)
+  assert result.dtype == jnp.float32
+  found = (result, *pull_back(gradient))
+  assert found[1].dtype == dtype
+  for name, a, b in zip(("value", "x", "scale", "bias"), found, wanted, strict=True):
+    limit = 1e-2 if name == "x" and dtype == jnp.bfloat16 else 2e-6  # rounded to bfloat16
+    np.testing.assert_allclose(
+      np.float64(a).reshape(b.shape), b, atol=limit * np.abs(b).max(), err_msg=name
+    )
+
+
+def test_rows_without_variance_are_the_bias():
+  norm = make_norm(8, np.random.default_rng(0))
+  for value in (0.0, 1e4):
+    rows, gradient = jnp.full((3, 8), value), jnp.ones((3, 8))
+    result, pull_back = jax.vjp(norm, rows)
+    np.testing.assert_allclose(result, jnp.broadcast_to(norm.bias[...], (3, 8)), atol=1e-6)
+    assert jnp.isfinite(pull_back(gradient)[0]).all()
+
+
+def test_gradients_are_those_of_finite_differences():
+  norm = make_norm(6, np.random.default_rng(1))
+  x = jax.random.normal(jax.random.key(0), (4, 6))
+  check_grads(norm, (x,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+
+
+def test_sums_and_repetitions_are_each_others_gradients():
+  x = jax.random.normal(jax.random.key(0), (5, 2, 3))
+  np.testing.assert_allclose(sum_over_rows(x), x.sum(0), atol=1e-6)
+  np.testing.assert_array_equal(repeat_rows(x, 4), jnp.stack([x] * 4))
+  _, pull_back = jax.vjp(lambda row: repeat_rows(row, 5), x[0])
+  np.testing.assert_allclose(pull_back(x)[0], x.sum(0), atol=1e-6)

@@ -1,0 +1,83 @@
+"""What the watch over processes takes for a stall, and what not."""
+
+import errno
+import json
+import threading
+
+import jax
+import pytest
+
+from gfnet_jax.training import watchdog as module
+from gfnet_jax.training.watchdog import Watchdog, _Sighting
+
+
+@pytest.fixture
+def ended(monkeypatch) -> list[str]:
+  """The reasons for which a watchdog ended the process, instead of its end."""
+  reasons = []
+  monkeypatch.setattr(module, "BEAT", 0.01)
+  monkeypatch.setattr(Watchdog, "_end", lambda self, reason: reasons.append(reason))
+  return reasons
+
+
+def test_a_disk_that_stays_full_ends_nothing(ended, tmp_path, monkeypatch, capsys):
+  """While the run makes progress for several times the timeout."""
+  watchdog, beats, seen = Watchdog(tmp_path, 0.1), [], threading.Event()
+
+  def full(path, text):
+    watchdog.advance()
+    beats.append(text)
+    if len(beats) == 50:
+      seen.set()
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(module, "write_atomically", full)
+  with watchdog:
+    assert seen.wait(60)
+  assert not ended
+  assert capsys.readouterr().err.count("heartbeats not written (No space left on device)") == 1
+
+
+def test_a_heartbeat_that_cannot_be_read_ends_nothing(ended, tmp_path, monkeypatch):
+  watchdog, beats, seen = Watchdog(tmp_path, 0.1), [], threading.Event()
+
+  def garbled(path, text):
+    path.write_text(text[: len(text) // 2])
+    watchdog.advance()
+    beats.append(text)
+    if len(beats) == 50:
+      seen.set()
+
+  monkeypatch.setattr(module, "write_atomically", garbled)
+  with watchdog:
+    assert seen.wait(60)
+  assert not ended
+
+
+def test_a_run_without_progress_is_ended(ended, tmp_path, monkeypatch):
+  watchdog, over = Watchdog(tmp_path, 0.1), threading.Event()
+  monkeypatch.setattr(
+    Watchdog, "_end", lambda self, reason: (ended.append(reason), over.set(), self._stopped.set())
+  )
+  watchdog.advance()
+  with watchdog:
+    assert over.wait(60)
+  assert ended == ["process 0 made no progress for 0 s"]
+  assert json.loads((tmp_path / "process-0.json").read_text())["finished"] is False
+
+
+def test_what_an_earlier_run_left_is_not_believed():
+  before = {"beat": 1, "progress": 7, "finished": True}
+  sighting = _Sighting(before, now=0.0)
+  sighting.update(before, now=1.0)
+  assert (sighting.alive, sighting.finished, sighting.progress) == (False, False, 0)
+  sighting.update({"beat": 2, "progress": 0, "finished": False}, now=2.0)
+  assert (sighting.alive, sighting.beat_time, sighting.progress_time) == (True, 2.0, 0.0)
+  sighting.update({"beat": 3, "progress": 1, "finished": True}, now=3.0)
+  assert (sighting.finished, sighting.progress_time) == (True, 3.0)
+
+
+def test_an_error_of_this_process_alone_is_not_blamed_on_others(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with Watchdog(tmp_path, 1e9) as watchdog:
+    watchdog.look_for_the_dead(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
