@@ -11,8 +11,9 @@ def enable_compilation_cache() -> None:
 
   In JAX_COMPILATION_CACHE_DIR if that is set (empty: nowhere), else in gfnet_jax under
   XDG_CACHE_HOME or ~/.cache. A directory that cannot be written only costs a warning
-  of jax.
+  of jax. Programs that compile quickly are stored, too: there are many.
   """
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return  # jax has read it
   caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -7,6 +7,7 @@ from pathlib import Path
 _data_dir = tempfile.TemporaryDirectory(prefix="tfds-")  # read by TFDS when it is imported
 os.environ["TFDS_DATA_DIR"] = _data_dir.name
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(_data_dir.name) / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 

@@ -124,7 +124,7 @@ def test_a_signal_to_one_of_two_saves_the_same_step(start, tmp_path, stop):
 @pytest.mark.parametrize(
   ("stop", "timeout", "limit"),
   [
-    (signal.SIGKILL, 12, 12),
+    pytest.param(signal.SIGKILL, 12, 12, marks=pytest.mark.slow),
     pytest.param(signal.SIGSTOP, 12, 12, marks=pytest.mark.slow),
     pytest.param(signal.SIGKILL, 1800, 60, marks=pytest.mark.slow),  # before jax would notice
   ],

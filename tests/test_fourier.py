@@ -158,7 +158,7 @@ def test_shards_filter_their_own_images(backend):
   assert not any(name in hlo for name in ("all-gather", "all-to-all", "collective-permute"))
 
 
-@pytest.mark.parametrize("name", ["gfnet-ti", "gfnet-h-ti"])
+@pytest.mark.parametrize("name", ["gfnet-ti", pytest.param("gfnet-h-ti", marks=pytest.mark.slow)])
 def test_recomputing_and_scanning_blocks_change_nothing_but_rounding(name):
   sizes = {
     "gfnet-ti": dict(embed_dim=16, depth=3),

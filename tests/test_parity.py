@@ -155,7 +155,7 @@ def test_block(variant, measured):
   block, module = variant.model.blocks[0], variant.reference.blocks[0]
   if variant.name == "gfnet-h-ti":
     block, module = block[0], module[0]
-  tokens = random_array(1, *block.filter.grid, block.norm1.num_features)
+  tokens = random_array(1, *block.filter.grid, block.norm1.scale.shape[0])
   expected = module(to_tokens(tokens)).detach().numpy().reshape(tokens.shape)
   difference = largest_difference(block(jnp.asarray(tokens)), expected)
   measured(f"block of {variant.name}, reference", difference, 5e-6)
@@ -207,7 +207,9 @@ def test_gradients(variant, measured):
   measured(f"gradients of {variant.name}, relative L2, reference", worst, 1e-4)
 
 
-@pytest.mark.parametrize(("name", "size"), [("gfnet-ti", 384), ("gfnet-h-ti", 288)])
+@pytest.mark.parametrize(
+  ("name", "size"), [("gfnet-ti", 384), pytest.param("gfnet-h-ti", 288, marks=pytest.mark.slow)]
+)
 def test_resized(name, size, measured):
   witness = golden(f"logits_{name}_224to{size}")
   weights = reference.golden_weights(reference.shapes(reference.create(name)))

@@ -53,6 +53,7 @@ def test_a_run_leaves_what_it_promises(finished):
   assert lines[-2]["train_loss"] < lines[0]["train_loss"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(finished, tmp_path, script):
   """SIGKILL after the third evaluation: the first checkpoint is complete by then."""
   workdir = tmp_path / "run"
@@ -99,6 +100,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path, script):
   assert (workdir / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_eight_devices_follow_one(finished, tmp_path, script):
   result = script("train.py", "--workdir", tmp_path / "run", *SMALL, devices=8)
   assert result.returncode == 0, result.stderr

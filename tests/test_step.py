@@ -107,7 +107,11 @@ def elements(shape: str) -> int:
 
 
 @pytest.mark.parametrize(
-  ("name", "backend"), [*(("gfnet-ti", backend) for backend in BACKENDS), ("gfnet-h-ti", "auto")]
+  ("name", "backend"),
+  [
+    *(("gfnet-ti", backend) for backend in BACKENDS),
+    pytest.param("gfnet-h-ti", "auto", marks=pytest.mark.slow),
+  ],
 )
 def test_only_gradients_and_metrics_cross_devices(name, backend):
   training = Training(full_recipe(), name, backend=backend)

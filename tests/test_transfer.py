@@ -100,6 +100,7 @@ def fine_tune(script, workdir, folder, *flags):
   assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_a_folder_of_images(folder, script, tmp_path):
   """From an official file, at another size, with counted classes."""
   official, converted = tmp_path / "gfnet-ti.safetensors", tmp_path / "gfnet-ti"
