@@ -316,6 +316,24 @@ def test_metrics_on_a_full_disk_are_warnings(tmp_path, capsys):
   assert (tmp_path / "metrics.jsonl").stat().st_size <= 100
 
 
+def test_a_signal_breaks_off_an_evaluation(tmp_path, trained, monkeypatch):
+  """The state is saved, and evaluated when the run goes on."""
+  evaluate = loop.evaluate
+
+  def interrupted(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate(*args, **kwargs)
+
+  workdir = tmp_path / "run"
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "evaluate", interrupted)
+    assert loop.train(small_config(), workdir) is None
+  assert list_steps(workdir / "checkpoints") == [4]
+  assert [line["step"] for line in read_lines(workdir / "metrics.jsonl")] == [1, 2, 3, 4]
+  assert loop.train(small_config(), workdir)["images"] == 360
+  assert_same_run(workdir, trained)
+
+
 @pytest.mark.slow
 def test_a_profile_survives_a_restart_in_its_middle(tmp_path):
   """The run ends within the steps to be recorded, and is started once more."""

@@ -67,10 +67,11 @@ def agree(value: int) -> int:
 
 
 class Preemption:
-  """A context in which SIGTERM or Ctrl-C to any process stops all after the same step."""
+  """A context in which SIGTERM or Ctrl-C to any process stops all at the same moment."""
 
   def __enter__(self) -> "Preemption":
-    self._signalled, handlers = False, {signal.SIGINT: self._interrupt}
+    self._signalled, self._asked = False, 0
+    handlers = {signal.SIGINT: self._interrupt}
     if jax.process_count() == 1:  # else jax listens, and has the processes agree on a step
       handlers[signal.SIGTERM] = self._remember
     self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -87,8 +88,9 @@ class Preemption:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
     os.kill(os.getpid(), signal.SIGTERM)
 
-  def reached(self, step: int) -> bool:
-    """Whether the run is to stop after this step; every process asks after every step."""
+  def reached(self) -> bool:
+    """Whether the run is to stop now; every process asks after everything it does."""
     if jax.process_count() == 1:
       return self._signalled
-    return multihost_utils.reached_preemption_sync_point(step)
+    self._asked += 1
+    return multihost_utils.reached_preemption_sync_point(self._asked)

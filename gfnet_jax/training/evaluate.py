@@ -43,7 +43,7 @@ def evaluate(
     batch_size: of all devices together; rounded up to a multiple of their number.
     mesh: of `make_mesh`.
     reading: how to read.
-    on_batch: called after every batch, as a sign of life.
+    on_batch: called after every batch; what it raises ends the evaluation.
 
   Returns:
     top1 and top5 in percent, loss, images, images_per_second.

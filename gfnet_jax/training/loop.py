@@ -76,6 +76,10 @@ def check_model(config: ml_collections.ConfigDict) -> None:
     find_checkpoint(Path(config.init_checkpoint))
 
 
+class _Preempted(Exception):
+  """A signal asks the run to stop."""
+
+
 class _NonFinite(Exception):
   """The loss or the gradient of a step was not finite."""
 
@@ -143,14 +147,22 @@ class _Run:
     while True:
       self.writer = MetricWriter(self.workdir, self.first_step)
       try:
-        return self._train()
+        return self._train_or_stop()
       except _NonFinite:
         self._roll_back()
       finally:
         self.writer.close()
 
-  def _train(self) -> bool:
-    """Trains until the end (True) or until preempted (False)."""
+  def _train_or_stop(self) -> bool:
+    """Trains until the end (True) or until a signal, after which the state is saved (False)."""
+    try:
+      self._train()
+    except _Preempted:
+      self._save(int(self.state.step))
+      return False
+    return True
+
+  def _train(self) -> None:
     config, first_batch = self.config, self._batch_of(self.first_step + 1)
     batches = train_batches(
       self.data.train_source,
@@ -168,7 +180,7 @@ class _Run:
     bar = ProgressBar(self.first_step, self.data.num_steps)
     with contextlib.closing(batches), contextlib.closing(profile), bar:
       if self.evaluated < self.first_step and self._evaluates_after(self.first_step):
-        with watch.paused():  # left out when the run was stopped there
+        with watch.paused():  # a signal came before or within it
           self._evaluate_and_save(self.first_step, bar)
       arriving = watch.waits(to_devices(wanted, self.mesh))
       for step, batch in enumerate(arriving, self.first_step + 1):
@@ -179,19 +191,17 @@ class _Run:
         profile.after(step, self.state)
         watch.count(config.data.batch_size)
         self.watchdog.advance()
-        preempted = self.preemption.reached(step)
+        preempted = self.preemption.reached()
         if step % config.log_every_steps == 0 or step == self.data.num_steps:
           bar.show(self._log(step, watch))
-        if preempted:  # there may not be the time for an evaluation
-          self._save(step)
-          return False
+        if preempted:
+          raise _Preempted
         if self._evaluates_after(step):
           with watch.paused():
             self._evaluate_and_save(step, bar)
         elif config.checkpoints.every_steps and step % config.checkpoints.every_steps == 0:
           self._save(step)
         bar.advance()
-    return True
 
   def _batch_of(self, step: int) -> int:
     """The index of the global batch that a step (1, 2, ...) takes."""
@@ -306,8 +316,13 @@ class _Run:
       batch_size=self.config.data.eval_batch_size,
       mesh=self.mesh,
       reading=self.reading,
-      on_batch=self.watchdog.advance,
+      on_batch=self._go_on_evaluating,
     )
+
+  def _go_on_evaluating(self) -> None:
+    self.watchdog.advance()
+    if self.preemption.reached():  # there may not be the time for the rest
+      raise _Preempted
 
   def _save(self, step: int) -> None:
     self._check_finite()
