@@ -62,7 +62,7 @@ def test_a_run_without_progress_is_ended(ended, tmp_path, monkeypatch):
   watchdog.advance()
   with watchdog:
     assert over.wait(60)
-  assert ended == ["process 0 made no progress for 0 s"]
+  assert ended == ["process 0 made no progress for 0 s (from stall_timeout)"]
   assert json.loads((tmp_path / "process-0.json").read_text())["finished"] is False
 
 

@@ -91,7 +91,8 @@ def _builder_by_name(name: str, data_dir: str, file_format: str) -> tfds.core.Da
     builder = tfds.builder(name, data_dir=data_dir or None)
   except (tfds.core.DatasetNotFoundError, ValueError) as error:  # no such name, or no name
     raise UserError(
-      f"data set {name!r} not found; expected a TFDS name or a directory with dataset_info.json"
+      f"data set {name!r} not found; expected a TFDS name, a directory with dataset_info.json, or "
+      "a folder of images"
     ) from error
   if not builder.is_prepared() and file_format == "array_record":
     builder = tfds.builder(name, data_dir=data_dir or None, file_format=file_format)

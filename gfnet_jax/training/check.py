@@ -20,6 +20,9 @@ AT_LEAST_ONE = (
 )
 AT_LEAST_ZERO = (
   "seed",
+  "optimizer.learning_rate",
+  "optimizer.warmup_learning_rate",
+  "optimizer.final_learning_rate",
   "data.reading.threads",
   "data.reading.prefetch",
   "data.reading.workers",
@@ -28,7 +31,8 @@ AT_LEAST_ZERO = (
   "optimizer.reference_batch_size",
   "profile.first_step",
 )
-POSITIVE = ("num_epochs", "eval_every_epochs", "distillation.temperature")
+POSITIVE = ("num_epochs", "eval_every_epochs", "optimizer.eps", "distillation.temperature")
+BELOW_ONE = ("ema_decay", "optimizer.beta1", "optimizer.beta2")
 SHARES = ("erasing.probability", "distillation.alpha", "data.max_bad_fraction")
 SHORTEST_TIMEOUT = 5.0  # seconds, of several beats
 
@@ -38,7 +42,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   for field in AT_LEAST_ONE:
     _require(config, field, lambda value: value >= 1, "at least 1")
   for field in AT_LEAST_ZERO:
-    _require(config, field, lambda value: value >= 0, "at least 0")
+    _require(config, field, lambda value: 0 <= value < math.inf, "at least 0, and finite")
   for field in POSITIVE:
     _require(config, field, lambda value: 0 < value < math.inf, "more than 0, and finite")
   for field in SHARES:
@@ -49,7 +53,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   _require(
     config, "profile.last_step", lambda last: not first or last >= first, f"at least {first}"
   )
-  _require(config, "ema_decay", lambda value: 0 <= value < 1, "0 up to, but not, 1")
+  for field in BELOW_ONE:
+    _require(config, field, lambda value: 0 <= value < 1, "0 up to, but not, 1")
   _require(config, "erasing.mode", MODES.__contains__, f"one of {', '.join(MODES)}")
   _require(config, "on_nonfinite", NONFINITE.__contains__, f"one of {', '.join(NONFINITE)}")
 
@@ -60,6 +65,14 @@ def _require(config: ml_collections.ConfigDict, field: str, holds, expected: str
     value = value[name]
   if not holds(value):
     raise UserError(f"{field} is {value!r}, expected {expected}")
+
+
+def check_profile(config: ml_collections.ConfigDict, num_steps: int) -> None:
+  """Raises UserError if the run has no step that is to be recorded."""
+  if config.profile.first_step > num_steps:
+    raise UserError(
+      f"profile.first_step is {config.profile.first_step}, expected at most the run's {num_steps}"
+    )
 
 
 def check_groups(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
@@ -74,7 +87,7 @@ def check_groups(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
   if mixing.group_size < 1 or config.data.batch_size % mixing.group_size:
     raise UserError(
       f"mixing.group_size is {mixing.group_size}, expected a divisor of "
-      f"data.batch_size={config.data.batch_size}"
+      f"data.batch_size={config.data.batch_size}, such as {config.data.batch_size} itself"
     )
   rows = config.data.batch_size // mesh.size
   if rows % mixing.group_size:

@@ -14,7 +14,7 @@ from gfnet_jax.data.pipeline import Reading, Share, check_bad_fraction, train_ba
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory, write_atomically
 from gfnet_jax.models.variants import create_model
-from gfnet_jax.training.check import check_config, check_groups
+from gfnet_jax.training.check import NONFINITE, check_config, check_groups, check_profile
 from gfnet_jax.training.checkpoint import (
   WRITE_TIMEOUT,
   Checkpoints,
@@ -93,6 +93,7 @@ class _Run:
     check_groups(config, mesh)
     self.reading = Reading(**config.data.reading)
     self.data = open_data(config)
+    check_profile(config, self.data.num_steps)
     self.steps = build_steps(config, mesh)
 
   def _start(self) -> None:
@@ -123,7 +124,8 @@ class _Run:
       self._start()
       self._write_config()
       describe_run(config, workdir, self.steps.shapes.params, self.first_step, self.data.num_steps)
-      self.rollbacks, self.furthest_save, self.lines_without_means = 0, self.first_step, 0
+      self.rollbacks, self.furthest_save = 0, self.first_step
+      self.lines_without_means, self.skipped_steps = 0, int(self.state.bad_steps)
       finished = self._train_or_roll_back()
     except Exception:
       with contextlib.suppress(UserError):  # what went wrong first says more
@@ -230,6 +232,9 @@ class _Run:
     check_bad_fraction(
       int(bad_samples), step * data.batch_size, self.data.train_source, data.max_bad_fraction
     )
+    if bad_steps > self.skipped_steps:
+      say(f"warning: {bad_steps} steps up to step {step} were not finite, and skipped")
+    self.skipped_steps = bad_steps
     means = _means(metrics)
     self.lines_without_means = 0 if means else self.lines_without_means + 1
     if self.lines_without_means == MAX_LINES_WITHOUT_MEANS:
@@ -270,6 +275,8 @@ class _Run:
       say(f"warning: {what}; going on from the last checkpoint without this batch")
       self.skipped.append(self._batch_of(step))
       raise _NonFinite
+    if self.rollbacks:
+      what += f", after {self.rollbacks} rollbacks"
     inspection = Checkpoints(self.workdir / "nonfinite")
     state = self.state.replace(frozen=jax.device_put(jnp.int32(0), replicated(self.mesh)))
     inspection.save(step - 1, state_to_trees(state), self._metadata(step - 1))
@@ -278,8 +285,9 @@ class _Run:
       inspection.close()
     except UserError as error:
       where = f"{error}"
+    others = [policy for policy in NONFINITE if policy not in ("stop", self.config.on_nonfinite)]
     raise UserError(
-      f"{what}; {where}; lower the learning rate or set on_nonfinite to skip or rollback"
+      f"{what}; {where}; lower the learning rate or set on_nonfinite to {' or '.join(others)}"
     )
 
   def _roll_back(self) -> None:

@@ -97,7 +97,7 @@ def newest_whole(directory: Path) -> int:
     try:
       verify(directory, step)
     except DamagedError as error:
-      print(f"{error}; trying the one before", flush=True)
+      print(f"warning: {error}; set aside, trying the one before", flush=True)
       set_aside(directory, step)
     else:
       return step

@@ -79,12 +79,13 @@ class Watchdog:
       for process in running:
         limit = min(SILENCE, self._timeout) if last[process].alive else self._timeout
         if now - last[process].beat_time > limit:
-          self._end(f"process {process} gave no sign of life for {limit:.0f} s")
+          whose = "stall_timeout" if limit == self._timeout else "the limit for all runs"
+          self._end(f"process {process} gave no sign of life for {limit:.0f} s ({whose})")
       begun = all(last[process].progress for process in running)
       limit = self._timeout if begun else FIRST_STEP * self._timeout
       if running and all(now - last[p].progress_time > limit for p in running):
         behind = min(running, key=lambda process: last[process].progress)
-        self._end(f"process {behind} made no progress for {limit:.0f} s")
+        self._end(f"process {behind} made no progress for {limit:.0f} s (from stall_timeout)")
 
   def _write(self, finished: bool = False) -> tuple[dict, bool]:
     """Leaves a heartbeat; returns it, and whether it was written."""
@@ -106,7 +107,7 @@ class Watchdog:
       return {}
 
   def _end(self, reason: str) -> None:
-    message = f"error: {reason} (stall_timeout); start the run again to go on from its checkpoint"
+    message = f"error: {reason}; start the run again, which goes on from its newest checkpoint"
     print(message, file=sys.stderr, flush=True)
     os._exit(3)  # the main thread may be waiting in a collective for ever
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from gfnet_jax.files import write_atomically
+
+logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # metrics that are not finite
 
 
 class MetricWriter:
@@ -40,7 +43,8 @@ class MetricWriter:
     with _full_disk_survived(f"{kind} of step {step}"):
       if not self._events:
         self._open()
-      self._files[kind].write(json.dumps({"step": step, **values}) + "\n")
+      line = {"step": step} | {name: _finite(value) for name, value in values.items()}
+      self._files[kind].write(json.dumps(line) + "\n")
       self._files[kind].flush()
       for name, value in values.items():
         self._write_event(step, summary=scalar(name, value))
@@ -67,6 +71,11 @@ class MetricWriter:
     for file in (*self._files.values(), *([self._events] if self._events else [])):
       with contextlib.suppress(OSError):  # said before
         file.close()
+
+
+def _finite(value: Any) -> Any:
+  """The value; None, which JSON knows, for a number that is not finite."""
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager
