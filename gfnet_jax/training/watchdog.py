@@ -12,7 +12,6 @@ import jax
 from gfnet_jax.files import write_atomically
 
 BEAT = 1.0  # seconds between two looks
-SILENCE = 60.0  # seconds without a beat after which a process counts as dead, if not less is set
 FIRST_STEP = 10  # times as long may pass until the first step is compiled and done
 # Beginnings of jax's messages for what no other process can have caused.
 OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
@@ -27,7 +26,6 @@ class Watchdog:
   Args:
     directory: for the files; shared by all processes.
     timeout: seconds without progress that are taken for a stall; 0 never ends anything.
-      A process that was alive and gives no sign of it any more has a minute at most.
   """
 
   def __init__(self, directory: Path, timeout: float):
@@ -77,15 +75,13 @@ class Watchdog:
           sighting.beat_time = now
       running = [process for process in last if not last[process].finished]
       for process in running:
-        limit = min(SILENCE, self._timeout) if last[process].alive else self._timeout
-        if now - last[process].beat_time > limit:
-          whose = "stall_timeout" if limit == self._timeout else "the limit for all runs"
-          self._end(f"process {process} gave no sign of life for {limit:.0f} s ({whose})")
+        if now - last[process].beat_time > self._timeout:
+          self._end(f"process {process} gave no sign of life for {self._timeout:.0f} s")
       begun = all(last[process].progress for process in running)
       limit = self._timeout if begun else FIRST_STEP * self._timeout
       if running and all(now - last[p].progress_time > limit for p in running):
         behind = min(running, key=lambda process: last[process].progress)
-        self._end(f"process {behind} made no progress for {limit:.0f} s (from stall_timeout)")
+        self._end(f"process {behind} made no progress for {limit:.0f} s")
 
   def _write(self, finished: bool = False) -> tuple[dict, bool]:
     """Leaves a heartbeat; returns it, and whether it was written."""
@@ -107,7 +103,9 @@ class Watchdog:
       return {}
 
   def _end(self, reason: str) -> None:
-    message = f"error: {reason}; start the run again, which goes on from its newest checkpoint"
+    message = (
+      f"error: {reason} (stall_timeout); the same command goes on from the newest checkpoint"
+    )
     print(message, file=sys.stderr, flush=True)
     os._exit(3)  # the main thread may be waiting in a collective for ever
 
@@ -123,13 +121,13 @@ class _Sighting:
   def __init__(self, before: dict, now: float):
     self.beat, self.progress = before.get("beat"), 0
     self.beat_time = self.progress_time = now
-    self.alive = self.finished = False
+    self.finished = False
 
   def update(self, heartbeat: dict, now: float) -> None:
     # Not there yet, unreadable for a moment, or nothing new.
     if not heartbeat or heartbeat["beat"] == self.beat:
       return
-    self.beat, self.beat_time, self.alive = heartbeat["beat"], now, True
+    self.beat, self.beat_time = heartbeat["beat"], now
     if heartbeat["progress"] != self.progress:
       self.progress, self.progress_time = heartbeat["progress"], now
     self.finished = heartbeat["finished"]
