@@ -31,8 +31,8 @@ class GFNet(nnx.Module):
     backend: of the filters' transforms: "auto" or a name of `fourier_backends.BACKENDS`.
     remat: computes every block again in the backward pass instead of keeping its
       intermediate values: less memory, more time.
-    scan: compiles one block per stage and loops over its parameters: less time to
-      compile, more memory.
+    scan: compiles one block per stage and loops over its parameters: more memory, and
+      with remat less time to compile.
     dtype: type of the matrix products; parameters and results stay float32.
     rngs: source of the initial weights.
 
@@ -110,8 +110,8 @@ class GFNetPyramid(nnx.Module):
     backend: of the filters' transforms: "auto" or a name of `fourier_backends.BACKENDS`.
     remat: computes every block again in the backward pass instead of keeping its
       intermediate values: less memory, more time.
-    scan: compiles one block per stage and loops over its parameters: less time to
-      compile, more memory.
+    scan: compiles one block per stage and loops over its parameters: more memory, and
+      with remat less time to compile.
     dtype: type of the matrix products; parameters and results stay float32.
     rngs: source of the initial weights.
 
