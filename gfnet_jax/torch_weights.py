@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from gfnet_jax.models.gfnet import GFNet, GFNetPyramid, ImageSize
 from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.layers import Block, PatchEmbed
 from gfnet_jax.models.resize import resize_bicubic
+from gfnet_jax.models.stage import Blocks, BlockStack
 from gfnet_jax.models.variants import VARIANTS, create_model
 
 Model = GFNet | GFNetPyramid
@@ -69,7 +70,9 @@ def load_torch_state_dict(model: Model, state_dict: StateDict, *, keep_head: boo
   """
   skipped = HEAD if keep_head else ()
   source = {key: np.asarray(state_dict[key]) for key in state_dict if key not in skipped}
-  tensors = [tensor for tensor in _tensors(model) if tensor.key not in skipped]
+  # As a stack of blocks cannot be filled block by block, all are made anew and put in.
+  stages = nnx.eval_shape(lambda model: [nnx.List(blocks) for blocks in _stages(model)], model)
+  tensors = [tensor for tensor in _tensors(model, stages) if tensor.key not in skipped]
   model_grid = model.pos_embed.shape[:2]
   grid = _token_grid(source) or model_grid
   _check(source, {tensor.key: _shape_on(grid, model_grid, tensor) for tensor in tensors})
@@ -81,12 +84,14 @@ def load_torch_state_dict(model: Model, state_dict: StateDict, *, keep_head: boo
     elif tensor.key.endswith(FILTER):
       array = resize_bicubic(array, tensor.shape[:2], align_corners=True)
     tensor.param.set_value(tensor.to_param(array))
+  for old, new in zip(_stages(model), stages, strict=True):
+    nnx.update(old, nnx.state(BlockStack(new) if isinstance(old, BlockStack) else new))
   return model
 
 
 def to_torch_state_dict(model: Model) -> dict[str, np.ndarray]:
   """The weights, as float32 NumPy arrays by official key, in the official order."""
-  return {tensor.key: tensor.from_param() for tensor in _tensors(model)}
+  return {tensor.key: tensor.from_param() for tensor in _tensors(model, _stages(model))}
 
 
 def model_from_torch(
@@ -227,20 +232,21 @@ def _listed(keys: Mapping | list) -> str:
   return ", ".join(keys[:LISTED] + more)
 
 
-def _tensors(model: Model) -> Iterator[_Tensor]:
-  """Every tensor of the official state dict of a model, in the official order."""
+def _stages(model: Model) -> list[Blocks]:
+  """The blocks of a model, by stage."""
+  return [model.blocks] if isinstance(model, GFNet) else list(model.blocks)
+
+
+def _tensors(model: Model, stages: Iterable[Iterable[Block]]) -> Iterator[_Tensor]:
+  """Every tensor of the official state dict of a model with these blocks, in its order."""
   height, width, dim = model.pos_embed.shape
   yield _Tensor(POS_EMBED, model.pos_embed, (1, height * width, dim), (0, 1, 2))
-  if isinstance(model, GFNet):
-    yield from _patch_embed("patch_embed", model.patch_embed)
-    for i, block in enumerate(model.blocks):
-      yield from _block(f"blocks.{i}", block)
-  else:
-    for i, patch_embed in enumerate(model.patch_embed):
-      yield from _patch_embed(f"patch_embed.{i}", patch_embed)
-    for i, stage in enumerate(model.blocks):
-      for j, block in enumerate(stage):
-        yield from _block(f"blocks.{i}.{j}", block)
+  isotropic = isinstance(model, GFNet)
+  for i, patch_embed in enumerate([model.patch_embed] if isotropic else model.patch_embed):
+    yield from _patch_embed("patch_embed" if isotropic else f"patch_embed.{i}", patch_embed)
+  for i, blocks in enumerate(stages):
+    for j, block in enumerate(blocks):
+      yield from _block(f"blocks.{j}" if isotropic else f"blocks.{i}.{j}", block)
   yield from _norm("norm", model.norm)
   yield from _linear("head", model.head)
 

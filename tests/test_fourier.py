@@ -10,7 +10,6 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models import fourier_backends
 from gfnet_jax.models.fourier import global_filter
 from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
-from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.variants import create_model
 
 # Of the seven variants at 224 and 384, and odd and non-square ones.
@@ -156,33 +155,3 @@ def test_shards_filter_their_own_images(backend):
     np.testing.assert_allclose(one, other, atol=1e-5)
   assert hlo.count("all-reduce(") == 1
   assert not any(name in hlo for name in ("all-gather", "all-to-all", "collective-permute"))
-
-
-@pytest.mark.parametrize("name", ["gfnet-ti", pytest.param("gfnet-h-ti", marks=pytest.mark.slow)])
-def test_recomputing_and_scanning_blocks_change_nothing_but_rounding(name):
-  sizes = {
-    "gfnet-ti": dict(embed_dim=16, depth=3),
-    "gfnet-h-ti": dict(embed_dims=(8, 8, 16, 16), depths=(2, 1, 2, 1), layer_scale_init=1.0),
-  }[name]
-  images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
-
-  def loss_and_gradient(**options):
-    model = create_model(name, image_size=32, num_classes=5, drop_path_rate=0.5, **sizes, **options)
-    structure, params = split(model)
-
-    @jax.jit
-    @jax.value_and_grad
-    def loss(params):
-      return (merge(structure, params)(images, key=jax.random.key(1)) ** 2).sum()
-
-    return *loss(params), jax.jit(lambda params: merge(structure, params)(images))(params)
-
-  expected = loss_and_gradient()
-  for options in (dict(remat=True), dict(scan=True), dict(remat=True, scan=True)):
-    actual = loss_and_gradient(**options)
-    assert list(actual[1]) == list(expected[1]), "names of the parameters"
-    jax.tree.map(
-      lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
-      actual,
-      expected,
-    )

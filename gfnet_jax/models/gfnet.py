@@ -10,7 +10,7 @@ from flax import nnx
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.layers import Block, Dtype, PatchEmbed, normal_init
-from gfnet_jax.models.stage import apply_blocks
+from gfnet_jax.models.stage import Blocks, BlockStack, apply_blocks
 from gfnet_jax.models.sums import repeat_rows
 
 ImageSize = int | tuple[int, int]
@@ -31,8 +31,8 @@ class GFNet(nnx.Module):
     backend: of the filters' transforms: "auto" or a name of `fourier_backends.BACKENDS`.
     remat: computes every block again in the backward pass instead of keeping its
       intermediate values: less memory, more time.
-    scan: compiles one block per stage and loops over its parameters: more memory, and
-      with remat less time to compile.
+    scan: holds the blocks of every stage as one `BlockStack`: less time to compile, but
+      other names and shapes of the parameters.
     dtype: type of the matrix products; parameters and results stay float32.
     rngs: source of the initial weights.
 
@@ -57,11 +57,11 @@ class GFNet(nnx.Module):
     dtype: Dtype = jnp.float32,
     rngs: nnx.Rngs,
   ):
-    self.image_size, self.remat, self.scan = as_height_width(image_size), remat, scan
+    self.image_size, self.remat = as_height_width(image_size), remat
     grid = divide(self.image_size, patch_size)
     self.patch_embed = PatchEmbed(grid, patch_size, in_dim, embed_dim, dtype=dtype, rngs=rngs)
     self.pos_embed = nnx.Param(normal_init(rngs.params(), (*grid, embed_dim), jnp.float32))
-    self.blocks = nnx.List(
+    blocks = (
       Block(
         embed_dim,
         grid,
@@ -73,6 +73,7 @@ class GFNet(nnx.Module):
       )
       for rate in drop_path_rates(drop_path_rate, depth)
     )
+    self.blocks: Blocks = BlockStack(list(blocks)) if scan else nnx.List(blocks)
     self.norm = LayerNorm(embed_dim, rngs=rngs)
     self.head = nnx.Linear(embed_dim, num_classes, kernel_init=normal_init, dtype=dtype, rngs=rngs)
 
@@ -85,8 +86,8 @@ class GFNet(nnx.Module):
     """
     x = self.patch_embed(images).astype(jnp.float32)
     x += repeat_rows(self.pos_embed[...], len(x))
-    keys = split_key(key, len(self.blocks))
-    x = apply_blocks(self.blocks, x, keys, remat=self.remat, scan=self.scan)
+    keys = None if key is None else jax.random.split(key, len(self.blocks))
+    x = apply_blocks(self.blocks, x, keys, remat=self.remat)
     return self.norm(x).mean(axis=(1, 2))
 
   def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
@@ -110,8 +111,8 @@ class GFNetPyramid(nnx.Module):
     backend: of the filters' transforms: "auto" or a name of `fourier_backends.BACKENDS`.
     remat: computes every block again in the backward pass instead of keeping its
       intermediate values: less memory, more time.
-    scan: compiles one block per stage and loops over its parameters: more memory, and
-      with remat less time to compile.
+    scan: holds the blocks of every stage as one `BlockStack`: less time to compile, but
+      other names and shapes of the parameters.
     dtype: type of the matrix products; parameters and results stay float32.
     rngs: source of the initial weights.
 
@@ -141,7 +142,7 @@ class GFNetPyramid(nnx.Module):
       raise UserError(
         f"embed_dims {tuple(embed_dims)} and depths {tuple(depths)} must have one entry per stage"
       )
-    self.image_size, self.remat, self.scan = as_height_width(image_size), remat, scan
+    self.image_size, self.remat = as_height_width(image_size), remat
     patches = [patch_size] + [2] * (len(depths) - 1)
     grids = [divide(self.image_size, int(np.prod(patches[: i + 1]))) for i in range(len(depths))]
     in_dims = [in_dim, *embed_dims[:-1]]
@@ -152,8 +153,8 @@ class GFNetPyramid(nnx.Module):
       for grid, patch, before, dim in zip(grids, patches, in_dims, embed_dims, strict=True)
     )
     self.pos_embed = nnx.Param(normal_init(rngs.params(), (*grids[0], embed_dims[0]), jnp.float32))
-    self.blocks = nnx.List(
-      nnx.List(
+    stages = (
+      [
         Block(
           dim,
           grid,
@@ -165,9 +166,10 @@ class GFNetPyramid(nnx.Module):
           rngs=rngs,
         )
         for _ in range(depth)
-      )
+      ]
       for grid, dim, depth in zip(grids, embed_dims, depths, strict=True)
     )
+    self.blocks: nnx.List[Blocks] = nnx.List(map(BlockStack if scan else nnx.List, stages))
     self.norm = LayerNorm(embed_dims[-1], rngs=rngs)
     self.head = nnx.Linear(
       embed_dims[-1], num_classes, kernel_init=normal_init, dtype=dtype, rngs=rngs
@@ -180,14 +182,16 @@ class GFNetPyramid(nnx.Module):
       images: normalised by the mean and standard deviation of ImageNet.
       key: PRNG key of stochastic depth in training; None is inference.
     """
-    keys = split_key(key, sum(len(stage) for stage in self.blocks))
-    x, done = images, 0
+    ends = np.cumsum([len(stage) for stage in self.blocks])
+    keys = (
+      [None] * len(ends) if key is None else jnp.split(jax.random.split(key, ends[-1]), ends[:-1])
+    )
+    x = images
     for i, (patch_embed, stage) in enumerate(zip(self.patch_embed, self.blocks, strict=True)):
       x = patch_embed(x).astype(jnp.float32)
       if i == 0:
         x += repeat_rows(self.pos_embed[...], len(x))
-      stage_keys, done = keys[done : done + len(stage)], done + len(stage)
-      x = apply_blocks(stage, x, stage_keys, remat=self.remat, scan=self.scan)
+      x = apply_blocks(stage, x, keys[i], remat=self.remat)
     return self.norm(x).mean(axis=(1, 2))
 
   def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
@@ -231,8 +235,3 @@ def drop_path_rates(last: float, depth: int) -> list[float]:
   if not 0 <= last < 1:
     raise UserError(f"drop_path_rate is {last}, expected at least 0 and less than 1")
   return np.linspace(0, last, depth, dtype=np.float32).tolist()
-
-
-def split_key(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
-  """One PRNG key per block, or None for each in inference."""
-  return [None] * count if key is None else jax.random.split(key, count)

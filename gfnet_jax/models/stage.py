@@ -1,6 +1,6 @@
-"""Blocks of equal size one after the other: unrolled, recomputed or in a compiled loop."""
+"""Blocks of equal shapes one after the other: separate, or stacked and looped over."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,42 +9,71 @@ from flax import nnx
 from gfnet_jax.models.layers import Block
 
 
-def apply_blocks(
-  blocks: Sequence[Block],
-  x: jax.Array,
-  keys: Sequence[jax.Array | None],
-  *,
-  remat: bool,
-  scan: bool,
-) -> jax.Array:
-  """Maps tokens (batch, height, width, channels), float32, through all blocks.
+class BlockStack(nnx.Module):
+  """Blocks of equal shapes with their parameters stacked along a new first axis.
+
+  XLA compiles one block and loops over the stack, and the optimiser handles a few large
+  arrays in place of many small ones. Iterating gives the blocks one by one, as copies.
 
   Args:
-    blocks: of the same shapes.
-    x: the tokens.
-    keys: a PRNG key per block in training, or None per block in inference.
-    remat: whether the backward pass computes the inside of a block again.
-    scan: whether XLA compiles one block and loops over the stacked parameters. They
-      are stacked here, so that the model keeps one set of names.
+    blocks: to take the parameters from; at least one.
   """
-  if not (remat or scan):
-    for block, key in zip(blocks, keys, strict=True):
+
+  def __init__(self, blocks: Sequence[Block]):
+    self.drop_path_rates = tuple(block.drop_path_rate for block in blocks)
+    structures, states = zip(*map(nnx.split, blocks), strict=True)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    self.stacked = nnx.merge(structures[0], stacked)
+
+  def __len__(self) -> int:
+    return len(self.drop_path_rates)
+
+  def __iter__(self) -> Iterator[Block]:
+    structure, states = nnx.split(self.stacked)
+    for i, rate in enumerate(self.drop_path_rates):
+      block = nnx.merge(structure, jax.tree.map(lambda leaf, i=i: leaf[i], states))
+      block.drop_path_rate = rate
+      yield block
+
+  def __call__(self, x: jax.Array, keys: jax.Array | None, *, remat: bool = False) -> jax.Array:
+    """Maps tokens (batch, height, width, channels), float32, through all blocks.
+
+    Args:
+      x: the tokens.
+      keys: (blocks,) PRNG keys in training, or None in inference.
+      remat: whether the backward pass computes the inside of a block again.
+    """
+    structure, states = nnx.split(self.stacked)
+    call = jax.checkpoint(_call, static_argnums=0) if remat else _call
+
+    def step(x, inputs):
+      return call(structure, inputs[0], x, *inputs[1:]), None
+
+    inputs = states, keys, jnp.array(self.drop_path_rates, jnp.float32)
+    return jax.lax.scan(step, x, inputs)[0]
+
+
+Blocks = nnx.List | BlockStack
+
+
+def apply_blocks(blocks: Blocks, x: jax.Array, keys: jax.Array | None, *, remat: bool) -> jax.Array:
+  """As `BlockStack.__call__`, for separate blocks as well."""
+  if isinstance(blocks, BlockStack):
+    return blocks(x, keys, remat=remat)
+  for i, block in enumerate(blocks):
+    key = None if keys is None else keys[i]
+    if remat:
+      x = jax.checkpoint(_call, static_argnums=0)(*nnx.split(block), x, key)
+    else:
       x = block(x, key=key)
-    return x
-
-  structure, _ = nnx.split(blocks[0])
-
-  def apply(x, inputs):
-    state, key, rate = inputs
-    return nnx.merge(structure, state)(x, key=key, drop_path_rate=rate), None
-
-  if remat:
-    apply = jax.checkpoint(apply)
-  states = [nnx.state(block) for block in blocks]
-  rates = [jnp.float32(block.drop_path_rate) for block in blocks]
-  inputs = list(zip(states, keys, rates, strict=True))
-  if scan:
-    return jax.lax.scan(apply, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *inputs))[0]
-  for block_inputs in inputs:
-    x, _ = apply(x, block_inputs)
   return x
+
+
+def _call(
+  structure: nnx.GraphDef,
+  state: nnx.State,
+  x: jax.Array,
+  key: jax.Array | None,
+  drop_path_rate: jax.Array | None = None,
+) -> jax.Array:
+  return nnx.merge(structure, state)(x, key=key, drop_path_rate=drop_path_rate)

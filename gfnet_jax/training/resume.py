@@ -28,7 +28,6 @@ OPERATIONAL = {
   "data.verify_crc",
   "init_checkpoint",
   "model.remat",
-  "model.scan",
   "on_nonfinite",
   "sharding",
   "stall_timeout",

@@ -22,12 +22,14 @@ class Compiled(NamedTuple):
 
   Attributes:
     call: runs it and returns arrays that may still be computed.
-    first_s: seconds to trace, compile and run it for the first time.
+    compile_s: seconds to trace and compile it.
+    first_s: seconds until it has run once, from nothing.
     bytes: of arguments, results and temporaries together.
     flops: as counted by XLA, or None where it does not say.
   """
 
   call: Callable[[], object]
+  compile_s: float
   first_s: float
   bytes: int
   flops: float | None
@@ -68,6 +70,7 @@ def _compile(
   start = time.perf_counter()
   jitted = jax.jit(function, donate_argnums=0 if carries_state else ())
   compiled = jitted.lower(state, images).compile()
+  compile_s = time.perf_counter() - start
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
 
   def call():
@@ -80,7 +83,8 @@ def _compile(
   jax.block_until_ready(call())
   first_s = time.perf_counter() - start
   size = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-  return Compiled(call, first_s, size - memory.alias_size_in_bytes, (cost or {}).get("flops"))
+  size -= memory.alias_size_in_bytes
+  return Compiled(call, compile_s, first_s, size, (cost or {}).get("flops"))
 
 
 def stages(model: nnx.Module) -> Iterator[tuple[nnx.Module, list[nnx.Module]]]:

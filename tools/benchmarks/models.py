@@ -3,9 +3,10 @@
 Every combination of the listed variants, batches, sizes, backends and types; inference
 and a training step with AdamW are timed in turns with the matrix products of inference
 alone and with one large product, the peak that `utilisation` refers to. Times are
-medians; `spread` is the distance of the quartiles over the median. first_s is the time
-to trace, compile and run once; peak_mb what XLA plans for arguments, results and
-temporaries; of_products the throughput over that of the products of inference alone.
+medians; `spread` is the distance of the quartiles over the median. compile_s is the time
+to trace and compile, first_s the time until the first call is done; peak_mb what XLA
+plans for arguments, results and temporaries; xla_gflop its own count, in which a loop
+runs once; of_products the throughput over that of the products of inference alone.
 
   python tools/benchmark.py models --models gfnet-xs gfnet-h-ti
   python tools/benchmark.py models --models gfnet-h-b --options remat scan
@@ -100,6 +101,7 @@ def measure(
         "ms": median,
         "spread": (high - low) / median,
         "images/s": 1e3 * batch_size / median,
+        "compile_s": compiled.compile_s,
         "first_s": compiled.first_s,
         "peak_mb": compiled.bytes / 1e6,
         "gflop": gflop,
