@@ -74,7 +74,6 @@ def _separable(tokens: jax.Array) -> jax.Array:
   batch, height, width, channels = tokens.shape
   columns = width // 2 + 1
   x = _product(_width_matrix(width), tokens)  # (batch, height, 2 * columns, channels)
-  x = x.reshape(batch, height, 2, columns * channels).swapaxes(1, 2)
   x = _product(_height_matrix(height), x.reshape(batch, 2 * height, columns * channels))
   return x.reshape(batch, 2, height, columns, channels)
 
@@ -83,7 +82,6 @@ def _inverse_separable(spectrum: jax.Array, width: int) -> jax.Array:
   batch, _, height, columns, channels = spectrum.shape
   x = spectrum.reshape(batch, 2 * height, columns * channels)
   x = _product(_height_matrix(height).T, x)  # unitary: the transpose is the inverse
-  x = x.reshape(batch, 2, height, columns * channels).swapaxes(1, 2)
   return _product(_inverse_width_matrix(width), x.reshape(batch, height, 2 * columns, channels))
 
 
@@ -126,10 +124,14 @@ def _inverse_width_matrix(width: int) -> np.ndarray:
 
 @functools.cache
 def _height_matrix(height: int) -> np.ndarray:
-  """(2 * height, 2 * height): the complex transform of stacked pairs."""
+  """(2 * height, height * 2): the complex transform of pairs, which comes out pairs first.
+
+  So the pairs stay where the product along the width leaves and wants them.
+  """
   spectrum = np.fft.fft(np.eye(height), norm="ortho")
   real, imaginary = spectrum.real, spectrum.imag
-  return np.block([[real, -imaginary], [imaginary, real]]).astype(np.float32)
+  pairs = np.array([[real, -imaginary], [imaginary, real]])  # (out, in, height, height)
+  return pairs.transpose(0, 2, 3, 1).reshape(2 * height, 2 * height).astype(np.float32)
 
 
 @functools.cache
