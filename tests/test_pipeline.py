@@ -5,7 +5,6 @@ import random
 
 import numpy as np
 import pytest
-from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -90,7 +89,6 @@ def test_an_epoch_holds_every_index_once_for_any_number_of_processes(count, proc
 
 
 def test_global_batches_are_the_same_for_any_number_of_processes_and_workers():
-  flags.FLAGS.mark_as_parsed()
   source = NumberedSource(50)
   whole = joined([train(source, steps=9, batch_size=12)])
   parts = joined([train(source, steps=9, batch_size=12, process=(p, 3)) for p in range(3)])
@@ -209,7 +207,6 @@ class DamagedSource(NumberedSource):
 
 
 def test_bad_images_are_replaced_flagged_and_logged_for_any_reading(caplog):
-  flags.FLAGS.mark_as_parsed()
   source = DamagedSource(40)
   whole = train(source, steps=10, batch_size=8)
   clean = train(NumberedSource(40), steps=10, batch_size=8)

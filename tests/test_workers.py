@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,10 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from conftest import ROOT, free_port, script_environment
 from dump_batches import BATCH_SIZE
 from image_sets import write_folder
+from worker_samples import Deadly, Numbers
+
+from gfnet_jax.data import workers as workers_module
+from gfnet_jax.data.workers import iterate_batches
+from gfnet_jax.errors import UserError
 
 ENDLESS = 10**6  # steps
 
@@ -74,7 +82,7 @@ def global_batches(shares: list[Reader]) -> list[list[str]]:
 
 
 def test_batches_are_the_same_for_other_processes_and_workers_and_after_resuming(start):
-  whole, shared, resumed = start(1, 0, 0, 12), start(2, 2, 0, 12), start(3, 0, 5, 12)
+  whole, shared, resumed = start(1, 0, 0, 12), start(2, 2, 0, 12), start(2, 0, 5, 12)
   expected = global_batches(whole)
   assert len(expected) == 12
   assert all(len(set(batch)) == BATCH_SIZE for batch in expected)
@@ -158,8 +166,6 @@ def test_an_iterator_that_is_left_open_does_not_hold_up_the_end(folder, tmp_path
     from gfnet_jax.data.folder import FolderSource
     from gfnet_jax.data.pipeline import Reading, Share, train_batches
     from gfnet_jax.data.transforms import TrainTransform
-    from absl import flags
-    flags.FLAGS.mark_as_parsed()
     batches = train_batches(
       FolderSource({str(folder)!r}, "train"), TrainTransform(image_size=40), seed=0,
       share=Share(8), first_step=0, num_steps=10**6, reading=Reading(1, 2, {workers}),
@@ -169,3 +175,127 @@ def test_an_iterator_that_is_left_open_does_not_hold_up_the_end(folder, tmp_path
   script.write_text(code)
   environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": "."}
   subprocess.run([sys.executable, script], cwd=ROOT, env=environment, timeout=60, check=True)
+
+
+def read(samples, *, workers=1, first_batch=0):
+  """Batches of two samples, made by one thread per worker, one ahead."""
+  return iterate_batches(samples, 2, first_batch, threads=1, prefetch=1, workers=workers)
+
+
+def expected(batch: int) -> np.ndarray:
+  return np.array([[2 * batch] * 3, [2 * batch + 1] * 3])
+
+
+def descriptors(pid: int) -> int:
+  return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_workers_share_no_lock_and_leave_nothing_when_closed_early():
+  multiprocessing.resource_tracker.ensure_running()  # it stays, and so does its descriptor
+  before, others = descriptors(os.getpid()), children(os.getpid())
+  batches = read(Numbers(100), workers=2, first_batch=1)
+  taken = [next(batches)["x"] for _ in range(3)]
+  assert all(array.ctypes.data % 64 == 0 for array in taken)  # jax need not copy them
+  on_device = jax.device_put(taken[0])
+  pids = [pid for pid in children(os.getpid()) if pid not in others]
+  assert len(pids) == 2
+  for pid in (os.getpid(), *pids):
+    # Where the locks and the shared memory of multiprocessing are.
+    assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
+  batches.close()
+  assert children(os.getpid()) == others
+  assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+  np.testing.assert_array_equal(taken, [*map(expected, (1, 2, 3))])
+  taken[2] += 1  # is the consumer's own
+  taken.clear()
+  np.testing.assert_array_equal(on_device, expected(1))
+  assert descriptors(os.getpid()) <= before + 1  # jax may not have copied
+
+
+def test_every_batch_comes_once_and_descriptors_do_not_pile_up():
+  here, there = [], []
+  for i, batch in enumerate(read(Numbers(399))):
+    np.testing.assert_array_equal(batch["x"], expected(i)[: len(batch["x"])])
+    here.append(descriptors(os.getpid()))
+    if i < 150:  # then it may have ended
+      [process] = multiprocessing.active_children()
+      there.append(descriptors(process.pid))
+  assert len(here) == 200
+  assert len(batch["x"]) == 1
+  assert max(here[100:]) <= max(here[:10])
+  assert max(there) <= min(there) + 5
+
+
+def test_no_more_workers_are_started_than_there_are_batches():
+  batches = read(Numbers(3), workers=3, first_batch=1)
+  next(batches)
+  assert len(multiprocessing.active_children()) == 1
+  assert list(batches) == []
+  assert list(read(Numbers(4), workers=1, first_batch=2)) == []
+
+
+@pytest.mark.parametrize(
+  ("event", "error", "message", "has_traceback"),
+  [
+    ("raise_user_error", UserError, "mend it", False),
+    ("raise_value_error", ValueError, "a bug", True),
+    ("raise_unpicklable", RuntimeError, "Unpicklable: of 7 and 8", True),
+  ],
+)
+def test_an_exception_in_a_worker_comes_in_its_place(event, error, message, has_traceback):
+  batches = read(Numbers(100, at=7, event=event))
+  for i in range(3):
+    np.testing.assert_array_equal(next(batches)["x"], expected(i))
+  with pytest.raises(error, match=message) as info:
+    next(batches)
+  assert (
+    any(f"in {event}" in note for note in getattr(info.value, "__notes__", [])) is has_traceback
+  )
+  assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+  ("samples", "message"),
+  [
+    (Deadly(100), r"-9 \(SIGKILL\)"),
+    (Numbers(100, at=7, event="kill"), r"-9 \(SIGKILL\)"),
+    (Numbers(100, at=7, event="exit_with_0"), r"0 \(before its last batch\)"),
+    (Numbers(100, at=7, event="raise_stop_iteration"), r"0 \(before its last batch\)"),
+  ],
+)
+def test_a_worker_that_ends_by_itself_is_an_error_with_its_name(samples, message):
+  taken = 0
+  with pytest.raises(UserError, match=rf"worker process \d+ ended with exit code {message}"):
+    for batch in read(samples):
+      np.testing.assert_array_equal(batch["x"], expected(taken))
+      taken += 1
+  assert taken <= 3
+  assert not multiprocessing.active_children()
+
+
+def test_a_worker_is_never_further_ahead_than_documented_and_can_be_killed_there(tmp_path):
+  log = tmp_path / "log"
+  batches = read(Numbers(100, log=str(log)))
+  next(batches)
+  # Beside the one that was taken, prefetch + 2 batches of two samples.
+  wait_until(lambda: log.stat().st_size >= 8, 30)
+  [process] = multiprocessing.active_children()
+  process.kill()
+  with pytest.raises(UserError, match=f"process {process.pid} ended with exit code -9"):
+    for i, batch in enumerate(batches, 1):
+      np.testing.assert_array_equal(batch["x"], expected(i))
+  assert log.stat().st_size == 8
+
+
+def test_signals_to_the_group_do_not_reach_workers_that_are_starting(monkeypatch):
+  def signal_first(connection, parcel):
+    for process in multiprocessing.active_children():
+      os.kill(process.pid, signal.SIGINT)
+      os.kill(process.pid, signal.SIGTERM)
+    send(connection, parcel)
+
+  send = workers_module.send
+  monkeypatch.setattr(workers_module, "send", signal_first)
+  batches = read(Numbers(10))
+  np.testing.assert_array_equal([batch["x"] for batch in batches], [*map(expected, range(5))])
+  assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -1,29 +1,31 @@
-"""Iterating over a Grain data set so that threads and worker processes end when they should.
+"""Iterating over samples in batches, with threads and processes that end when they should.
 
-Grain alone lets workers outlive a killed parent, finishes every batch that was begun
-before it stops, and does not say which worker died.
+Grain has the threads. The processes are ours, and share nothing but a socket with their
+parent: a lock that is shared stays taken when its holder is killed.
 """
 
 import atexit
-import functools
-import gc
+import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
+import socket
 import threading
-import time
+import traceback
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, BinaryIO, NamedTuple, Protocol, SupportsIndex
 
 import grain
 
+from gfnet_jax.data.parcels import pack, receive, send
 from gfnet_jax.errors import UserError
 
-FREEING = 0.2  # seconds
-KILL_AFTER = 3.0  # seconds that workers have to stop by themselves
-
-_stopped_by_parent = threading.Event()  # used in worker processes
+# They reach the whole group of processes; the parent may still need batches.
+PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+REQUEST = b"\0"  # for one batch
 
 
 class Samples(Protocol):
@@ -32,26 +34,6 @@ class Samples(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: SupportsIndex) -> Any: ...
-
-
-class _Stopped(Exception):
-  """Raised in place of a sample that nobody waits for any more."""
-
-
-class _Stoppable:
-  """Samples that can be cut short, so that a batch need not be finished to stop."""
-
-  def __init__(self, samples: Samples):
-    self._samples = samples
-    self.stopped = False
-
-  def __len__(self) -> int:
-    return len(self._samples)
-
-  def __getitem__(self, index: SupportsIndex) -> Any:
-    if self.stopped or _stopped_by_parent.is_set():
-      raise _Stopped
-    return self._samples[index]
 
 
 def iterate_batches(
@@ -69,109 +51,212 @@ def iterate_batches(
 
   Raises:
     UserError: if a worker process dies.
+    Exception: what the samples raise, at its place; from a worker process with its
+      traceback as a note, and as a RuntimeError if it cannot be pickled.
   """
-  stoppable = _Stoppable(samples)
-  batches = grain.MapDataset.source(stoppable).batch(batch_size)[first_batch:]
-  batches = batches.to_iter_dataset(grain.ReadOptions(threads, prefetch))
+  options = grain.ReadOptions(threads, prefetch)
   if workers:
-    _let_grain_finish_at_exit()
-    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=1)
-    batches = batches.mp_prefetch(options, worker_init_fn=_init_worker)
-  iterator, crew = iter(batches), _Crew(workers)
+    return _from_workers(samples, batch_size, first_batch, options, workers)
+  return _from_threads(samples, batch_size, first_batch, options)
+
+
+def _batches(samples: Samples, batch_size: int, first: int, step: int = 1) -> grain.MapDataset:
+  return grain.MapDataset.source(samples).batch(batch_size)[first::step]
+
+
+def _from_threads(
+  samples: Samples, batch_size: int, first_batch: int, options: grain.ReadOptions
+) -> Iterator[Any]:
+  stoppable = _Stoppable(samples)
+  iterator = iter(_batches(stoppable, batch_size, first_batch).to_iter_dataset(options))
   try:
-    while True:
-      try:
-        yield crew.next_of(iterator)
-      except StopIteration:
-        return
+    yield from iterator
   finally:
     stoppable.stopped = True
-    crew.stop()
     iterator.close()
+
+
+class _Stopped(Exception):
+  """Raised in place of a sample that nobody waits for any more."""
+
+
+class _Stoppable:
+  """Samples that can be cut short, so that a batch need not be finished to stop."""
+
+  def __init__(self, samples: Samples):
+    self._samples = samples
+    self.stopped = False
+
+  def __len__(self) -> int:
+    return len(self._samples)
+
+  def __getitem__(self, index: SupportsIndex) -> Any:
+    if self.stopped:
+      raise _Stopped
+    return self._samples[index]
+
+
+def _from_workers(
+  samples: Samples, batch_size: int, first_batch: int, options: grain.ReadOptions, workers: int
+) -> Iterator[Any]:
+  count = len(_batches(samples, batch_size, first_batch))
+  workers = min(workers, count)
+  crew = _Crew()
+  try:
+    with pack(samples) as parcel:
+      crew.hire(parcel, [(batch_size, first_batch + k, workers, options) for k in range(workers)])
+    for i in range(count):
+      yield crew.take(i % workers)
+  finally:
     crew.dismiss()
-    if workers:
-      # Grain's iterators hold their last batches, in shared memory, in circles.
-      del iterator
-      gc.collect()
-
-
-@functools.cache
-def _let_grain_finish_at_exit() -> None:
-  """Grain frees shared memory in a thread that the end of the interpreter would cut off.
-
-  Python would clean up after it, with a warning of leaked memory.
-  """
-
-  def finish() -> None:
-    gc.collect()  # also what jax still holds of batches that it did not copy
-    time.sleep(FREEING)
-
-  atexit.register(finish)
 
 
 class _Crew:
-  """The worker processes of one iterator, which Grain starts at its own time."""
+  """The worker processes of one iterator."""
 
-  def __init__(self, size: int):
-    self._size = size
-    # Iterators end in the opposite order of their beginning: the rest will be ours.
-    self._others = set(multiprocessing.active_children())
-    self._processes = set()
-    self._timer = threading.Timer(KILL_AFTER, self._kill)
-    self._timer.daemon = True
+  def __init__(self):
+    self._workers: list[_Worker] = []
+    # For iterators that are left open: runs before multiprocessing's own function, which
+    # would wait for the workers for ever.
+    atexit.register(self.dismiss)
 
-  def next_of(self, iterator: Iterator[Any]) -> Any:
-    try:
-      return next(iterator)
-    except RuntimeError:  # Grain's error for a dead worker, among others
-      self._raise_if_dead()
-      raise
-    finally:
-      self._find()
+  def hire(self, samples: BinaryIO, tasks: list[tuple]) -> None:
+    """Starts a worker for each task, the arguments of `_batches` and the options."""
+    with _blocked_signals():
+      for task in tasks:
+        self._workers.append(_Worker(task))
+    for worker in self._workers:
+      worker.begin(samples)
 
-  def _find(self) -> None:
-    """Learns which processes are ours; they cannot be asked for once they have died."""
-    if len(self._processes) < self._size:
-      self._processes |= set(multiprocessing.active_children()) - self._others
-
-  def _raise_if_dead(self) -> None:
-    for process in self._processes:
-      if process.exitcode:
-        raise UserError(
-          f"the input worker process {process.pid} ended with exit code {process.exitcode} "
-          f"({_meaning(process.exitcode)}); if memory ran out, lower data.reading.workers or "
-          "data.reading.prefetch"
-        )
-
-  def stop(self) -> None:
-    """Tells the processes to stop, and kills those that do not."""
-    self._find()
-    alive = [process for process in self._processes if process.is_alive()]
-    for process in alive:
-      os.kill(process.pid, signal.SIGUSR1)
-    if alive:  # at the end of the interpreter there are none, and no thread can be started
-      self._timer.start()
+  def take(self, k: int) -> Any:
+    """The next batch of worker k."""
+    return self._workers[k].take()
 
   def dismiss(self) -> None:
-    self._timer.cancel()
+    """Ends the workers at once: nobody waits for what they have begun.
 
-  def _kill(self) -> None:
-    for process in self._processes:
-      process.kill()
+    A second Ctrl-C may cut this off; then it happens once more at the end.
+    """
+    for worker in self._workers:
+      worker.kill()
+    while self._workers:
+      self._workers.pop().bury()
+    atexit.unregister(self.dismiss)
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+  """Lets processes that are started here begin with the parent's signals blocked.
+
+  So none ends them, or prints a traceback, before they can ignore it.
+  """
+  resource_tracker.ensure_running()  # else the first start of a process would unblock them
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Worker:
+  """A process that makes batches, seen from its parent."""
+
+  def __init__(self, task: tuple):
+    self._socket, theirs = socket.socketpair()
+    with theirs:
+      context = multiprocessing.get_context("spawn")  # jax has threads, which forbid to fork
+      self._process = context.Process(target=_work, args=(theirs, *task), daemon=True)
+      self._process.start()
+
+  def begin(self, samples: BinaryIO) -> None:
+    with contextlib.suppress(ConnectionError):  # a death is noticed by `take`
+      send(self._socket, samples)
+    self._request()
+
+  def _request(self) -> None:
+    with contextlib.suppress(ConnectionError):
+      self._socket.send(REQUEST)
+
+  def take(self) -> Any:
+    """Waits for the next batch, and lets the one after it come.
+
+    Raises:
+      UserError: if the process has died.
+      Exception: what the samples raised there.
+    """
+    try:
+      result = receive(self._socket)
+    except ConnectionError:
+      raise self._death() from None
+    self._request()
+    if isinstance(result, _Failure):
+      if not isinstance(result.error, UserError):
+        result.error.add_note(f"in input worker process {self._process.pid}:\n{result.traceback}")
+      raise result.error
+    return result
+
+  def _death(self) -> UserError:
+    self._process.join()
+    return UserError(
+      f"the input worker process {self._process.pid} ended with exit code "
+      f"{self._process.exitcode} ({_meaning(self._process.exitcode)}); if memory ran out, lower "
+      "data.reading.workers or data.reading.prefetch"
+    )
+
+  def kill(self) -> None:
+    self._process.kill()
+
+  def bury(self) -> None:
+    """Leaves nothing of a process that was killed."""
+    self._process.join()
+    self._process.close()
+    self._socket.close()
 
 
 def _meaning(exit_code: int) -> str:
-  return signal.Signals(-exit_code).name if exit_code < 0 else "an error of its own"
+  if exit_code < 0:
+    return signal.Signals(-exit_code).name
+  return "an error of its own" if exit_code else "before its last batch"
 
 
-def _init_worker(index: int, count: int) -> None:
-  """Runs first in every worker process: its life is the parent's to decide."""
-  del index, count
-  # Ctrl-C and a cluster's SIGTERM reach the whole group; the parent may still need batches.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  signal.signal(signal.SIGUSR1, lambda *_: _stopped_by_parent.set())
+class _Failure(NamedTuple):
+  """What comes from a worker in place of a batch that could not be made."""
+
+  error: Exception
+  traceback: str
+
+
+def _work(parent: socket.socket, *task: Any) -> None:
+  """The life of a worker process."""
+  for number in PARENTS_SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS_SIGNALS)
   die_with_parent()
+  with contextlib.suppress(ConnectionError):  # the parent has gone
+    for parcel in _parcels(parent, *task):
+      with parcel:
+        if not parent.recv(len(REQUEST)):
+          return
+        send(parent, parcel)
+
+
+def _parcels(
+  parent: socket.socket, batch_size: int, first: int, step: int, options: grain.ReadOptions
+) -> Iterator[BinaryIO]:
+  """Packed batches, up to a packed _Failure if one cannot be made."""
+  try:
+    samples = receive(parent)
+    yield from map(pack, _batches(samples, batch_size, first, step).to_iter_dataset(options))
+  except Exception as error:
+    yield pack(_Failure(_portable(error), traceback.format_exc()))
+
+
+def _portable(error: Exception) -> Exception:
+  """An exception as it arrives after pickling, or one that says the same."""
+  try:
+    return pickle.loads(pickle.dumps(error))
+  except Exception:
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def die_with_parent() -> None:
