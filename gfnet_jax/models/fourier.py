@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
 from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
@@ -65,8 +66,9 @@ def _filter(backend: str, tokens: jax.Array, weight: jax.Array) -> jax.Array:
 
 def _forward(backend, tokens, weight):
   """The filtered tokens, and what the gradient needs."""
-  spectrum = BACKENDS[backend].transform(tokens)
-  filtered = BACKENDS[backend].invert(_multiply(spectrum, weight), tokens.shape[2])
+  transform, invert, axes = BACKENDS[backend]
+  spectrum = transform(tokens)
+  filtered = invert(_multiply(spectrum, weight.transpose(axes)), tokens.shape[2])
   return filtered, (spectrum, weight)
 
 
@@ -77,17 +79,18 @@ def _backward(backend, residuals, gradient):
   weight. A weight acts on its frequency and, but for the DC and Nyquist columns, on
   the mirrored one that the half spectrum leaves out: hence the factor of 2.
   """
+  transform, invert, axes = BACKENDS[backend]
   spectrum, weight = residuals
   width = gradient.shape[2]
-  gradient = BACKENDS[backend].transform(gradient)
+  gradient = transform(gradient)
   conjugate = weight * jnp.array([1.0, -1.0])[:, None, None, None]
   a, b, c, d = spectrum[:, 0], spectrum[:, 1], gradient[:, 0], gradient[:, 1]
   products = jnp.stack([a * c + b * d, a * d - b * c], axis=1)
   columns = jnp.arange(weight.shape[2])
   copies = jnp.where((columns == 0) | (2 * columns == width), 1.0, 2.0)
   return (
-    BACKENDS[backend].invert(_multiply(gradient, conjugate), width),
-    sum_over_rows(products) * copies[None, None, :, None],
+    invert(_multiply(gradient, conjugate.transpose(axes)), width),
+    sum_over_rows(products).transpose(np.argsort(axes)) * copies[None, None, :, None],
   )
 
 

@@ -1,7 +1,7 @@
 """Ways to compute the same orthonormal real Fourier transform of token grids.
 
-A spectrum is (batch, 2, height, width // 2 + 1, channels), float32: real parts, then
-imaginary parts. Channels stay last, where every other layer wants them.
+A spectrum is (batch, 2, height, width // 2 + 1, channels), float32, with its axes in an
+order of the backend's own: real parts, then imaginary parts.
 """
 
 import functools
@@ -25,10 +25,12 @@ class Backend(NamedTuple):
     invert: spectrum and width to (batch, height, width, channels), float32; ignores
       the imaginary parts of the DC and Nyquist columns after the inverse along the
       height, as `jnp.fft.irfft2` does.
+    axes: the order of a spectrum's axes behind the batch, for `jnp.transpose`.
   """
 
   transform: Callable[[jax.Array], jax.Array]
   invert: Callable[[jax.Array, int], jax.Array]
+  axes: tuple[int, ...] = (0, 1, 2, 3)
 
 
 def choose_backend(name: str, shape: tuple[int, int, int]) -> str:
@@ -59,14 +61,15 @@ def choose_backend(name: str, shape: tuple[int, int, int]) -> str:
 
 
 def _fft(tokens: jax.Array) -> jax.Array:
-  spectrum = jnp.fft.rfft2(tokens, axes=(1, 2), norm="ortho")
+  # FFT libraries want the grid last. The spectrum stays so: to turn the filter is less work.
+  spectrum = jnp.fft.rfft2(jnp.moveaxis(tokens, -1, 1), norm="ortho")
   return jnp.stack([spectrum.real, spectrum.imag], axis=1)
 
 
 def _inverse_fft(spectrum: jax.Array, width: int) -> jax.Array:
-  grid = (spectrum.shape[2], width)
+  grid = (spectrum.shape[-2], width)
   spectrum = jax.lax.complex(spectrum[:, 0], spectrum[:, 1])
-  return jnp.fft.irfft2(spectrum, s=grid, axes=(1, 2), norm="ortho")
+  return jnp.moveaxis(jnp.fft.irfft2(spectrum, s=grid, norm="ortho"), 1, -1)
 
 
 def _separable(tokens: jax.Array) -> jax.Array:
@@ -153,7 +156,7 @@ def _inverse_grid_matrix(height: int, width: int) -> np.ndarray:
 
 
 BACKENDS = {
-  "fft": Backend(_fft, _inverse_fft),
+  "fft": Backend(_fft, _inverse_fft, axes=(0, 3, 1, 2)),
   "separable": Backend(_separable, _inverse_separable),
   "dense": Backend(_dense, _inverse_dense),
 }
