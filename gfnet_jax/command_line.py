@@ -36,7 +36,6 @@ def run(main: Callable[[list[str]], None]) -> int:
   if interrupted from the keyboard. Other exceptions are bugs and pass with their
   traceback.
   """
-  flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags
   logging.set_verbosity(logging.FATAL)  # what matters of the libraries' errors, we say
   try:
     main(sys.argv[1:])

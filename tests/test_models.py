@@ -173,6 +173,7 @@ def test_inference_is_the_default_and_a_key_makes_it_stochastic():
     (dict(name="gfnet-xs", image_size=(224, 224, 3)), "expected a side or"),
     (dict(name="gfnet-xs", embed_dims=(1, 2)), "unknown option 'embed_dims' of gfnet-xs"),
     (dict(name="gfnet-h-s", depths=(1, 2)), "one entry per stage"),
+    (dict(name="gfnet-h-s", depths=(1, 2, 0, 1)), "at least one block in every stage"),
     (dict(name="gfnet-xs", drop_path_rate=1.0), "drop_path_rate is 1.0"),
     (dict(name="gfnet-xs", num_classes=0), "num_classes is 0"),
   ],

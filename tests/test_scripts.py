@@ -171,10 +171,17 @@ def test_mistakes_end_with_one_line_and_code_2(arguments, message, script, tmp_p
   assert not (tmp_path / "run").exists(), "nothing half-written"
 
 
-def test_another_config_does_not_continue_a_run(finished, script):
-  result = script("train.py", "--workdir", finished, *SMALL, "--config.seed=1")
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--config.seed=1", "seed=0, this one has 1"),
+    ("--config.model.scan=True", "model.scan=False, this one has True"),
+  ],
+)
+def test_another_config_does_not_continue_a_run(flag, message, finished, script):
+  result = script("train.py", "--workdir", finished, *SMALL, flag)
   assert result.returncode == 2
-  assert "holds a run with seed=0, this one has 1" in result.stderr
+  assert f"holds a run with {message}" in result.stderr
 
 
 def test_a_batch_that_does_not_split_over_the_devices(script, tmp_path):

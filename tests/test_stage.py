@@ -1,5 +1,7 @@
 """Blocks recomputed and stacked, against separate ones."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,9 @@ from gfnet_jax.models.layers import Block
 from gfnet_jax.models.stage import BlockStack
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.torch_weights import load_torch_state_dict, model_from_torch, to_torch_state_dict
+from gfnet_jax.training.checkpoint import load_model, save_model
+from gfnet_jax.training.initial import initial_params
+from gfnet_jax.training.sharding import make_mesh
 
 SIZES = {
   "gfnet-ti": dict(embed_dim=16, depth=3),
@@ -36,7 +41,7 @@ def assert_equal(actual, expected):
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-@pytest.mark.parametrize("name", ["gfnet-ti", pytest.param("gfnet-h-ti", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", SIZES)
 def test_recomputing_and_scanning_blocks_change_nothing_but_rounding(name):
   images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
 
@@ -86,12 +91,46 @@ def test_an_official_file_becomes_a_model_with_stacked_blocks():
   assert_equal(to_torch_state_dict(model), official)
 
 
-def test_a_stack_gives_its_blocks_with_their_own_rates():
+def test_a_checkpoint_of_stacked_blocks_is_exported_and_begins_other_runs(tmp_path):
+  def config(scan):
+    return dict(name="gfnet-ti", image_size=32, num_classes=5, scan=scan)
+
+  def fresh(scan):
+    return create_model(**config(scan), rngs=nnx.Rngs(1))
+
+  models = {scan: create_model(**config(scan)) for scan in (True, False)}
+  for scan, model in models.items():
+    save_model(tmp_path / str(scan), model, config(scan))
+  official = to_torch_state_dict(models[False])
+  assert_equal(to_torch_state_dict(load_model(tmp_path / "True").model), official)
+  mesh = make_mesh()
+  for scan, model in models.items():
+    make_model = functools.partial(fresh, scan)
+    assert_equal(initial_params(make_model, str(tmp_path / str(not scan)), mesh), split(model)[1])
+
+
+def two_blocks():
   rngs = nnx.Rngs(0)
-  blocks = [Block(4, (2, 3), drop_path_rate=rate, rngs=rngs) for rate in (0.0, 0.5)]
+  return [Block(4, (2, 3), drop_path_rate=rate, rngs=rngs) for rate in (0.0, 0.5)]
+
+
+def test_calling_a_stack_again_compiles_nothing(caplog):
+  stack, x = BlockStack(two_blocks()), jnp.ones((8, 2, 3, 4))
+  keys = jax.random.split(jax.random.key(0))
+  with jax.log_compiles():
+    for compiles in (True, False):
+      caplog.clear()
+      for arguments in ((x, None), (x, keys)):
+        stack(*arguments)
+      assert ("XLA compilation of jit(_loop)" in caplog.text) == compiles
+
+
+def test_a_stack_gives_its_blocks_with_their_own_rates():
+  blocks = two_blocks()
   stack = BlockStack(blocks)
   assert len(stack) == 2
   assert [block.drop_path_rate for block in stack] == [0.0, 0.5]
+  assert stack[-1].drop_path_rate == 0.5
   x = jax.random.normal(jax.random.key(0), (8, 2, 3, 4))
   for mine, block in zip(stack, blocks, strict=True):
     assert_equal(mine(x, key=jax.random.key(1)), block(x, key=jax.random.key(1)))

@@ -137,8 +137,11 @@ def test_with_fsdp_only_parameters_are_gathered():
   assert kernel.addressable_shards[0].data.size == kernel.size // 8
 
 
-def test_fsdp_computes_the_same():
-  replicated, sharded = Training(full_recipe()), Training(full_recipe(sharding="fsdp"))
+@pytest.mark.parametrize("scan", [False, True])
+def test_fsdp_computes_the_same(scan):
+  replicated, sharded = (
+    Training(full_recipe(sharding=sharding), scan=scan) for sharding in ("replicated", "fsdp")
+  )
   for training in (replicated, sharded):
     training.run([1e-3] * 3)
   for name, value in replicated.state.params.items():

@@ -4,14 +4,15 @@ What has neither a name nor a lock cannot be left behind by a process that is ki
 file goes with the last process that holds or maps it. Arrays are not copied on arrival.
 """
 
-import errno
 import mmap
 import os
 import pickle
 import socket
-import tempfile
 from typing import Any, BinaryIO
 
+from gfnet_jax.errors import UserError
+
+AVAILABLE = hasattr(os, "memfd_create")  # on Linux
 ALIGNMENT = 64  # bytes; jax takes arrays without a copy that begin at a multiple of it
 NUMBER = 8  # bytes
 
@@ -24,7 +25,7 @@ def pack(value: Any) -> BinaryIO:
   """
   buffers = []
   stream = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-  file = _unnamed_file()
+  file = os.fdopen(os.memfd_create("parcel"), "w+b")
   try:
     places = []
     for buffer in buffers:
@@ -39,12 +40,6 @@ def pack(value: Any) -> BinaryIO:
     file.close()
     raise
   return file
-
-
-def _unnamed_file() -> BinaryIO:
-  if hasattr(os, "memfd_create"):
-    return os.fdopen(os.memfd_create("parcel"), "w+b")
-  return tempfile.TemporaryFile()
 
 
 def send(connection: socket.socket, parcel: BinaryIO) -> None:
@@ -64,12 +59,14 @@ def receive(connection: socket.socket) -> Any:
 
   Raises:
     ConnectionError: if none will come.
+    UserError: if this process may open no more files.
   """
-  message, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+  # Programs that are started meanwhile must not keep the memory.
+  message, descriptors, _, _ = socket.recv_fds(connection, 1, 1, socket.MSG_CMSG_CLOEXEC)
   if not message:
     raise ConnectionAbortedError("the other end is closed")
   if not descriptors:  # the system drops what there is no place for
-    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    raise UserError("too many open files for another batch; raise the limit (ulimit -n)")
   try:
     memory = memoryview(mmap.mmap(descriptors[0], 0, access=mmap.ACCESS_COPY))
   finally:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, SupportsIndex
 
 import grain
 
-from gfnet_jax.data.parcels import pack, receive, send
+from gfnet_jax.data.parcels import AVAILABLE, pack, receive, send
 from gfnet_jax.errors import UserError
 
 # They reach the whole group of processes; the parent may still need batches.
@@ -50,11 +50,16 @@ def iterate_batches(
     workers: processes to spread the batches over; 0 reads in this process.
 
   Raises:
-    UserError: if a worker process dies.
+    UserError: if a worker process dies, or if this system has no worker processes.
     Exception: what the samples raise, at its place; from a worker process with its
       traceback as a note, and as a RuntimeError if it cannot be pickled.
   """
   options = grain.ReadOptions(threads, prefetch)
+  if workers and not AVAILABLE:
+    raise UserError(
+      f"data.reading.workers is {workers}, expected 0 where there is no memfd_create (Linux has "
+      "it); set data.reading.threads instead"
+    )
   if workers:
     return _from_workers(samples, batch_size, first_batch, options, workers)
   return _from_threads(samples, batch_size, first_batch, options)
@@ -121,10 +126,12 @@ class _Crew:
     atexit.register(self.dismiss)
 
   def hire(self, samples: BinaryIO, tasks: list[tuple]) -> None:
-    """Starts a worker for each task, the arguments of `_batches` and the options."""
+    """Starts a worker for each task: (batch_size, first, step, options)."""
     with _blocked_signals():
       for task in tasks:
+        # Ours before it lives: a Ctrl-C may come in between, through another thread.
         self._workers.append(_Worker(task))
+        self._workers[-1].start()
     for worker in self._workers:
       worker.begin(samples)
 
@@ -162,10 +169,12 @@ class _Worker:
   """A process that makes batches, seen from its parent."""
 
   def __init__(self, task: tuple):
-    self._socket, theirs = socket.socketpair()
-    with theirs:
-      context = multiprocessing.get_context("spawn")  # jax has threads, which forbid to fork
-      self._process = context.Process(target=_work, args=(theirs, *task), daemon=True)
+    self._socket, self._theirs = socket.socketpair()
+    context = multiprocessing.get_context("spawn")  # jax has threads, which forbid to fork
+    self._process = context.Process(target=_work, args=(self._theirs, *task), daemon=True)
+
+  def start(self) -> None:
+    with self._theirs:
       self._process.start()
 
   def begin(self, samples: BinaryIO) -> None:
@@ -204,18 +213,22 @@ class _Worker:
     )
 
   def kill(self) -> None:
-    self._process.kill()
+    if self._process.pid:
+      self._process.kill()
 
   def bury(self) -> None:
     """Leaves nothing of a process that was killed."""
-    self._process.join()
+    if self._process.pid:
+      self._process.join()
     self._process.close()
     self._socket.close()
+    self._theirs.close()
 
 
 def _meaning(exit_code: int) -> str:
   if exit_code < 0:
-    return signal.Signals(-exit_code).name
+    names = {number.value: number.name for number in signal.Signals}
+    return names.get(-exit_code, f"signal {-exit_code}")
   return "an error of its own" if exit_code else "before its last batch"
 
 

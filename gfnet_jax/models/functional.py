@@ -1,8 +1,9 @@
 """Models as pure functions of a flat dictionary of parameters.
 
 Training, checkpoints and conversion handle parameters as {dotted name: array}, such
-as "blocks.0.filter.complex_weight": names stay readable, sorting cannot mix up
-blocks, and `jax.jit` sees one plain pytree (`nnx.jit` costs many times the dispatch).
+as "blocks.0.filter.complex_weight" ("blocks.stacked.filter.complex_weight" for all at
+once in a model with `scan`): names stay readable, sorting cannot mix up blocks, and
+`jax.jit` sees one plain pytree (`nnx.jit` costs many times the dispatch).
 """
 
 import jax

@@ -86,7 +86,7 @@ class GFNet(nnx.Module):
     """
     x = self.patch_embed(images).astype(jnp.float32)
     x += repeat_rows(self.pos_embed[...], len(x))
-    keys = None if key is None else jax.random.split(key, len(self.blocks))
+    (keys,) = split_key(key, [len(self.blocks)])
     x = apply_blocks(self.blocks, x, keys, remat=self.remat)
     return self.norm(x).mean(axis=(1, 2))
 
@@ -117,7 +117,8 @@ class GFNetPyramid(nnx.Module):
     rngs: source of the initial weights.
 
   Raises:
-    UserError: if the patches and the halvings do not divide the image.
+    UserError: if the patches and the halvings do not divide the image, or a stage is
+      without blocks.
   """
 
   def __init__(
@@ -142,6 +143,8 @@ class GFNetPyramid(nnx.Module):
       raise UserError(
         f"embed_dims {tuple(embed_dims)} and depths {tuple(depths)} must have one entry per stage"
       )
+    if min(depths) < 1:
+      raise UserError(f"depths is {tuple(depths)}, expected at least one block in every stage")
     self.image_size, self.remat = as_height_width(image_size), remat
     patches = [patch_size] + [2] * (len(depths) - 1)
     grids = [divide(self.image_size, int(np.prod(patches[: i + 1]))) for i in range(len(depths))]
@@ -182,10 +185,7 @@ class GFNetPyramid(nnx.Module):
       images: normalised by the mean and standard deviation of ImageNet.
       key: PRNG key of stochastic depth in training; None is inference.
     """
-    ends = np.cumsum([len(stage) for stage in self.blocks])
-    keys = (
-      [None] * len(ends) if key is None else jnp.split(jax.random.split(key, ends[-1]), ends[:-1])
-    )
+    keys = split_key(key, [len(stage) for stage in self.blocks])
     x = images
     for i, (patch_embed, stage) in enumerate(zip(self.patch_embed, self.blocks, strict=True)):
       x = patch_embed(x).astype(jnp.float32)
@@ -235,3 +235,10 @@ def drop_path_rates(last: float, depth: int) -> list[float]:
   if not 0 <= last < 1:
     raise UserError(f"drop_path_rate is {last}, expected at least 0 and less than 1")
   return np.linspace(0, last, depth, dtype=np.float32).tolist()
+
+
+def split_key(key: jax.Array | None, depths: Sequence[int]) -> list[jax.Array | None]:
+  """The PRNG keys (blocks,) of every stage, or None for each in inference."""
+  if key is None:
+    return [None] * len(depths)
+  return jnp.split(jax.random.split(key, sum(depths)), np.cumsum(depths)[:-1])

@@ -1,5 +1,6 @@
 """Blocks of equal shapes one after the other: separate, or stacked and looped over."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -13,7 +14,8 @@ class BlockStack(nnx.Module):
   """Blocks of equal shapes with their parameters stacked along a new first axis.
 
   XLA compiles one block and loops over the stack, and the optimiser handles a few large
-  arrays in place of many small ones. Iterating gives the blocks one by one, as copies.
+  arrays in place of many small ones. Indexing and iterating give single blocks to read:
+  copies, which do not write through.
 
   Args:
     blocks: to take the parameters from; at least one.
@@ -28,12 +30,15 @@ class BlockStack(nnx.Module):
   def __len__(self) -> int:
     return len(self.drop_path_rates)
 
-  def __iter__(self) -> Iterator[Block]:
+  def __getitem__(self, i: int) -> Block:
     structure, states = nnx.split(self.stacked)
-    for i, rate in enumerate(self.drop_path_rates):
-      block = nnx.merge(structure, jax.tree.map(lambda leaf, i=i: leaf[i], states))
-      block.drop_path_rate = rate
-      yield block
+    rate = self.drop_path_rates[i]
+    block = nnx.merge(structure, jax.tree.map(lambda leaf: leaf[i], states))
+    block.drop_path_rate = rate
+    return block
+
+  def __iter__(self) -> Iterator[Block]:
+    return map(self.__getitem__, range(len(self)))
 
   def __call__(self, x: jax.Array, keys: jax.Array | None, *, remat: bool = False) -> jax.Array:
     """Maps tokens (batch, height, width, channels), float32, through all blocks.
@@ -43,14 +48,10 @@ class BlockStack(nnx.Module):
       keys: (blocks,) PRNG keys in training, or None in inference.
       remat: whether the backward pass computes the inside of a block again.
     """
-    structure, states = nnx.split(self.stacked)
-    call = jax.checkpoint(_call, static_argnums=0) if remat else _call
-
-    def step(x, inputs):
-      return call(structure, inputs[0], x, *inputs[1:]), None
-
-    inputs = states, keys, jnp.array(self.drop_path_rates, jnp.float32)
-    return jax.lax.scan(step, x, inputs)[0]
+    if not any(self.drop_path_rates):
+      keys = None
+    rates = jnp.array(self.drop_path_rates, jnp.float32)
+    return _loop(*nnx.split(self.stacked), x, keys, rates, remat)
 
 
 Blocks = nnx.List | BlockStack
@@ -67,6 +68,25 @@ def apply_blocks(blocks: Blocks, x: jax.Array, keys: jax.Array | None, *, remat:
     else:
       x = block(x, key=key)
   return x
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))  # or every eager call would compile anew
+def _loop(
+  structure: nnx.GraphDef,
+  states: nnx.State,
+  x: jax.Array,
+  keys: jax.Array | None,
+  rates: jax.Array,
+  remat: bool,
+) -> jax.Array:
+  # A loop cannot lose its recomputation to common subexpressions: no barriers needed.
+  call = jax.checkpoint(_call, static_argnums=0, prevent_cse=False) if remat else _call
+
+  def step(x, inputs):
+    state, key, rate = inputs
+    return call(structure, state, x, key, rate), None
+
+  return jax.lax.scan(step, x, (states, keys, rates))[0]
 
 
 def _call(

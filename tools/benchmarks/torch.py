@@ -4,7 +4,9 @@ PyTorch runs the official network (tests/torch_reference.py), eagerly and, with
 --compile, by torch.compile; in bfloat16 under autocast. Inference, and a training step
 with AdamW. Ratios are PyTorch's time over ours: medians of the ratios within a round,
 with their quartiles (low, high), and the ratio of the two shortest times (of_minima),
-which other programs on the machine disturb least. `difference` is the largest one of
+which other programs on the machine disturb least. Beside inference, the model's matrix
+products alone take their turns in JAX: eager/products is PyTorch's time over theirs,
+which eager/jax could reach if all else took no time. `difference` is the largest one of
 the logits, over the largest logit.
 
   python tools/benchmark.py torch --models gfnet-xs gfnet-h-ti
@@ -69,24 +71,26 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
   theirs = {way: torch_inference(module, images, dtype) for way, module in modules.items()}
   expected = theirs["eager"]().float().cpu().numpy()
   difference = np.abs(np.asarray(ours.call()) - expected).max() / np.abs(expected).max()
-  rows = [{"difference": float(difference)} | compare(ours.call, theirs, options.rounds)]
+  products = _models.products_alone(model, options.batch_size, dtype)
+  times = _measure.time_in_turns({"jax": ours.call, **theirs, "products": products}, options.rounds)
+  limit = _measure.ratios(times["eager"], times.pop("products"))[1]
+  rows = [{"difference": float(difference), **compare(times), "eager/products": limit}]
   del ours, theirs
 
   ours = _models.training_step(model, images)
   theirs = {way: torch_training(module, images, dtype) for way, module in modules.items()}
-  rows.append({"difference": None} | compare(ours.call, theirs, options.rounds))
+  times = _measure.time_in_turns({"jax": ours.call, **theirs}, options.rounds)
+  rows.append({"difference": None, **compare(times), "eager/products": None})
   return [
     {"model": name, "what": what, "batch": options.batch_size, "precision": options.precision} | row
     for what, row in zip(("inference", "training"), rows, strict=True)
   ]
 
 
-def compare(
-  ours: Callable[[], object], theirs: dict[str, Callable[[], object]], rounds: int
-) -> dict[str, float]:
-  times = _measure.time_in_turns({"jax": ours, **theirs}, rounds)
+def compare(times: dict[str, list[float]]) -> dict[str, float]:
+  """Medians, and the ratios of PyTorch's seconds, by way, to those of "jax"."""
   row = {f"{way}_ms": _measure.quartiles_ms(seconds)[1] for way, seconds in times.items()}
-  for way in theirs:
+  for way in [way for way in times if way != "jax"]:
     low, median, high = _measure.ratios(times[way], times["jax"])
     row |= {f"{way}/jax": median, f"{way}_low": low, f"{way}_high": high}
     row[f"{way}_of_minima"] = min(times[way]) / min(times["jax"])
