@@ -7,12 +7,21 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import jax
+from tqdm import tqdm
 
 from gfnet_jax.files import make_directory, write_atomically
+
+T = TypeVar("T")
+
+
+def progress(items: Collection[T], unit: str) -> Iterator[T]:
+  """The items, with a bar while they last; quiet off a terminal."""
+  return iter(tqdm(items, unit=unit, leave=False, disable=None))
 
 
 def time_in_turns(
@@ -33,7 +42,7 @@ def time_in_turns(
     _seconds(function, 1)  # compiles
     repetitions[name] = max(1, int(turn / _seconds(function, 1)))
   times = {name: [] for name in functions}
-  for i in range(rounds):
+  for i in progress(range(rounds), "round"):
     for name in list(functions)[:: 1 if i % 2 == 0 else -1]:
       times[name].append(_seconds(functions[name], repetitions[name]))
   return times

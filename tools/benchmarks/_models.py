@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.stage import Blocks
 
 OPTIMIZER = dict(learning_rate=1e-4, weight_decay=0.05)
 
@@ -87,7 +88,7 @@ def _compile(
   return Compiled(call, compile_s, first_s, size, (cost or {}).get("flops"))
 
 
-def stages(model: nnx.Module) -> Iterator[tuple[nnx.Module, list[nnx.Module]]]:
+def stages(model: nnx.Module) -> Iterator[tuple[nnx.Module, Blocks]]:
   """The patch embedding and the blocks of every stage."""
   if isinstance(model.patch_embed, nnx.List):
     yield from zip(model.patch_embed, model.blocks, strict=True)

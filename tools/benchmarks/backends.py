@@ -40,9 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   rows, milliseconds = [], {}
-  for shape in sorted(variant_shapes()):
-    if shape[0] > options.largest:
-      continue
+  shapes = sorted(shape for shape in variant_shapes() if shape[0] <= options.largest)
+  for shape in _measure.progress(shapes, "grid"):
     forward, gradient = measure(shape, options)
     # The least: other programs only ever add time.
     best = {name: min(seconds) * 1e3 for name, seconds in gradient.items()}

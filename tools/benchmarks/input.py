@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory, write_atomically
@@ -66,7 +67,7 @@ def measure_speed(options: argparse.Namespace) -> dict:
     "dataloader": lambda: torch_batches(folder, options),
   }
   turns = {name: [] for name in readers}
-  for _ in range(options.rounds):
+  for _ in tqdm(range(options.rounds), unit="round", leave=False, disable=None):
     for name, reader in readers.items():
       turns[name].append(measure_reader(reader, options))
   medians = {

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
   pyplot = import_pyplot() if options.figure else None
   rows, seconds = [], {}
-  for side in sorted(options.sides):
+  for side in _measure.progress(sorted(options.sides), "grid"):
     for name, times in measure(side, seconds, options).items():
       seconds.setdefault(name, {})[side**2] = min(times)
       low, median, high = _measure.quartiles_ms(times)

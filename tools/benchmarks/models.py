@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> None:
   cases = itertools.product(
     options.models, options.batch_sizes, options.image_sizes, options.backends, options.dtypes
   )
+  cases = _measure.progress(list(cases), "case")
   rows = [row for case in cases for row in measure(*case, options)]
   _measure.report("models", rows, options)
 

@@ -48,9 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
   if torch is None:
     raise UserError("this benchmark needs PyTorch; install requirements-test.txt")
-  _measure.report(
-    "torch", [row for name in options.models for row in measure(name, options)], options
-  )
+  models = _measure.progress(options.models, "model")
+  _measure.report("torch", [row for name in models for row in measure(name, options)], options)
 
 
 def measure(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
