@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import random
@@ -330,6 +331,29 @@ def test_a_signal_breaks_off_an_evaluation(tmp_path, trained, monkeypatch):
     assert loop.train(small_config(), workdir) is None
   assert list_steps(workdir / "checkpoints") == [4]
   assert [line["step"] for line in read_lines(workdir / "metrics.jsonl")] == [1, 2, 3, 4]
+  assert loop.train(small_config(), workdir)["images"] == 360
+  assert_same_run(workdir, trained)
+
+
+@pytest.mark.parametrize(("broken", "saved"), [("evaluate", 4), ("to_devices", 3)])
+def test_what_was_learnt_before_an_error_in_the_data_is_saved(
+  broken, saved, tmp_path, trained, monkeypatch, capsys
+):
+  def evaluate(*args, **kwargs):
+    raise UserError("not a readable image")
+
+  def to_devices(batches, mesh):
+    yield from itertools.islice(loop_to_devices(batches, mesh), 3)
+    raise UserError("not a readable image")
+
+  loop_to_devices = loop.to_devices
+  workdir = tmp_path / "run"
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, broken, {"evaluate": evaluate, "to_devices": to_devices}[broken])
+    with pytest.raises(UserError, match="not a readable image"):
+      loop.train(small_config(), workdir)
+  assert list_steps(workdir / "checkpoints") == [saved]
+  assert f"Everything up to step {saved} is saved" in capsys.readouterr().out
   assert loop.train(small_config(), workdir)["images"] == 360
   assert_same_run(workdir, trained)
 

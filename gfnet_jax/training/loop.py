@@ -1,6 +1,7 @@
 """A training run: from a config and a work directory to a trained model."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -26,6 +27,7 @@ from gfnet_jax.training.distributed import Preemption
 from gfnet_jax.training.evaluate import evaluate
 from gfnet_jax.training.initial import initial_params
 from gfnet_jax.training.metrics import TrainMetrics
+from gfnet_jax.training.objective import Batch
 from gfnet_jax.training.parts import build_steps, model_config, open_data
 from gfnet_jax.training.precision import matmul_precision
 from gfnet_jax.training.profile import Profile
@@ -184,7 +186,7 @@ class _Run:
       if self.evaluated < self.first_step and self._evaluates_after(self.first_step):
         with watch.paused():  # a signal came before or within it
           self._evaluate_and_save(self.first_step, bar)
-      arriving = watch.waits(to_devices(wanted, self.mesh))
+      arriving = self._saved_on_error(watch.waits(to_devices(wanted, self.mesh)))
       for step, batch in enumerate(arriving, self.first_step + 1):
         profile.before(step)
         self.state = self.steps.train(
@@ -204,6 +206,24 @@ class _Run:
         elif config.checkpoints.every_steps and step % config.checkpoints.every_steps == 0:
           self._save(step)
         bar.advance()
+
+  def _saved_on_error(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches; if no more can be read, the steps before are not lost."""
+    try:
+      yield from batches
+    except UserError:
+      self._save_before_the_end()
+      raise
+
+  def _save_before_the_end(self) -> None:
+    """Saves what an error in the data leaves whole, if this process is the only one.
+
+    Others would have to take part, and do not know of the error.
+    """
+    step = int(self.state.step)
+    if jax.process_count() == 1 and step > self.first_step:
+      self._save(step)
+      say(f"Everything up to step {step} is saved; the same command goes on from there")
 
   def _batch_of(self, step: int) -> int:
     """The index of the global batch that a step (1, 2, ...) takes."""
@@ -299,7 +319,12 @@ class _Run:
 
   def _evaluate_and_save(self, step: int, bar: ProgressBar) -> None:
     self._check_finite()
-    bar.print_evaluation(step / self.data.steps_per_epoch, self._evaluate(step))
+    try:
+      results = self._evaluate(step)
+    except UserError:
+      self._save_before_the_end()
+      raise
+    bar.print_evaluation(step / self.data.steps_per_epoch, results)
     self.evaluated = step
     self._save(step)
 
