@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
   config.model.drop_path_rate = config_dict.placeholder(float)
   config.model.backend = "auto"  # of the Fourier transforms: auto, fft, separable or dense
   config.model.remat = False  # less memory for more time
-  config.model.scan = False  # blocks as a loop: compiles faster; names parameters otherwise
+  config.model.scan = False  # compiles faster; parameters are stacked (docs/speed.md)
 
   config.optimizer = ConfigDict(
     dict(

@@ -3,7 +3,9 @@
 import argparse
 import inspect
 import runpy
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -37,6 +39,7 @@ def run(main: Callable[[list[str]], None]) -> int:
   traceback.
   """
   logging.set_verbosity(logging.FATAL)  # what matters of the libraries' errors, we say
+  sys.unraisablehook = _deliver_interrupts
   try:
     main(sys.argv[1:])
   except UserError as error:
@@ -46,6 +49,18 @@ def run(main: Callable[[list[str]], None]) -> int:
     print("interrupted", file=sys.stderr)
     return 130
   return 0
+
+
+def _deliver_interrupts(unraisable) -> None:
+  """Sends an interrupt once more that Python drops, as it came during a destructor."""
+  if issubclass(unraisable.exc_type, KeyboardInterrupt):
+    # Later, or it would come within this function and be dropped, too.
+    main_thread = threading.main_thread().ident
+    timer = threading.Timer(0.05, signal.pthread_kill, (main_thread, signal.SIGINT))
+    timer.daemon = True
+    timer.start()
+  else:
+    sys.__unraisablehook__(unraisable)
 
 
 def add_process_flags(parser: ArgumentParser) -> None:

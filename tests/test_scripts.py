@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +198,23 @@ def test_help_teaches(name, script):
   result = script(name, "--help")
   assert result.returncode == 0
   assert f"python {name}" in result.stdout
+
+
+def test_an_interrupt_is_not_lost_in_a_destructor():
+  code = """if __name__ == "__main__":
+    import signal, sys, time
+    from gfnet_jax.command_line import run
+
+    class Interrupted:
+      def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+    def main(arguments):
+      Interrupted()
+      time.sleep(60)
+
+    sys.exit(run(main))"""
+  result = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, timeout=30, capture_output=True, text=True
+  )
+  assert (result.returncode, result.stderr) == (130, "interrupted\n")

@@ -131,6 +131,8 @@ def test_a_stack_gives_its_blocks_with_their_own_rates():
   assert len(stack) == 2
   assert [block.drop_path_rate for block in stack] == [0.0, 0.5]
   assert stack[-1].drop_path_rate == 0.5
+  with pytest.raises(TypeError):
+    stack[:1]
   x = jax.random.normal(jax.random.key(0), (8, 2, 3, 4))
   for mine, block in zip(stack, blocks, strict=True):
     assert_equal(mine(x, key=jax.random.key(1)), block(x, key=jax.random.key(1)))

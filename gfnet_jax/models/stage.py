@@ -1,6 +1,7 @@
 """Blocks of equal shapes one after the other: separate, or stacked and looped over."""
 
 import functools
+import operator
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -32,7 +33,7 @@ class BlockStack(nnx.Module):
 
   def __getitem__(self, i: int) -> Block:
     structure, states = nnx.split(self.stacked)
-    rate = self.drop_path_rates[i]
+    rate = self.drop_path_rates[operator.index(i)]  # no slices
     block = nnx.merge(structure, jax.tree.map(lambda leaf: leaf[i], states))
     block.drop_path_rate = rate
     return block

@@ -5,18 +5,27 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
+import shlex
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from gfnet_jax.files import make_directory, write_atomically
 
 T = TypeVar("T")
+
+
+def count(text: str) -> int:
+  """A flag's positive integer."""
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text} found, expected an integer of at least 1")
+  return int(text)
 
 
 def progress(items: Collection[T], unit: str) -> Iterator[T]:
@@ -67,7 +76,7 @@ def ratios(numerators: list[float], denominators: list[float]) -> tuple[float, f
 
 def _quartiles(values: list[float]) -> tuple[float, float, float]:
   """Of a single value, that value."""
-  return tuple(statistics.quantiles(values * 2 if len(values) == 1 else values, n=4))
+  return tuple(np.quantile(values, (0.25, 0.5, 0.75)).tolist())
 
 
 def machine() -> dict[str, object]:
@@ -102,7 +111,8 @@ def _version(package: str) -> str | None:
 
 def report(title: str, rows: list[dict[str, object]], options: argparse.Namespace) -> None:
   """Prints the rows as a table under the machine; writes both if options.output is set."""
-  result = {"benchmark": title, "machine": machine(), "rows": rows}
+  command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+  result = {"benchmark": title, "command": command, "machine": machine(), "rows": rows}
   print(json.dumps(result["machine"]))
   cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

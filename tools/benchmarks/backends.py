@@ -32,9 +32,9 @@ python tools/benchmark.py backends --write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--batch-size", type=int, default=8)
-  parser.add_argument("--rounds", type=int, default=15, help="turns of every backend")
-  parser.add_argument("--largest", type=int, default=96, help="side of the largest grid")
+  parser.add_argument("--batch-size", type=_measure.count, default=8)
+  parser.add_argument("--rounds", type=_measure.count, default=15, help="turns of every backend")
+  parser.add_argument("--largest", type=_measure.count, default=96, help="side of the largest grid")
   parser.add_argument("--write", action="store_true", help="renew the measurements of auto")
 
 

@@ -1,10 +1,11 @@
 """Token mixing layers alone, by the size of the grid: the paper's figure of efficiency.
 
 The global filter, self-attention, a spatial MLP and a 3x3 depthwise convolution, in
-inference. exponent: d log(time) / d log(tokens), fitted from 28x28 up; of_copy: the time
-over that of reading and writing the tokens once. Both and the figure are of the shortest
-times, which other programs on the machine disturb least. A layer is left out on grids
-where it would take longer than --limit, or its kernel more memory than --memory.
+inference; `copy` reads and writes the tokens once. spread: the distance of the quartiles
+over the median; of_copy: the time over that of the copy; exponent: d log(time) /
+d log(tokens), fitted from 28x28 up. The latter two and the figure are of the shortest
+times (least_ms), which other programs on the machine disturb least. A layer is left out
+on grids where it would take longer than --limit, or its kernel more memory than --memory.
 
   python tools/benchmark.py layer --figure layer.svg     # the figure needs matplotlib
 """
@@ -19,6 +20,7 @@ import numpy as np
 from benchmarks import _measure
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.files import make_directory
 from gfnet_jax.models.fourier import global_filter
 
 HEAD_DIM = 64
@@ -33,17 +35,23 @@ LABELS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--sides", nargs="+", type=int, default=[14, 28, 56, 112, 224])
-  parser.add_argument("--width", type=int, default=384, help="channels, a multiple of 64")
-  parser.add_argument("--batch-size", type=int, default=1)
-  parser.add_argument("--rounds", type=int, default=7, help="turns of every layer")
+  parser.add_argument("--sides", nargs="+", type=_measure.count, default=[14, 28, 56, 112, 224])
+  parser.add_argument(
+    "--width", type=_measure.count, default=384, help="channels, a multiple of 64"
+  )
+  parser.add_argument("--batch-size", type=_measure.count, default=1)
+  parser.add_argument("--rounds", type=_measure.count, default=7, help="turns of every layer")
   parser.add_argument("--limit", type=float, default=10, help="seconds per call, estimated")
   parser.add_argument("--memory", type=float, default=4, help="GB of a kernel")
   parser.add_argument("--figure", type=Path, help="file of a plot, such as layer.svg")
 
 
 def run(options: argparse.Namespace) -> None:
-  pyplot = import_pyplot() if options.figure else None
+  if options.width % HEAD_DIM:
+    raise UserError(f"--width is {options.width}, expected a multiple of {HEAD_DIM}")
+  if options.figure:
+    pyplot = import_pyplot()
+    make_directory(options.figure.parent)
   rows, seconds = [], {}
   for side in _measure.progress(sorted(options.sides), "grid"):
     for name, times in measure(side, seconds, options).items():
@@ -54,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
       row |= {"spread": (high - low) / median, "of_copy": least / (1e3 * seconds["copy"][side**2])}
       rows.append(row | {"exponent": exponent(seconds[name])})
   _measure.report("layer", rows, options)
-  if pyplot:
+  if options.figure:
     draw(pyplot, seconds, options)
 
 

@@ -27,15 +27,19 @@ from gfnet_jax.models.variants import create_model, list_models
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--models", nargs="+", default=list_models(), choices=list_models())
-  parser.add_argument("--batch-sizes", nargs="+", type=int, default=[8])
-  parser.add_argument("--image-sizes", nargs="+", type=int, default=[224])
+  parser.add_argument("--batch-sizes", nargs="+", type=_measure.count, default=[8])
+  parser.add_argument("--image-sizes", nargs="+", type=_measure.count, default=[224])
   parser.add_argument("--backends", nargs="+", default=["auto"], choices=["auto", *BACKENDS])
   parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
   parser.add_argument(
     "--options", nargs="*", default=[], choices=["remat", "scan"], help="switched on in the model"
   )
-  parser.add_argument("--rounds", type=int, default=10, help="turns of everything that is timed")
-  parser.add_argument("--peak-side", type=int, default=2048, help="of the large product's matrices")
+  parser.add_argument(
+    "--rounds", type=_measure.count, default=10, help="turns of everything that is timed"
+  )
+  parser.add_argument(
+    "--peak-side", type=_measure.count, default=2048, help="of the large product's matrices"
+  )
   parser.add_argument(
     "--profile", type=Path, help="directory for jax.profiler's trace of a training step of each"
   )

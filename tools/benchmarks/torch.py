@@ -38,11 +38,11 @@ except ModuleNotFoundError:  # said when it is asked for, not when another bench
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--models", nargs="+", default=list_models(), choices=list_models())
-  parser.add_argument("--batch-size", type=int, default=8)
-  parser.add_argument("--image-size", type=int, default=224)
+  parser.add_argument("--batch-size", type=_measure.count, default=8)
+  parser.add_argument("--image-size", type=_measure.count, default=224)
   parser.add_argument("--precision", default="default", choices=PRECISIONS)
   parser.add_argument("--compile", action="store_true", help="torch.compile too; needs a compiler")
-  parser.add_argument("--rounds", type=int, default=10, help="turns of each")
+  parser.add_argument("--rounds", type=_measure.count, default=10, help="turns of each")
 
 
 def run(options: argparse.Namespace) -> None:
