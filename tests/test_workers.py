@@ -190,18 +190,24 @@ def descriptors(pid: int) -> int:
   return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
+def shared_memory(pid: int) -> set[str]:
+  """Where the locks and the shared memory of multiprocessing are."""
+  maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+  return {line for line in maps if "/dev/shm" in line}
+
+
 def test_workers_share_no_lock_and_leave_nothing_when_closed_early():
   multiprocessing.resource_tracker.ensure_running()  # it stays, and so does its descriptor
   before, others = descriptors(os.getpid()), children(os.getpid())
+  shared_before = shared_memory(os.getpid())  # of tqdm, for one, if another test was here
   batches = read(Numbers(100), workers=2, first_batch=1)
   taken = [next(batches)["x"] for _ in range(3)]
   assert all(array.ctypes.data % 64 == 0 for array in taken)  # jax need not copy them
   on_device = jax.device_put(taken[0])
   pids = [pid for pid in children(os.getpid()) if pid not in others]
   assert len(pids) == 2
-  for pid in (os.getpid(), *pids):
-    # Where the locks and the shared memory of multiprocessing are.
-    assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
+  assert shared_memory(os.getpid()) == shared_before
+  assert not any(map(shared_memory, pids))
   batches.close()
   assert children(os.getpid()) == others
   assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
