@@ -260,7 +260,7 @@ def _parcels(
   try:
     samples = receive(parent)
     yield from map(pack, _batches(samples, batch_size, first, step).to_iter_dataset(options))
-  except Exception as error:
+  except Exception as error:  # whatever it is: the parent raises it in its place
     yield pack(_Failure(_portable(error), traceback.format_exc()))
 
 
