@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.layer_norm import EPSILON, LayerNorm
-from gfnet_jax.models.sums import repeat_rows, sum_over_rows
+from gfnet_jax.models.products import repeat_rows, sum_over_rows
 
 
 def make_norm(dim: int, rng: np.random.Generator) -> LayerNorm:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
 from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
-from gfnet_jax.models.sums import sum_over_rows
+from gfnet_jax.models.products import sum_over_rows
 
 BATCH_AXIS = "data"  # the mesh axis over which batches are sharded
 

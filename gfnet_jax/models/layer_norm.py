@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gfnet_jax.models.sums import sum_over_rows
+from gfnet_jax.models.products import sum_over_rows
 
 EPSILON = 1e-6  # official gfnet.py
 
@@ -44,7 +44,7 @@ def _forward(x, scale, bias):
 
 def _backward(residuals, gradient):
   """Ioffe and Szegedy's gradient (arXiv:1502.03167, section 3), over channels."""
-  x, mean, factor, scale = residuals
+  x, mean, factor, scale = jax.lax.optimization_barrier(residuals)
   normalised = (x - mean) * factor
   product = gradient * normalised
   weights = (scale / len(scale))[:, None]

@@ -15,6 +15,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.fourier import global_filter
 from gfnet_jax.models.fourier_backends import choose_backend
 from gfnet_jax.models.layer_norm import LayerNorm
+from gfnet_jax.models.products import narrowing_product
 
 Dtype = jax.typing.DTypeLike
 
@@ -98,7 +99,8 @@ class Mlp(nnx.Module):
     kernel, bias = self.fc2.kernel[...], self.fc2.bias[...]
     if scale is not None:
       kernel, bias = kernel * scale[None], bias * scale
-    return (hidden @ kernel.astype(hidden.dtype) + bias.astype(hidden.dtype)[None]).reshape(x.shape)
+    rows = narrowing_product(hidden, kernel.astype(hidden.dtype))
+    return (rows + bias.astype(hidden.dtype)[None]).reshape(x.shape)
 
 
 class Block(nnx.Module):
