@@ -13,6 +13,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -117,3 +118,16 @@ def script_environment(devices: int = 1) -> dict[str, str]:
 def read_lines(path: Path) -> list[dict]:
   """The lines of a .jsonl file."""
   return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def collectives(hlo: str) -> dict[str, list[str]]:
+  """The shapes that each kind of collective works on, such as {"all-reduce": ["f32[16,8]"]}."""
+  found = {}
+  for line in hlo.splitlines():
+    match = re.search(
+      r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(",
+      line,
+    )
+    if match:
+      found.setdefault(match[2], []).extend(re.findall(r"\w+\[[\d,]*\]", match[1]))
+  return found

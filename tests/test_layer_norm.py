@@ -9,7 +9,6 @@ from jax.test_util import check_grads
 
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.layer_norm import EPSILON, LayerNorm
-from gfnet_jax.models.products import repeat_rows, sum_over_rows
 
 
 def make_norm(dim: int, rng: np.random.Generator) -> LayerNorm:
@@ -75,11 +74,3 @@ def test_gradients_are_those_of_finite_differences():
   norm = make_norm(6, np.random.default_rng(1))
   x = jax.random.normal(jax.random.key(0), (4, 6))
   check_grads(norm, (x,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
-
-
-def test_sums_and_repetitions_are_each_others_gradients():
-  x = jax.random.normal(jax.random.key(0), (5, 2, 3))
-  np.testing.assert_allclose(sum_over_rows(x), x.sum(0), atol=1e-6)
-  np.testing.assert_array_equal(repeat_rows(x, 4), jnp.stack([x] * 4))
-  _, pull_back = jax.vjp(lambda row: repeat_rows(row, 5), x[0])
-  np.testing.assert_allclose(pull_back(x)[0], x.sum(0), atol=1e-6)

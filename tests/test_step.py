@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import collectives
 from flax import nnx
 
 import gfnet_jax
@@ -87,19 +88,6 @@ class Training:
   def eval_hlo(self) -> str:
     with jax.set_mesh(self.mesh):
       return self.eval_step.lower(self.state.params, self.batch()).compile().as_text()
-
-
-def collectives(hlo: str) -> dict[str, list[str]]:
-  """The shapes that each kind of collective works on, such as {"all-reduce": ["f32[16,8]"]}."""
-  found = {}
-  for line in hlo.splitlines():
-    match = re.search(
-      r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(",
-      line,
-    )
-    if match:
-      found.setdefault(match[2], []).extend(re.findall(r"\w+\[[\d,]*\]", match[1]))
-  return found
 
 
 def elements(shape: str) -> int:

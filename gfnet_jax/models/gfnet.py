@@ -10,8 +10,8 @@ from flax import nnx
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.layers import Block, Dtype, PatchEmbed, normal_init
-from gfnet_jax.models.stage import Blocks, BlockStack, apply_blocks
 from gfnet_jax.models.products import repeat_rows
+from gfnet_jax.models.stage import Blocks, BlockStack, apply_blocks
 
 ImageSize = int | tuple[int, int]
 

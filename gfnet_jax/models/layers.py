@@ -15,7 +15,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.fourier import global_filter
 from gfnet_jax.models.fourier_backends import choose_backend
 from gfnet_jax.models.layer_norm import LayerNorm
-from gfnet_jax.models.products import narrowing_product
+from gfnet_jax.models.products import with_fast_gradient
 
 Dtype = jax.typing.DTypeLike
 
@@ -99,7 +99,7 @@ class Mlp(nnx.Module):
     kernel, bias = self.fc2.kernel[...], self.fc2.bias[...]
     if scale is not None:
       kernel, bias = kernel * scale[None], bias * scale
-    rows = narrowing_product(hidden, kernel.astype(hidden.dtype))
+    rows = hidden @ with_fast_gradient(kernel.astype(hidden.dtype))
     return (rows + bias.astype(hidden.dtype)[None]).reshape(x.shape)
 
 

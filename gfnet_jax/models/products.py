@@ -6,39 +6,36 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 
 @jax.custom_vjp
-def narrowing_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """x @ kernel for a kernel with fewer columns than rows. Differentiable in reverse mode.
+def with_fast_gradient(kernel: jax.Array) -> jax.Array:
+  """The kernel (rows, columns) itself, of any float type, for the product x @ kernel.
 
-  Args:
-    x: (n, rows), any float type.
-    kernel: (rows, columns), of the same type.
-
-  Returns:
-    (n, columns), of the same type.
+  The gradient of a kernel with more rows than columns, x.T @ gradient, is then computed
+  as the transpose of gradient.T @ x on a CPU: products from the narrow side are faster.
+  Differentiable in reverse mode.
   """
-  return x @ kernel
+  return kernel
 
 
-def _forward(x, kernel):
-  return x @ kernel, (x, kernel)
+def _forward(kernel):
+  return kernel, None
 
 
-def _backward(residuals, gradient):
-  x, kernel = residuals
-  return gradient @ kernel.T, _wide_times_narrow(x, gradient)
+def _backward(_, gradient):
+  rows, columns = gradient.shape
+  # Over several devices the layout would have a sharded gradient gathered on each.
+  one_device = jax.sharding.get_abstract_mesh().size <= 1
+  slow = rows > columns and one_device and jax.default_backend() == "cpu"
+  return (_from_the_narrow_side(gradient) if slow else gradient,)
 
 
-narrowing_product.defvjp(_forward, _backward)
+with_fast_gradient.defvjp(_forward, _backward)
 
 
-def _wide_times_narrow(wide: jax.Array, narrow: jax.Array) -> jax.Array:
-  """wide.T @ narrow, which a CPU computes faster as the transpose of narrow.T @ wide."""
-  one_cpu = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
-  if not one_cpu:
-    return wide.T @ narrow
-  turned = jax.lax.optimization_barrier(narrow.T @ wide)  # or XLA would turn it back
-  # Written out, or all that reads it would read across its rows. Over several devices
-  # this would gather a sharded gradient on each.
+@jax.jit  # outside of a compiled function, a layout alone would bind the array to its device
+def _from_the_narrow_side(product: jax.Array) -> jax.Array:
+  """The product x.T @ y, whose transpose is to be computed in its place."""
+  turned = jax.lax.optimization_barrier(product.T)  # or XLA would turn it back
+  # Stored by rows, or the optimiser would stride through it: five times the time.
   return with_layout_constraint(turned.T, Layout((0, 1)))
 
 
