@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.layers import Block
 from gfnet_jax.models.stage import Blocks
 
 OPTIMIZER = dict(learning_rate=1e-4, weight_decay=0.05)
@@ -129,6 +130,29 @@ def products_alone(model: nnx.Module, batch_size: int, dtype: jnp.dtype) -> Call
   ]
   multiply = jax.jit(lambda chains: [functools.reduce(jnp.matmul, ks, x) for x, ks in chains])
   return lambda: multiply(chains)
+
+
+def filters_alone(model: nnx.Module, batch_size: int) -> Callable[[], object]:
+  """The filters in inference, and nothing between them."""
+  structure, params = split(model)
+  grids = [
+    (batch_size, *patch_embed.grid, len(blocks[0].norm1.bias))
+    for patch_embed, blocks in stages(model)
+  ]
+  keys = jax.random.split(jax.random.key(0), len(grids))
+  tokens = [jax.random.normal(key, grid) for key, grid in zip(keys, grids, strict=True)]
+
+  @jax.jit
+  def apply(params, tokens):
+    chains = zip(stages(merge(structure, params)), tokens, strict=True)
+    return [functools.reduce(_filter, blocks, x) for (_, blocks), x in chains]
+
+  return lambda: apply(params, tokens)
+
+
+def _filter(x: jax.Array, block: Block) -> jax.Array:
+  # A barrier, or the end of one filter could cancel the beginning of the next.
+  return jax.lax.optimization_barrier(block.filter(x))
 
 
 def product_peak(dtype: jnp.dtype, side: int) -> tuple[Callable[[], object], float]:

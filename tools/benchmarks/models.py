@@ -2,11 +2,12 @@
 
 Every combination of the listed variants, batches, sizes, backends and types; inference
 and a training step with AdamW are timed in turns with the matrix products of inference
-alone and with one large product, the peak that `utilisation` refers to. Times are
-medians; `spread` is the distance of the quartiles over the median. compile_s is the time
-to trace and compile, first_s the time until the first call is done; peak_mb what XLA
-plans for arguments, results and temporaries; xla_gflop its own count, in which a loop
-runs once; of_products the throughput over that of the products of inference alone.
+alone, its filters alone and one large product, the peak that `utilisation` refers to.
+Times are medians; `spread` is the distance of the quartiles over the median. compile_s is
+the time to trace and compile, first_s the time until the first call is done; peak_mb what
+XLA plans for arguments, results and temporaries; xla_gflop its own count, in which a loop
+runs once; of_products the throughput over that of the products of inference alone; limit
+what of_products would be if all but the products and the filters took no time.
 
   python tools/benchmark.py models --models gfnet-xs gfnet-h-ti
   python tools/benchmark.py models --models gfnet-h-b --options remat scan
@@ -76,6 +77,7 @@ def measure(
       "inference": inference.call,
       "training": training.call,
       "products": _models.products_alone(model, batch_size, jnp.dtype(dtype)),
+      "filters": _models.filters_alone(model, batch_size),
       "peak": peak,
     },
     options.rounds,
@@ -84,6 +86,7 @@ def measure(
     with jax.profiler.trace(options.profile / name):
       jax.block_until_ready(training.call())
   _, peak_ms, _ = _measure.quartiles_ms(times["peak"])
+  both = [sum(pair) for pair in zip(times["products"], times["filters"], strict=True)]
   flops = _models.flops(model) * batch_size
   case = {
     "model": name,
@@ -112,6 +115,7 @@ def measure(
         "gflop": gflop,
         "xla_gflop": compiled.flops and compiled.flops / 1e9,
         "of_products": _measure.ratios(times["products"], times[what])[1],
+        "limit": _measure.ratios(times["products"], both)[1] if what == "inference" else None,
         "utilisation": gflop / median / (peak_flops / 1e9 / peak_ms),
       }
     )
