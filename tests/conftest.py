@@ -14,6 +14,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import contextlib
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from collections.abc import Callable, Iterator
 
 import jax
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job has it
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # for the scripts that tests interrupt
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -44,7 +44,8 @@ def _forward(x, scale, bias):
 
 def _backward(residuals, gradient):
   """Ioffe and Szegedy's gradient (arXiv:1502.03167, section 3), over channels."""
-  # Or XLA would merge this with the forward pass and keep arrays as large as x till here.
+  # Or XLA's CPU compiler would merge this with the forward pass and keep two arrays as
+  # large as x till here. Not measured elsewhere.
   x, mean, factor, scale = jax.lax.optimization_barrier(residuals)
   normalised = (x - mean) * factor
   product = gradient * normalised

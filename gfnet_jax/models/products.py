@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 
 
 @jax.custom_vjp
@@ -11,7 +10,8 @@ def with_fast_gradient(kernel: jax.Array) -> jax.Array:
 
   The gradient of a kernel with more rows than columns, x.T @ gradient, is then computed
   as the transpose of gradient.T @ x on a CPU: products from the narrow side are faster.
-  Differentiable in reverse mode.
+  Differentiable in reverse mode. On several devices call it under `jax.set_mesh`: it
+  takes arrays without a mesh for those of one, and XLA may gather a sharded gradient.
   """
   return kernel
 
@@ -34,8 +34,11 @@ with_fast_gradient.defvjp(_forward, _backward)
 @jax.jit  # outside of a compiled function, a layout alone would bind the array to its device
 def _from_the_narrow_side(product: jax.Array) -> jax.Array:
   """The product x.T @ y, whose transpose is to be computed in its place."""
+  # Here, so that a change of an experimental module can only concern training on a CPU.
+  from jax.experimental.layout import Layout, with_layout_constraint
+
   turned = jax.lax.optimization_barrier(product.T)  # or XLA would turn it back
-  # Stored by rows, or the optimiser would stride through it: five times the time.
+  # Stored by rows, or the optimiser would stride through it.
   return with_layout_constraint(turned.T, Layout((0, 1)))
 
 

@@ -140,7 +140,8 @@ def filters_alone(model: nnx.Module, batch_size: int) -> Callable[[], object]:
     for patch_embed, blocks in stages(model)
   ]
   keys = jax.random.split(jax.random.key(0), len(grids))
-  tokens = [jax.random.normal(key, grid) for key, grid in zip(keys, grids, strict=True)]
+  # Large, or the small initial weights of many filters would take them below float32's range.
+  tokens = [1e10 * jax.random.normal(key, grid) for key, grid in zip(keys, grids, strict=True)]
 
   @jax.jit
   def apply(params, tokens):
