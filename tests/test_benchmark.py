@@ -2,8 +2,12 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from gfnet_jax.models.variants import create_model
 
 SMALL = ("--models", "gfnet-ti", "--rounds", "2")
 
@@ -34,6 +38,21 @@ def test_models(script, tmp_path):
   products = 4 * 768 * 256 + 12 * 4 * 8 * 256**2 + 256 * 1000
   filters = 12 * 256 * (2 * 2.5 * 4 * 2 + 6 * 2 * 2)
   assert rows[0]["gflop"] == pytest.approx(2 * (2 * products + filters) / 1e9)
+
+
+def test_filters_alone_are_all_filters_one_after_the_other(monkeypatch):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _models
+
+  model = create_model("gfnet-ti", image_size=32)
+  (found,) = _models.filters_alone(model, 2)()
+  (key,) = jax.random.split(jax.random.key(0), 1)
+  expected = 1e10 * jax.random.normal(key, (2, 2, 2, 256))
+  for block in model.blocks:
+    expected = block.filter(expected)
+  scale = float(jnp.abs(expected).max())
+  assert scale > 1e-30  # normal numbers to the end
+  np.testing.assert_allclose(found, expected, atol=1e-5 * scale)
 
 
 @pytest.mark.slow

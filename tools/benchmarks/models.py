@@ -6,8 +6,8 @@ alone, its filters alone and one large product, the peak that `utilisation` refe
 Times are medians; `spread` is the distance of the quartiles over the median. compile_s is
 the time to trace and compile, first_s the time until the first call is done; peak_mb what
 XLA plans for arguments, results and temporaries; xla_gflop its own count, in which a loop
-runs once; of_products the throughput over that of the products of inference alone; filters_limit
-what of_products would be if all but the products and the filters took no time.
+runs once; of_products the throughput over that of the products of inference alone;
+filters_limit what it would be if all but the products and the filters took no time.
 
   python tools/benchmark.py models --models gfnet-xs gfnet-h-ti
   python tools/benchmark.py models --models gfnet-h-b --options remat scan
