@@ -16,8 +16,9 @@ import json
 import sys
 from pathlib import Path
 
+from gfnet_jax import startup
 from gfnet_jax.command_line import ArgumentParser, add_process_flags, run
-from gfnet_jax.host_memory import keep_freed_memory
+from gfnet_jax.data.sources.open import SOURCES
 
 
 def main(arguments: list[str]) -> None:
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
   parser.add_argument("--ema", action="store_true", help="take the averaged weights")
   parser.add_argument("--data", help="folder, TFDS name or directory (default: as in training)")
   parser.add_argument(
-    "--source", choices=["tfds", "tfrecord", "folder"], help="kind of the data (default: by itself)"
+    "--source", choices=list(SOURCES), help="kind of the data (default: by itself)"
   )
   parser.add_argument("--split", help="split of the data set (default: as in training)")
   parser.add_argument("--data-dir", help="directory of all TFDS data sets")
@@ -41,40 +42,34 @@ def main(arguments: list[str]) -> None:
   add_process_flags(parser)
   options = parser.parse_args(arguments)
 
-  keep_freed_memory()
-  # Importing jax and the rest takes a second that --help and typing errors need not wait for.
+  startup.start()
   import jax
 
-  from gfnet_jax.compilation_cache import enable_compilation_cache
-  from gfnet_jax.convert import load_torch_model
+  import gfnet_jax
+  from gfnet_jax import distributed
   from gfnet_jax.files import make_directory, write_atomically
-  from gfnet_jax.training import distributed
-  from gfnet_jax.training.checkpoint import load_model
-  from gfnet_jax.training.console import format_results, say
-  from gfnet_jax.training.evaluate import eval_data, evaluate_model
+  from gfnet_jax.inference.metrics import format_results
 
-  enable_compilation_cache()
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
   if options.output:  # before the work, not after
     make_directory(options.output.parent)
     if options.output.is_dir():
       parser.error(f"--output {options.output} is a directory, expected a file")
-  if options.torch_checkpoint:
-    saved = load_torch_model(options.torch_checkpoint, options.precision, ema=options.ema)
-  else:
-    saved = load_model(
-      options.checkpoint, options.which, precision=options.precision, ema=options.ema
-    )
-  data = eval_data(
-    saved,
-    name=options.data,
-    source=options.source,
-    eval_split=options.split,
-    data_dir=options.data_dir,
-    eval_batch_size=options.batch_size,
+  saved = gfnet_jax.load_model(
+    options.torch_checkpoint or options.checkpoint,
+    options.which,
+    precision=options.precision,
+    ema=options.ema,
   )
-  results = evaluate_model(saved, data)
-  say(format_results(results))
+  results = gfnet_jax.evaluate(
+    saved,
+    options.data,
+    source=options.source,
+    split=options.split,
+    data_dir=options.data_dir,
+    batch_size=options.batch_size,
+  )
+  distributed.say(format_results(results))
   if options.output and jax.process_index() == 0:
     write_atomically(options.output, json.dumps(results, indent=2) + "\n")
 

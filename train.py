@@ -16,8 +16,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from gfnet_jax import startup
 from gfnet_jax.command_line import ArgumentParser, add_process_flags, read_config, run
-from gfnet_jax.host_memory import keep_freed_memory
 
 
 def main(arguments: list[str]) -> None:
@@ -35,18 +35,15 @@ def main(arguments: list[str]) -> None:
   options, overrides = parser.parse_known_args(arguments)
   config = read_config(options.config, overrides)
 
-  keep_freed_memory()
-  # Importing jax and the rest takes a second that --help and typing errors need not wait for.
-  from gfnet_jax.compilation_cache import enable_compilation_cache
-  from gfnet_jax.training import distributed
-  from gfnet_jax.training.console import say
-  from gfnet_jax.training.loop import train
+  startup.start()
+  import gfnet_jax
+  from gfnet_jax import distributed
 
-  enable_compilation_cache()
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
   workdir = options.workdir or Path("runs") / config.name
-  if train(config, workdir):
-    say(f"Done. Evaluate it again with: python eval.py --checkpoint {shlex.quote(str(workdir))}")
+  if gfnet_jax.train(config, workdir):
+    again = f"python eval.py --checkpoint {shlex.quote(str(workdir))}"
+    distributed.say(f"Done. Evaluate it again with: {again}")
 
 
 if __name__ == "__main__":

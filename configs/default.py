@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     *(("embed_dims", tuple), ("depths", tuple)),  # of gfnet-h-ti, -h-s, -h-b
   ):
     config.model[name] = config_dict.placeholder(kind)  # None: the variant's own
+  config.model.mixer = config_dict.placeholder(str)  # of the tokens, see gfnet_jax/models/mixers.py
   config.model.drop_path_rate = config_dict.placeholder(float)
   config.model.backend = "auto"  # of the Fourier transforms: auto, fft, separable or dense
   config.model.remat = False  # less memory for more time
@@ -75,7 +76,7 @@ def get_config() -> ConfigDict:
       color_jitter=0.0,
     )
   )
-  # Arguments of gfnet_jax.data.mixing.Mixing, explained there.
+  # Arguments of gfnet_jax.data.on_device.mixing.Mixing, explained there.
   config.mixing = ConfigDict(
     dict(
       mixup_alpha=0.8,

@@ -12,16 +12,13 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import contextlib
-import json
-import re
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 
 import jax
 import pytest
+from helpers import HANGS, ROOT, free_port, script_command, script_environment
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job has it
   signal.signal(signal.SIGINT, signal.default_int_handler)  # for the scripts that tests interrupt
@@ -30,8 +27,6 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most of the time goes into compiling.
 jax.config.update("jax_disable_most_optimizations", True)
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +54,7 @@ def script() -> Callable[..., subprocess.CompletedProcess]:
       env=script_environment(devices),
       capture_output=True,
       text=True,
-      timeout=300,
+      timeout=HANGS,
     )
 
   return run
@@ -88,50 +83,3 @@ def start() -> Iterator[Callable[..., list[subprocess.Popen]]]:
       return started
 
     yield start
-
-
-def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-  """(exit code, standard output, standard error) of every process."""
-  outputs = [process.communicate(timeout=300) for process in processes]
-  return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
-
-
-def wait_for_line(process: subprocess.Popen, start: str) -> None:
-  """Reads the output of a process up to a line."""
-  for line in process.stdout:
-    if line.startswith(start):
-      return
-  raise AssertionError(f"no line begins with {start!r}: {process.stderr.read()}")
-
-
-def free_port() -> int:
-  """A port of this machine that nobody listens on."""
-  with socket.socket() as listener:
-    listener.bind(("127.0.0.1", 0))
-    return listener.getsockname()[1]
-
-
-def script_command(name: str, *arguments) -> list[str]:
-  return [sys.executable, name, *map(str, arguments)]
-
-
-def script_environment(devices: int = 1) -> dict[str, str]:
-  return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-
-
-def read_lines(path: Path) -> list[dict]:
-  """The lines of a .jsonl file."""
-  return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def collectives(hlo: str) -> dict[str, list[str]]:
-  """The shapes that each kind of collective works on, such as {"all-reduce": ["f32[16,8]"]}."""
-  found = {}
-  for line in hlo.splitlines():
-    match = re.search(
-      r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(",
-      line,
-    )
-    if match:
-      found.setdefault(match[2], []).extend(re.findall(r"\w+\[[\d,]*\]", match[1]))
-  return found

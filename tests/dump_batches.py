@@ -19,13 +19,13 @@ def main(arguments: list[str]) -> None:
   import jax
 
   from configs.default import get_config
-  from gfnet_jax.data.erasing import Erasing
+  from gfnet_jax import distributed
+  from gfnet_jax.data.on_device.erasing import Erasing
   from gfnet_jax.data.pipeline import Reading, Share, train_batches
-  from gfnet_jax.data.sources import open_source
+  from gfnet_jax.data.sources.open import open_source
   from gfnet_jax.data.transforms import TrainTransform
-  from gfnet_jax.training import distributed
+  from gfnet_jax.sharding import make_mesh, split_batch, to_devices
   from gfnet_jax.training.objective import make_preparation
-  from gfnet_jax.training.sharding import make_mesh, split_batch, to_devices
 
   folder, *numbers = arguments
   process, processes, workers, first, steps, port = map(int, numbers)
@@ -40,8 +40,8 @@ def main(arguments: list[str]) -> None:
     TrainTransform(image_size=40),
     seed=1,
     share=Share(BATCH_SIZE, process, processes),
-    first_step=first,
-    num_steps=steps,
+    first_batch=first,
+    num_batches=steps,
     reading=Reading(threads=2, prefetch=2, workers=workers),
     repeats=3,
     erasing=Erasing(**config.erasing),

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gfnet_jax.checkpoints.model import read_model, save_model
 from gfnet_jax.command_line import run
-from gfnet_jax.torch_files import read_state_dict, write_state_dict
-from gfnet_jax.training.checkpoint import load_model
+from gfnet_jax.models.mixers import MIXERS
+from gfnet_jax.models.variants import create_model
+from gfnet_jax.weights.convert import read_torch_model
+from gfnet_jax.weights.files import read_state_dict, write_state_dict
 
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("torch_reference")
@@ -82,11 +85,11 @@ def changed(content, position, flip):
 
 @pytest.mark.parity
 def test_a_converted_file_gives_the_official_logits(converted):
-  saved = load_model(converted, precision="highest")
-  assert saved.config == dict(name=NAME, image_size=224, num_classes=1000)
+  model, metadata = read_model(converted, precision="highest")
+  assert metadata["model"] == dict(name=NAME, image_size=224, num_classes=1000)
   images = np.random.default_rng(0).standard_normal((2, 224, 224, 3)).astype(np.float32)
   golden = np.load(ROOT / f"tests/golden/logits_{NAME}_224.npz")["logits"]
-  np.testing.assert_allclose(saved.model(jnp.asarray(images)), golden, rtol=0, atol=5e-6)
+  np.testing.assert_allclose(model(jnp.asarray(images)), golden, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -108,8 +111,25 @@ def test_another_size_and_number_of_classes(files, convert, tmp_path):
   directory = tmp_path / "fine-tune"
   code, *_ = convert(files[".safetensors"], directory, "--image-size", "64x96", "--num-classes", 3)
   assert code == 0
-  model = load_model(directory).model
+  model, _ = read_model(directory)
   assert model(jnp.zeros((1, 64, 96, 3))).shape == (1, 3)
+
+
+def test_a_file_is_read_as_a_model_without_a_checkpoint(files, weights):
+  model, config = read_torch_model(files[".pth"], "bf16")
+  assert config == dict(name=NAME, image_size=224, num_classes=1000)
+  assert model.head.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(model.norm.bias[...], weights["norm.bias"])
+
+
+def test_a_model_with_another_mixer_is_not_exported(convert, tmp_path, monkeypatch):
+  monkeypatch.setitem(MIXERS, "own", type("Own", (MIXERS["global-filter"],), {}))
+  config = dict(name=NAME, image_size=32, depth=1, mixer="own")
+  save_model(tmp_path / "own", create_model(**config), config)
+  code, output, error = convert("--to-torch", tmp_path / "own", tmp_path / "own.pth")
+  assert (code, output) == (2, "")
+  assert re.fullmatch(r"error: the model mixes tokens by 'own', but the official [^\n]*\n", error)
+  assert not (tmp_path / "own.pth").exists()
 
 
 def test_damage_is_refused(files, refused, tmp_path):
@@ -186,7 +206,7 @@ MEASURE = """
 import sys, threading, time
 from pathlib import Path
 import jax, torch
-from gfnet_jax.convert import import_weights
+from gfnet_jax.weights.convert import import_weights
 
 def resident():
   return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

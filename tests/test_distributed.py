@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import finish, read_lines, wait_for_line
+from helpers import finish, read_lines, wait_for_line
 
-from gfnet_jax.training.checkpoint import list_steps
+from gfnet_jax.checkpoints.store import list_steps
 
 TRAIN = ("train.py", "--workdir")
 # 31 steps with everything on that could depend on the number of processes.

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import gfnet_jax
-from gfnet_jax import download
-from gfnet_jax.download import fetch
 from gfnet_jax.errors import UserError
+from gfnet_jax.weights import download
+from gfnet_jax.weights.download import fetch
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

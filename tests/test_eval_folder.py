@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gfnet_jax.torch_files import write_state_dict
+from gfnet_jax.weights.files import write_state_dict
 
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("torch_reference")

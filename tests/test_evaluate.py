@@ -6,15 +6,14 @@ import pytest
 from flax import nnx
 
 import gfnet_jax
-from gfnet_jax.data.normalize import normalize
+from gfnet_jax.data.decode import decode_image
+from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.data.pipeline import Reading
-from gfnet_jax.data.sources import TfdsSource
-from gfnet_jax.data.transforms import EvalTransform, decode_image
-from gfnet_jax.models.fourier import BATCH_AXIS
+from gfnet_jax.data.sources.tfds import TfdsSource
+from gfnet_jax.data.transforms import EvalTransform
+from gfnet_jax.inference.evaluate import evaluate_params, make_eval_step
 from gfnet_jax.models.functional import split
-from gfnet_jax.training.evaluate import evaluate
-from gfnet_jax.training.sharding import replicated
-from gfnet_jax.training.step import make_eval_step
+from gfnet_jax.sharding import BATCH_AXIS, replicated
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def test_every_image_counts_once(model, expected, devices, batch_size):
   structure, params = split(model)
   source = TfdsSource("digits", "test")
   with jax.set_mesh(mesh):
-    results = evaluate(
+    results = evaluate_params(
       make_eval_step(structure, mesh),
       jax.device_put(params, replicated(mesh)),
       source,

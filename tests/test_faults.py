@@ -17,16 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import finish, read_lines, wait_for_line
+from helpers import finish, read_lines, wait_for_line
 
 from configs.digits import get_config
+from gfnet_jax.checkpoints.store import list_steps, verify
 from gfnet_jax.data.pipeline import Reading, Share, train_batches
-from gfnet_jax.data.sources import open_source
+from gfnet_jax.data.sources.open import open_source
+from gfnet_jax.data.sources.records import DataError
 from gfnet_jax.data.transforms import TrainTransform
 from gfnet_jax.errors import UserError
+from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import split
-from gfnet_jax.training import loop, parts
-from gfnet_jax.training.checkpoint import list_steps, load_model, verify
+from gfnet_jax.training import loop, program
 from gfnet_jax.training.resume import newest_whole
 from gfnet_jax.training.writer import MetricWriter
 
@@ -210,12 +212,12 @@ def poison(monkeypatch):
       TrainTransform(image_size=8, **config.augment),
       seed=config.seed,
       share=Share(config.data.batch_size),
-      first_step=index,
-      num_steps=index + 1,
+      first_batch=index,
+      num_batches=index + 1,
       reading=Reading(),
     )
     labels = next(batches)["label"]
-    make_objective = parts.make_objective
+    make_objective = program.make_objective
 
     @functools.wraps(make_objective)
     def make_poisoned(*args):
@@ -227,7 +229,7 @@ def poison(monkeypatch):
 
       return poisoned
 
-    monkeypatch.setattr(parts, "make_objective", make_poisoned)
+    monkeypatch.setattr(program, "make_objective", make_poisoned)
 
   return poison
 
@@ -319,7 +321,7 @@ def test_metrics_on_a_full_disk_are_warnings(tmp_path, capsys):
 
 def test_a_signal_breaks_off_an_evaluation(tmp_path, trained, monkeypatch):
   """The state is saved, and evaluated when the run goes on."""
-  evaluate = loop.evaluate
+  evaluate = loop.evaluate_params
 
   def interrupted(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -327,7 +329,7 @@ def test_a_signal_breaks_off_an_evaluation(tmp_path, trained, monkeypatch):
 
   workdir = tmp_path / "run"
   with monkeypatch.context() as patch:
-    patch.setattr(loop, "evaluate", interrupted)
+    patch.setattr(loop, "evaluate_params", interrupted)
     assert loop.train(small_config(), workdir) is None
   assert list_steps(workdir / "checkpoints") == [4]
   assert [line["step"] for line in read_lines(workdir / "metrics.jsonl")] == [1, 2, 3, 4]
@@ -335,21 +337,21 @@ def test_a_signal_breaks_off_an_evaluation(tmp_path, trained, monkeypatch):
   assert_same_run(workdir, trained)
 
 
-@pytest.mark.parametrize(("broken", "saved"), [("evaluate", 4), ("to_devices", 3)])
+@pytest.mark.parametrize(("broken", "saved"), [("evaluate_params", 4), ("to_devices", 3)])
 def test_what_was_learnt_before_an_error_in_the_data_is_saved(
   broken, saved, tmp_path, trained, monkeypatch, capsys
 ):
   def evaluate(*args, **kwargs):
-    raise UserError("not a readable image")
+    raise DataError("not a readable image")
 
   def to_devices(batches, mesh):
     yield from itertools.islice(loop_to_devices(batches, mesh), 3)
-    raise UserError("not a readable image")
+    raise DataError("not a readable image")
 
   loop_to_devices = loop.to_devices
   workdir = tmp_path / "run"
   with monkeypatch.context() as patch:
-    patch.setattr(loop, broken, {"evaluate": evaluate, "to_devices": to_devices}[broken])
+    patch.setattr(loop, broken, {"evaluate_params": evaluate, "to_devices": to_devices}[broken])
     with pytest.raises(UserError, match="not a readable image"):
       loop.train(small_config(), workdir)
   assert list_steps(workdir / "checkpoints") == [saved]

@@ -6,10 +6,10 @@ import pickle
 import pytest
 from ml_collections import ConfigDict
 
-from gfnet_jax.data import folder
-from gfnet_jax.data.folder import FolderSource, list_images
-from gfnet_jax.data.records import BadRecordError
-from gfnet_jax.data.sources import check_same_classes, open_source
+from gfnet_jax.data.sources import folder
+from gfnet_jax.data.sources.folder import FolderSource, list_images
+from gfnet_jax.data.sources.open import check_same_classes, open_source
+from gfnet_jax.data.sources.records import BadRecordError
 from gfnet_jax.errors import UserError
 
 FILES = [  # in the order of torchvision's ImageFolder, which sorts folders, then files

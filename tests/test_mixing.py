@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from gfnet_jax.data.erasing import erase
-from gfnet_jax.data.mixing import (
+from gfnet_jax.data.on_device.erasing import erase
+from gfnet_jax.data.on_device.mixing import (
   Draws,
   Mixing,
   cutmix_box,
@@ -24,7 +24,7 @@ from gfnet_jax.data.mixing import (
   partners,
   smooth_targets,
 )
-from gfnet_jax.data.normalize import normalize
+from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.errors import UserError
 
 SIZE = 224
@@ -281,5 +281,5 @@ def test_wrong_options_are_named(options, message):
 
 def test_groups_must_divide_the_batch():
   mixing = Mixing(num_classes=10, group_size=4)
-  with pytest.raises(UserError, match="batch of 6 is no multiple of mixup's group_size 4"):
+  with pytest.raises(UserError, match="batch of 6 is not a multiple of mixup's group_size 4"):
     mixing(jnp.zeros((6, 8, 8, 3)), jnp.zeros(6, jnp.int32), jax.random.key(0))

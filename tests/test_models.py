@@ -50,8 +50,7 @@ def test_parameter_counts(name):
 )
 def test_drop_path_grows_linearly_over_all_blocks(name, last, depth):
   model = nnx.eval_shape(lambda: gfnet_jax.create_model(name))
-  stages = model.blocks if "-h-" in name else [model.blocks]
-  rates = [block.drop_path_rate for stage in stages for block in stage]
+  rates = [block.drop_path_rate for _, blocks in model.stages() for block in blocks]
   np.testing.assert_allclose(rates, [last * i / (depth - 1) for i in range(depth)], rtol=1e-6)
 
 
@@ -126,6 +125,50 @@ def test_image_sizes_that_are_not_square(name, image_size):
   assert not np.allclose(model(images[:, ::-1]), logits), "rows must matter"
 
 
+@pytest.mark.parametrize(
+  ("name", "options", "expected"),
+  [
+    ("gfnet-ti", dict(embed_dim=8, depth=2), [(2, 4, 8)]),
+    ("gfnet-ti", dict(embed_dim=8, depth=2, scan=True), [(2, 4, 8)]),
+    (
+      "gfnet-h-ti",
+      dict(embed_dims=(4, 6, 8, 10), depths=(1, 2, 1, 1)),
+      [(8, 16, 4), (4, 8, 6), (2, 4, 8), (1, 2, 10)],
+    ),
+  ],
+)
+def test_intermediates_are_the_tokens_behind_each_stage(name, options, expected):
+  """At strides 16, or 4 to 32, of images of 32 x 64; against the blocks called one by one."""
+  model = gfnet_jax.create_model(name, image_size=(32, 64), num_classes=5, **options)
+  images = jax.random.normal(jax.random.key(0), (2, 32, 64, 3))
+  intermediates = model.forward_intermediates(images)
+  assert [tokens.shape for tokens in intermediates] == [(2, *shape) for shape in expected]
+  x = images
+  for i, ((patch_embed, blocks), tokens) in enumerate(
+    zip(model.stages(), intermediates, strict=True)
+  ):
+    x = patch_embed(x) + (model.pos_embed[...][None] if i == 0 else 0)
+    for block in blocks:
+      x = block(x)
+    assert tokens.dtype == jnp.float32
+    np.testing.assert_allclose(tokens, x, rtol=1e-5, atol=1e-6)
+  features = model.forward_features(images)
+  np.testing.assert_array_equal(model.norm(intermediates[-1]).mean((1, 2)), features)
+
+
+@pytest.mark.parametrize("name", ["gfnet-ti", "gfnet-h-ti"])
+def test_stages_are_named_as_their_parameters(name):
+  model = nnx.eval_shape(lambda: gfnet_jax.create_model(name))
+  _, params = split(model)
+  stages = list(model.stages())
+  assert len(stages) == (4 if "-h-" in name else 1)
+  for i, (patch_embed, blocks) in enumerate(stages):
+    kernel = f"{model.stage_name('patch_embed', i)}.proj.kernel"
+    assert params[kernel] is patch_embed.proj.kernel.get_value()
+    last = f"{model.stage_name('blocks', i)}.{len(blocks) - 1}.norm1.scale"
+    assert params[last] is blocks[-1].norm1.scale.get_value()
+
+
 def test_bfloat16_computes_close_to_float32_with_float32_parameters():
   images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
   exact = gfnet_jax.create_model("gfnet-ti", image_size=32, depth=2)
@@ -176,6 +219,10 @@ def test_inference_is_the_default_and_a_key_makes_it_stochastic():
     (dict(name="gfnet-h-s", depths=(1, 2, 0, 1)), "at least one block in every stage"),
     (dict(name="gfnet-xs", drop_path_rate=1.0), "drop_path_rate is 1.0"),
     (dict(name="gfnet-xs", num_classes=0), "num_classes is 0"),
+    (
+      dict(name="gfnet-xs", mixer="attention"),
+      "unknown mixer 'attention', expected one of global-",
+    ),
   ],
 )
 def test_mistakes_are_named_in_one_line(arguments, message):

@@ -17,11 +17,15 @@ import pytest
 from flax import nnx
 
 import gfnet_jax
+from gfnet_jax.losses import cross_entropy
 from gfnet_jax.models.fourier import global_filter
 from gfnet_jax.models.functional import merge, split
-from gfnet_jax.torch_weights import load_torch_state_dict, model_from_torch, to_torch_state_dict
-from gfnet_jax.training.losses import cross_entropy
 from gfnet_jax.training.optimizer import make_optimizer
+from gfnet_jax.weights.state_dict import (
+  load_torch_state_dict,
+  model_from_torch,
+  to_torch_state_dict,
+)
 
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("torch_reference")

@@ -1,7 +1,10 @@
 """Order, coverage, sharing between processes, resuming, repeats, erasing, bad data."""
 
 import io
+import multiprocessing
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -9,19 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gfnet_jax.data.erasing import Erasing
+from gfnet_jax.data.decode import load_rgb
+from gfnet_jax.data.on_device.erasing import Erasing
 from gfnet_jax.data.pipeline import (
-  PADDING,
   Reading,
-  Share,
   check_bad_fraction,
   check_fills_a_batch,
   eval_batches,
-  sample_rng,
   train_batches,
 )
-from gfnet_jax.data.records import BadRecordError, Record
-from gfnet_jax.data.transforms import EvalTransform, load_rgb
+from gfnet_jax.data.samples import PADDING, Share, nth_batch, sample_rng
+from gfnet_jax.data.sources.records import BadRecordError, DataError, Record
+from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.errors import UserError
 
 
@@ -57,8 +59,8 @@ def train(source, *, steps, batch_size, process=(0, 1), first=0, seed=0, workers
       NoisyTransform(),
       seed=seed,
       share=Share(batch_size, *process),
-      first_step=first,
-      num_steps=steps,
+      first_batch=first,
+      num_batches=steps,
       reading=Reading(threads=2, prefetch=2, workers=workers),
       **options,
     )
@@ -102,6 +104,32 @@ def test_a_later_start_continues_the_same_batches():
   whole = joined([train(source, steps=9, batch_size=8)])
   resumed = joined([train(source, steps=9, batch_size=8, first=5)])
   np.testing.assert_array_equal(whole[5:], resumed)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("skipped", [[3], [0, 8, 4], [4, 5, 5, 7, 20]])
+def test_skipped_batches_are_left_out_of_the_same_batches_and_not_read(skipped, workers):
+  source = NumberedSource(50)
+  whole = joined([train(source, steps=9, batch_size=8, repeats=2)])
+  numbers = {i: set(images[:, 0, 0, 0].tolist()) for i, images in enumerate(whole)}
+  for first in range(10):
+    wanted = [i for i in range(first, 9) if i not in skipped]
+    unread = set(range(50)).difference(*(numbers[i] for i in wanted))
+    readable = DamagedSource(50)
+    readable.damaged = tuple(unread)
+    options = dict(steps=9, batch_size=8, repeats=2, first=first, skipped=skipped)
+    found = train(readable, workers=workers if first == 2 else 0, **options)
+    assert not any(batch["bad"].any() for batch in found)
+    assert len(found) == len(wanted)
+    for i, images in zip(wanted, joined([found]), strict=True):
+      np.testing.assert_array_equal(images, whole[i])
+    shares = [train(readable, process=(p, 2), **options) for p in range(2)]
+    np.testing.assert_array_equal(joined([found]), joined(shares))
+
+
+@given(skipped=st.sets(st.integers(0, 30)), n=st.integers(0, 30))
+def test_the_nth_batch_is_that_of_the_list_without_the_skipped_ones(skipped, n):
+  assert nth_batch(n, skipped) == [i for i in range(62) if i not in skipped][n]
 
 
 def test_another_seed_means_another_order_and_other_draws():
@@ -174,8 +202,9 @@ def test_an_epoch_of_repeated_augmentation_shows_a_part_of_the_images():
 
 
 def test_repeats_must_fit_a_batch():
-  with pytest.raises(UserError, match=r"data\.repeats is 0"):
+  with pytest.raises(UserError, match=r"data\.repeats is 0") as caught:
     train(NumberedSource(8), steps=1, batch_size=4, repeats=0)
+  assert not isinstance(caught.value, DataError)
 
 
 def test_erasing_boxes_are_drawn_for_every_sample_and_leave_the_images_alone():
@@ -235,7 +264,7 @@ def test_a_replacement_is_the_same_in_every_epoch():
 def test_a_source_without_a_readable_image_is_given_up():
   source = DamagedSource(6)
   source.damaged = tuple(range(6))
-  with pytest.raises(UserError, match="and 100 others cannot be read"):
+  with pytest.raises(DataError, match="and 100 others cannot be read"):
     train(source, steps=1, batch_size=2)
 
 
@@ -249,12 +278,58 @@ def test_the_run_stops_above_the_allowed_part_of_bad_images():
     check_bad_fraction(1, 8, NumberedSource(40), 1e-4)
 
 
-def test_evaluation_does_not_pass_over_a_bad_image():
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_does_not_pass_over_a_bad_image(workers):
   batches = eval_batches(
-    DamagedSource(40), EvalTransform(4), share=Share(8), reading=Reading(workers=0)
+    DamagedSource(40), EvalTransform(4), share=Share(8), reading=Reading(workers=workers)
   )
-  with pytest.raises(UserError, match=r"evaluation image 3: numbered\[3\] is not a readable image"):
+  with pytest.raises(DataError, match=r"evaluation image 3: numbered\[3\] is not a readable image"):
     list(batches)
+
+
+class DeadlySource(NumberedSource):
+  """Image 13 kills the process that reads it."""
+
+  def __getitem__(self, i: int) -> Record:
+    if i == 13:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return super().__getitem__(i)
+
+
+def test_a_worker_that_is_killed_is_an_error_of_the_data():
+  with pytest.raises(DataError, match=r"worker process \d+ ended with exit code -9"):
+    train(DeadlySource(16), steps=9, batch_size=8, workers=1)
+  batches = eval_batches(
+    DeadlySource(16), EvalTransform(4), share=Share(8), reading=Reading(workers=1)
+  )
+  with pytest.raises(DataError, match=r"worker process \d+ ended with exit code -9"):
+    list(batches)
+
+
+def test_closing_batches_ends_their_workers():
+  before = len(multiprocessing.active_children())
+  batches = train_batches(
+    NumberedSource(16),
+    NoisyTransform(),
+    seed=0,
+    share=Share(8),
+    first_batch=0,
+    num_batches=10**6,
+    reading=Reading(workers=1),
+  )
+  next(batches)
+  assert len(multiprocessing.active_children()) == before + 1
+  batches.close()
+  assert len(multiprocessing.active_children()) == before
+
+
+def test_a_bug_is_no_error_of_the_data():
+  class Faulty(NumberedSource):
+    def __getitem__(self, i: int) -> Record:
+      raise KeyError(i)
+
+  with pytest.raises(KeyError):
+    train(Faulty(16), steps=1, batch_size=8)
 
 
 @pytest.mark.parametrize("label", [-1, 10])
@@ -265,7 +340,7 @@ def test_a_label_out_of_range_stops_at_once(label):
       return record._replace(label=label) if i == 5 else record
 
   message = rf"numbered\[5\] has the label {label}, expected 0 to 9"
-  with pytest.raises(UserError, match=message):
+  with pytest.raises(DataError, match=message):
     train(Mislabelled(16), steps=2, batch_size=8)
-  with pytest.raises(UserError, match=message):
+  with pytest.raises(DataError, match=message):
     list(eval_batches(Mislabelled(16), EvalTransform(4), share=Share(8), reading=Reading()))

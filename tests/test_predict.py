@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 import gfnet_jax
+from gfnet_jax.checkpoints.model import save_model
 from gfnet_jax.command_line import run
-from gfnet_jax.data.normalize import normalize
-from gfnet_jax.data.transforms import decode_image, eval_transform
-from gfnet_jax.training.checkpoint import save_model
+from gfnet_jax.data.decode import decode_image
+from gfnet_jax.data.on_device.normalize import normalize
+from gfnet_jax.data.transforms import eval_transform
 
 TOOL = Path(__file__).parent.parent / "tools/predict.py"
 CONFIG = dict(

@@ -9,11 +9,11 @@ import time
 
 import ml_collections
 import pytest
-from conftest import ROOT, script_command
+from helpers import ROOT, script_command
 from image_sets import CLASSES, write_folder
 
-from gfnet_jax.data import archives, prepare
-from gfnet_jax.data.sources import open_source
+from gfnet_jax.data.prepare import archives, write
+from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.errors import UserError
 
 
@@ -90,7 +90,7 @@ def test_tar_files_of_imagenet(tmp_path, monkeypatch):
     "validation": archives.list_validation_tar(tmp_path / archives.VALIDATION_TAR),
   }
   directory = tmp_path / "tfds" / "imagenet2012" / "5.1.0"
-  prepare.prepare(directory, "imagenet2012", "5.1.0", classes, splits, processes=1)
+  write.prepare(directory, "imagenet2012", "5.1.0", classes, splits, processes=1)
   fields = dict(name="imagenet2012", data_dir=str(tmp_path / "tfds"))
   assert records("train", **fields) == [
     (f"image {label} {i}".encode(), label) for label in (3, 999) for i in (1, 2)
@@ -118,7 +118,7 @@ def entries(tmp_path):
 
 def run_prepare(directory, entries, processes=1):
   classes, images = entries
-  prepare.prepare(
+  write.prepare(
     directory,
     "pictures",
     "1.0.0",
@@ -131,15 +131,15 @@ def run_prepare(directory, entries, processes=1):
 
 def test_a_later_run_keeps_what_is_whole(tmp_path, entries, capsys):
   directory = tmp_path / "set"
-  shards = list(prepare._shards(directory, "pictures", "train", entries[1], 16))
+  shards = list(write._shards(directory, "pictures", "train", entries[1], 16))
   directory.mkdir()
   for shard in shards[:3]:
-    prepare._write(shard)
+    write._write(shard)
   kept = [shard.path.stat().st_mtime_ns for shard in shards[:3]]
   shards[1].path.unlink()
   (directory / f".{shards[3].path.name}.tmp").write_bytes(b"half a shard")
   run_prepare(directory, entries)
-  assert "Going on: 2 of 4 shards are there" in capsys.readouterr().out
+  assert "Resuming: 2 of 4 shards are written already" in capsys.readouterr().out
   found = [shard.path.stat().st_mtime_ns for shard in shards[:3]]
   assert (found[0], found[2]) == (kept[0], kept[2])
   expected = records("train", name=str(tmp_path / "pictures"), source="folder")
@@ -150,8 +150,8 @@ def test_a_later_run_keeps_what_is_whole(tmp_path, entries, capsys):
 def test_a_shard_of_other_images_is_written_again(tmp_path, entries):
   directory = tmp_path / "set"
   directory.mkdir()
-  for shard in prepare._shards(directory, "pictures", "train", entries[1][::-1], 16):
-    prepare._write(shard)
+  for shard in write._shards(directory, "pictures", "train", entries[1][::-1], 16):
+    write._write(shard)
   run_prepare(directory, entries)
   expected = records("train", name=str(tmp_path / "pictures"), source="folder")
   assert records("train", name=str(directory)) == expected
@@ -160,13 +160,13 @@ def test_a_shard_of_other_images_is_written_again(tmp_path, entries):
 def test_damage_is_found_at_the_end(tmp_path, entries):
   directory = tmp_path / "set"
   directory.mkdir()
-  shards = list(prepare._shards(directory, "pictures", "train", entries[1], 16))
+  shards = list(write._shards(directory, "pictures", "train", entries[1], 16))
   for shard in shards:
-    prepare._write(shard)
+    write._write(shard)
   data = bytearray(shards[2].path.read_bytes())
   data[len(data) // 2] ^= 1
   shards[2].path.write_bytes(data)
-  with pytest.raises(UserError, match=r"00002-of-00004 was not read as it was written"):
+  with pytest.raises(UserError, match=r"00002-of-00004 does not read back as it was written"):
     run_prepare(directory, entries)
   assert not (directory / "dataset_info.json").exists()
   run_prepare(directory, entries)
@@ -191,6 +191,6 @@ def test_killed_at_any_time_it_goes_on(tmp_path):
   assert not (directory / "dataset_info.json").exists()
   again = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
   assert again.returncode == 0, again.stderr
-  assert "Going on: 1 of 2 shards are there" in again.stdout
+  assert "Resuming: 1 of 2 shards are written already" in again.stdout
   expected = records("train", name=str(tmp_path / "pictures"), source="folder")
   assert records("train", name="pictures", data_dir=str(output)) == expected

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import collectives
 from flax import nnx
+from helpers import collectives
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gfnet_jax.models.functional import merge, split

@@ -293,7 +293,6 @@ def test_uniform_levels_above_std_100():
 @pytest.mark.parametrize(
   "text, message",
   [
-    ("augmix-m3", "auto_augment is 'augmix-m3', expected a string that starts with rand-"),
     ("rand-m9-w0", "has the section 'w0'"),
     ("rand-m", "has the section 'm'"),
     ("rand-n2.5", "has the section 'n2.5'"),

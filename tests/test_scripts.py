@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, read_lines, script_command, script_environment
+from helpers import HANGS, ROOT, read_lines, script_command, script_environment
 
+from gfnet_jax.checkpoints.store import list_steps
+from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import split
-from gfnet_jax.training.checkpoint import list_steps, load_model
 
 # 27 steps with an evaluation and a checkpoint after every 4 or 5.
 SMALL = (
@@ -215,6 +216,6 @@ def test_an_interrupt_is_not_lost_in_a_destructor():
 
     sys.exit(run(main))"""
   result = subprocess.run(
-    [sys.executable, "-c", code], cwd=ROOT, timeout=30, capture_output=True, text=True
+    [sys.executable, "-c", code], cwd=ROOT, timeout=HANGS, capture_output=True, text=True
   )
   assert (result.returncode, result.stderr) == (130, "interrupted\n")

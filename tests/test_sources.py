@@ -1,19 +1,22 @@
 """The digits data set, TFDS sources, and that all kinds of sources agree."""
 
 import io
+import subprocess
+import sys
 
 import ml_collections
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
+from helpers import ROOT
 from image_sets import CLASSES, example, write_folder, write_tfds, write_tfrecord_file
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from gfnet_jax.data.pipeline import Reading, Share, train_batches
-from gfnet_jax.data.records import BadRecordError
-from gfnet_jax.data.sources import check_classes, open_source
-from gfnet_jax.data.tfds_source import TfdsSource
+from gfnet_jax.data.sources.open import SOURCES, check_classes, open_source, recognise
+from gfnet_jax.data.sources.records import BadRecordError, Record
+from gfnet_jax.data.sources.tfds import TfdsSource
 from gfnet_jax.data.transforms import TrainTransform
 from gfnet_jax.errors import UserError
 
@@ -122,8 +125,8 @@ def test_the_same_images_give_the_same_batches_from_every_kind_of_source(section
         TrainTransform(image_size=40),
         seed=3,
         share=Share(64),
-        first_step=0,
-        num_steps=10,
+        first_batch=0,
+        num_batches=10,
         reading=Reading(),
       )
     )
@@ -149,8 +152,80 @@ def test_the_wrong_kind_of_source_is_named_with_the_right_one(sections):
     section.source = wrong
     with pytest.raises(UserError, match=f"set data.source={right}$"):
       open_source(section, "train")
-  with pytest.raises(UserError, match=r"data\.source is 'zip', expected tfds, tfrecord or folder"):
-    open_source(data_section(name="digits", source="zip"), "train")
+
+
+@pytest.mark.parametrize(
+  ("kind", "message"),
+  [
+    ("zip", r"unknown data\.source 'zip', expected one of tfds, tfrecord, folder$"),
+    ("tfrecords", r"did you mean tfrecord\?$"),
+  ],
+)
+def test_an_unknown_kind_of_source_is_named_with_those_there_are(kind, message):
+  with pytest.raises(UserError, match=message):
+    open_source(data_section(name="digits", source=kind), "train")
+
+
+class Shades:
+  """A source: grey images of `shades` levels, so many per class; the split is a list of classes."""
+
+  def __init__(self, data, split):
+    self.class_names = ["dark", "light"]
+    self.items = [
+      (shade, label)
+      for label, name in enumerate(self.class_names)
+      for shade in data.shades[name]
+      if name in split.split("+")
+    ]
+
+  def __len__(self):
+    return len(self.items)
+
+  def __getitem__(self, index):
+    shade, label = self.items[index]
+    png = io.BytesIO()
+    Image.new("L", (8, 8), shade).save(png, "PNG")
+    return Record(png.getvalue(), label, f"shade {shade}")
+
+
+@pytest.mark.parametrize("entry", [Shades, f"{__name__}:Shades"])
+def test_a_source_of_ones_own_takes_an_entry_and_has_fields_of_its_own(monkeypatch, entry):
+  monkeypatch.setitem(SOURCES, "shades", entry)
+  shades = dict(dark=(0, 50), light=(200, 250))
+  data = ml_collections.ConfigDict(dict(source="shades", shades=shades))
+  source = open_source(data, "dark+light")
+  check_classes(source, 2)
+  transform = TrainTransform(image_size=8, crop="pad", padding=0, auto_augment="", color_jitter=0)
+  options = dict(seed=0, share=Share(4), first_batch=0, num_batches=2, reading=Reading(workers=1))
+  for batch in train_batches(source, transform, **options):
+    found = sorted(zip(batch["image"][:, 0, 0, 0].tolist(), batch["label"].tolist(), strict=True))
+    assert found == [(0, 0), (50, 0), (200, 1), (250, 1)]
+  assert len(open_source(data, "light")) == 2
+  with pytest.raises(UserError, match="split 'black' of shades is empty"):
+    open_source(data, "black")
+
+
+def test_a_name_alone_tells_the_kind_and_the_split(tmp_path):
+  for directory in ("flat/cat", "split/val/cat", "split/train/cat"):
+    (tmp_path / directory).mkdir(parents=True)
+  tfds_directory = write_tfds(tmp_path / "set", "tfrecord", [[]], write_tfrecord_file)
+  for usual in ("tfds", "tfrecord", "folder"):
+    assert recognise(str(tmp_path / "flat"), usual) == ("folder", "")
+    assert recognise(str(tmp_path / "split"), usual) == ("folder", "val")
+  for name in (str(tfds_directory), "imagenet2012"):
+    assert recognise(name) == recognise(name, "folder") == ("tfds", None)
+    assert recognise(name, "tfrecord") == ("tfrecord", None)
+    assert recognise(name, "shades") == ("shades", None)
+
+
+def test_the_names_of_the_sources_cost_no_slow_import():
+  code = "import sys; from gfnet_jax.data.sources.open import SOURCES; print(*sys.modules)"
+  found = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  modules = set(found.stdout.split())
+  assert "gfnet_jax.data.sources.open" in modules
+  assert not modules & {"tensorflow_datasets", "grain", "PIL", "jax", "flax", "numpy"}
 
 
 def test_a_damaged_example_is_a_bad_record(tmp_path):

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gfnet_jax.checkpoints.model import save_model
+from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import Params, merge, split
 from gfnet_jax.models.layers import Block
 from gfnet_jax.models.stage import BlockStack
 from gfnet_jax.models.variants import create_model
-from gfnet_jax.torch_weights import load_torch_state_dict, model_from_torch, to_torch_state_dict
-from gfnet_jax.training.checkpoint import load_model, save_model
-from gfnet_jax.training.initial import initial_params
-from gfnet_jax.training.sharding import make_mesh
+from gfnet_jax.sharding import make_mesh
+from gfnet_jax.training.initialize import initial_params
+from gfnet_jax.weights.state_dict import (
+  load_torch_state_dict,
+  model_from_torch,
+  to_torch_state_dict,
+)
 
 SIZES = {
   "gfnet-ti": dict(embed_dim=16, depth=3),

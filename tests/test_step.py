@@ -6,17 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import collectives
 from flax import nnx
+from helpers import collectives
 
 import gfnet_jax
 from configs.digits import get_config
+from gfnet_jax.inference.evaluate import make_eval_step
 from gfnet_jax.models.fourier_backends import BACKENDS
 from gfnet_jax.models.functional import split
+from gfnet_jax.sharding import make_mesh, shard_state, split_batch
+from gfnet_jax.training import metrics
 from gfnet_jax.training.objective import make_objective
 from gfnet_jax.training.optimizer import make_optimizer
-from gfnet_jax.training.sharding import make_mesh, shard_state, split_batch
-from gfnet_jax.training.step import init_state, make_eval_step, make_train_step
+from gfnet_jax.training.step import init_state, make_train_step
 
 pytestmark = [
   pytest.mark.filterwarnings("ignore:Some donated buffers were not usable"),
@@ -145,7 +147,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole():
     training = Training(config, drop_path_rate=0.0)
     training.run([1e-3])
     states.append(training.state)
-  one, four = (state.metrics.compute() for state in states)
+  one, four = (metrics.means(jax.device_get(state.metrics)) for state in states)
   for name, value in one.items():
     assert four[name] == pytest.approx(float(value), rel=1e-5)
   moments = (state.optimizer[1].mu for state in states)
@@ -184,4 +186,4 @@ def test_a_step_that_is_not_finite_changes_nothing(policy):
   training.run([1e-3])
   moved = not np.array_equal(training.state.params["head.kernel"], before["head.kernel"])
   assert moved == (policy == "skip"), "a run that is to stop stays where it was"
-  assert np.isfinite(training.state.metrics.compute()["loss"])
+  assert np.isfinite(metrics.means(jax.device_get(training.state.metrics))["train_loss"])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from image_sets import crc32c, masked, write_tfrecord_file
 
-from gfnet_jax.data import tfrecord
-from gfnet_jax.data.records import BadRecordError
-from gfnet_jax.data.tfrecord import TfrecordFiles, index_records, masked_crc
+from gfnet_jax.data.sources import tfrecord
+from gfnet_jax.data.sources.records import BadRecordError
+from gfnet_jax.data.sources.tfrecord import TfrecordFiles, index_records, masked_crc
 from gfnet_jax.errors import UserError
 
 RECORDS = [bytes([i]) * (i * 37 % 101) for i in range(20)]  # one of them empty

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.torch_files import read_state_dict, write_state_dict
+from gfnet_jax.weights.files import read_state_dict, write_state_dict
 
 torch = pytest.importorskip("torch")
 

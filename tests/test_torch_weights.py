@@ -14,7 +14,7 @@ from flax import nnx
 import gfnet_jax
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import merge, split
-from gfnet_jax.torch_weights import model_from_torch, recognise
+from gfnet_jax.weights.state_dict import model_from_torch, recognise
 
 SHAPES = json.loads((Path(__file__).parent / "golden/state_dict_shapes.json").read_text())
 

@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
-from conftest import read_lines
+from helpers import read_lines
 from PIL import Image
 
 import gfnet_jax
+from gfnet_jax.checkpoints.model import save_model
 from gfnet_jax.errors import UserError
+from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import split
-from gfnet_jax.training.checkpoint import load_model, save_model
-from gfnet_jax.training.initial import initial_params, load_teacher
-from gfnet_jax.training.sharding import make_mesh
+from gfnet_jax.sharding import make_mesh
+from gfnet_jax.training.initialize import initial_params, load_teacher
 
 CONFIG = dict(name="gfnet-ti", image_size=64, num_classes=5, embed_dim=16, depth=2)
 

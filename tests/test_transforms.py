@@ -17,18 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from gfnet_jax.data import transforms
-from gfnet_jax.data.normalize import normalize
-from gfnet_jax.data.transforms import (
-  BadImageError,
-  EvalTransform,
-  TrainTransform,
-  color_jitter,
-  decode_image,
-  draw_crop,
-  eval_transform,
-  open_image,
-  padded_crop,
-)
+from gfnet_jax.data.augmentations import AUGMENTATIONS, color_jitter
+from gfnet_jax.data.crops import CROPS, CropOptions, draw_crop, padded_crop
+from gfnet_jax.data.decode import BadImageError, decode_image, load_rgb, open_image
+from gfnet_jax.data.on_device.normalize import normalize
+from gfnet_jax.data.transforms import EvalTransform, TrainTransform, eval_transform
 from gfnet_jax.errors import UserError
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "eval_transform_96.npz")
@@ -348,6 +341,13 @@ def test_flip_rate():
   assert scipy.stats.binomtest(flipped, 10_000).pvalue > 1e-3
 
 
+def padding_by(padding, size):
+  """Options of which `padded_crop` takes two."""
+  return CropOptions(
+    image_size=size, padding=padding, **IMAGENET, interpolation="bicubic", fast_decode=False
+  )
+
+
 def test_padded_crop_shows_every_window_equally():
   pixels = noise(8, 8)
   framed = np.pad(pixels, ((1, 1), (1, 1), (0, 0)))
@@ -355,7 +355,7 @@ def test_padded_crop_shows_every_window_equally():
   rng = random.Random(0)
   counts = [0] * 9
   for _ in range(9000):
-    window = padded_crop(Image.fromarray(pixels), (8, 8), rng, padding=1)
+    window = padded_crop(Image.fromarray(pixels), rng, padding_by(1, (8, 8)))
     counts[windows.index(np.asarray(window).tobytes())] += 1
   assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
@@ -365,14 +365,14 @@ def test_padded_crop_without_choice_draws_nothing():
   rng = random.Random(0)
   state = rng.getstate()
   np.testing.assert_array_equal(
-    padded_crop(Image.fromarray(pixels), (8, 8), rng, padding=0), pixels
+    padded_crop(Image.fromarray(pixels), rng, padding_by(0, (8, 8))), pixels
   )
   assert rng.getstate() == state
 
 
 def test_padded_crop_of_a_small_image():
   with pytest.raises(UserError, match=r"image of 8x8 .* padded by 4, expected at least 17x16"):
-    padded_crop(Image.fromarray(noise(8, 8)), (17, 16), random.Random(0), padding=4)
+    padded_crop(Image.fromarray(noise(8, 8)), random.Random(0), padding_by(4, (17, 16)))
 
 
 def test_color_jitter_applies_three_factors_in_the_drawn_order():
@@ -426,15 +426,66 @@ def test_eval_transform_object():
 @pytest.mark.parametrize(
   "options, message",
   [
-    (dict(crop="center"), "crop is 'center', expected one of random_resized, pad"),
-    (dict(interpolation="lanczos"), "interpolation is 'lanczos'"),
-    (dict(auto_augment="v0"), "auto_augment is 'v0'"),
+    (dict(crop="center"), "unknown crop 'center', expected one of random_resized, pad$"),
+    (dict(crop="random_resize"), r"; did you mean random_resized\?$"),
+    (dict(interpolation="lanczos"), "interpolation 'lanczos', .* bilinear, bicubic, random$"),
+    (dict(auto_augment="v0"), r"auto_augment \(empty for none\) 'v0', expected one of rand$"),
+    (dict(auto_augment="radn-m9"), r"'radn', expected one of rand; did you mean rand\?$"),
     (dict(image_size=0), "image_size is 0"),
   ],
 )
 def test_wrong_options_are_named(options, message):
   with pytest.raises(UserError, match=message):
     TrainTransform(**{"image_size": 32, **options})
+
+
+# --- Crops and augmentations of one's own -------------------------------------------------
+
+
+def right_edge(image, rng, options):
+  """A crop: the rightmost window, unless the draw says the leftmost one."""
+  height, width = options.image_size
+  left = image.width - width if rng.random() < 0.5 else 0
+  return load_rgb(image).crop((left, 0, left + width, height))
+
+
+class Brighten:
+  """An augmentation: brighten-N adds up to N to every value."""
+
+  def __init__(self, text, *, interpolation):
+    _, self.most = text.split("-")
+    self.interpolation = interpolation
+
+  def __call__(self, image, rng):
+    amount = rng.randint(1, int(self.most))
+    return image.point(lambda value: min(255, value + amount))
+
+
+def test_a_crop_and_an_augmentation_of_ones_own_take_an_entry_each(monkeypatch):
+  monkeypatch.setitem(CROPS, "right_edge", right_edge)
+  monkeypatch.setitem(AUGMENTATIONS, "brighten", Brighten)
+  transform = TrainTransform(
+    image_size=(48, 40),
+    crop="right_edge",
+    auto_augment="brighten-9",
+    interpolation="random",
+    color_jitter=0.4,  # not in effect beside an augmentation
+  )
+  monkeypatch.undo()
+  transform = pickle.loads(pickle.dumps(transform))  # as in a worker, with the tables as they are
+  assert transform._augment.interpolation == "random"
+  pixels = noise(60, 70)
+  data, seen = encode(Image.fromarray(pixels)), set()
+  for seed in range(20):
+    rng = random.Random(seed)
+    left = 30 if rng.random() < 0.5 else 0
+    expected = pixels[:48, left : left + 40]
+    flipped = rng.random() < 0.5
+    expected = expected[:, ::-1] if flipped else expected
+    expected = (expected.astype(int) + rng.randint(1, 9)).clip(0, 255)
+    np.testing.assert_array_equal(transform(open_image(data), random.Random(seed)), expected)
+    seen.add((left, flipped))
+  assert len(seen) == 4
 
 
 # --- Normalisation ----------------------------------------------------------------------

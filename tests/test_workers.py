@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, free_port, script_environment
 from dump_batches import BATCH_SIZE
+from helpers import ROOT, free_port, script_environment
 from image_sets import write_folder
 from worker_samples import Deadly, Numbers
 
@@ -163,12 +163,12 @@ def test_ctrl_c_ends_everything(reading):
 def test_an_iterator_that_is_left_open_does_not_hold_up_the_end(folder, tmp_path, workers):
   # At module level: it is closed when the interpreter is taken apart.
   code = f"""if __name__ == "__main__":
-    from gfnet_jax.data.folder import FolderSource
     from gfnet_jax.data.pipeline import Reading, Share, train_batches
+    from gfnet_jax.data.sources.folder import FolderSource
     from gfnet_jax.data.transforms import TrainTransform
     batches = train_batches(
       FolderSource({str(folder)!r}, "train"), TrainTransform(image_size=40), seed=0,
-      share=Share(8), first_step=0, num_steps=10**6, reading=Reading(1, 2, {workers}),
+      share=Share(8), first_batch=0, num_batches=10**6, reading=Reading(1, 2, {workers}),
     )
     next(batches)"""
   script = tmp_path / "open.py"
@@ -294,11 +294,11 @@ def test_a_worker_is_never_further_ahead_than_documented_and_can_be_killed_there
 
 
 def test_signals_to_the_group_do_not_reach_workers_that_are_starting(monkeypatch):
-  def signal_first(connection, parcel):
+  def signal_first(connection, message):
     for process in multiprocessing.active_children():
       os.kill(process.pid, signal.SIGINT)
       os.kill(process.pid, signal.SIGTERM)
-    send(connection, parcel)
+    send(connection, message)
 
   send = workers_module.send
   monkeypatch.setattr(workers_module, "send", signal_first)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project need not be installed
 
+from gfnet_jax import startup
 from gfnet_jax.command_line import ArgumentParser, run
-from gfnet_jax.host_memory import keep_freed_memory
 
 
 def main(arguments: list[str]) -> None:
-  keep_freed_memory()  # as the scripts do
+  startup.keep_freed_memory()  # as the scripts do
   parser = ArgumentParser(prog="tools/benchmark.py", description=__doc__)
   benchmarks = parser.add_subparsers(required=True, metavar="WHAT")
   # Every module of tools/benchmarks has add_arguments(parser) and run(options).
@@ -27,7 +27,10 @@ def main(arguments: list[str]) -> None:
     benchmark.set_defaults(run=module.run)
     benchmark.add_argument("--output", type=Path, help="write the result to this file as JSON")
     module.add_arguments(benchmark)
-  options = parser.parse_args(arguments)
+  options, overrides = parser.parse_known_args(arguments)
+  if overrides and "overrides" not in options:
+    parser.error(f"unexpected argument {overrides[0]!r}")
+  options.overrides = overrides  # of a config, for the benchmarks that read one
   options.run(options)
 
 

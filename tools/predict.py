@@ -14,22 +14,23 @@ either, as after converting official weights, they are shown by index:
   python tools/predict.py runs/gfnet-xs photo.jpg --class-names imagenet_classes.txt
 """
 
+import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project need not be installed
 
+from gfnet_jax import startup
 from gfnet_jax.command_line import ArgumentParser, run
 from gfnet_jax.errors import UserError
-
-Prediction = dict[str, str | int | float]
 
 
 def main(arguments: list[str]) -> None:
   parser = ArgumentParser(prog="tools/predict.py", description=__doc__)
-  parser.add_argument("checkpoint", type=Path, help="of train.py or convert_torch_weights.py")
+  parser.add_argument(
+    "checkpoint", help="of train.py or convert_torch_weights.py, or an official file of weights"
+  )
   parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
   parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
   parser.add_argument("--class-names", type=Path, help="file with one name per line")
@@ -43,25 +44,19 @@ def main(arguments: list[str]) -> None:
     parser.error("--top and --batch-size must be positive")
   paths = find_images(options.images)
 
-  # Importing jax takes a second that --help and typing errors need not wait for.
-  from gfnet_jax.compilation_cache import enable_compilation_cache
-  from gfnet_jax.training.checkpoint import load_model
-  from gfnet_jax.training.precision import matmul_precision
+  startup.start()
+  import gfnet_jax
 
-  enable_compilation_cache()
-  saved = load_model(
+  saved = gfnet_jax.load_model(
     options.checkpoint, options.which, precision=options.precision, ema=options.ema
   )
-  num_classes = saved.config["num_classes"]
-  names = saved.class_names
   if options.class_names:
-    names = read_class_names(options.class_names, num_classes)
+    names = read_class_names(options.class_names, saved.config["num_classes"])
+    saved = dataclasses.replace(saved, class_names=names)
   show = print_json if options.json else print_table
-  with matmul_precision(saved.precision):
-    for path, predictions in predict(
-      saved.model, paths, names, top=min(options.top, num_classes), batch_size=options.batch_size
-    ):
-      show(path, predictions)
+  predictions = saved.predict_each(paths, top=options.top, batch_size=options.batch_size)
+  for path, best in zip(paths, predictions, strict=True):
+    show(path, best)
 
 
 def find_images(paths: list[Path]) -> list[Path]:
@@ -106,68 +101,17 @@ def read_class_names(path: Path, num_classes: int) -> list[str]:
   return names
 
 
-def predict(
-  model, paths: list[Path], names: list[str] | None, *, top: int, batch_size: int
-) -> Iterator[tuple[Path, list[Prediction]]]:
-  """The most probable classes of every image, best first.
-
-  Raises:
-    UserError: for an image that cannot be read.
-  """
-  import jax
-  import numpy as np
-
-  classify = make_classifier(model, top)
-  batch_size = min(batch_size, len(paths))
-  for start in range(0, len(paths), batch_size):
-    chunk = paths[start : start + batch_size]
-    images = [read_image(path, model.image_size) for path in chunk]
-    images += images[-1:] * (batch_size - len(chunk))  # one size, to be compiled once
-    probabilities, indices = jax.device_get(classify(np.stack(images)))
-    for path, *best in zip(chunk, probabilities, indices, strict=False):
-      yield (
-        path,
-        [
-          {"index": int(i), "class": names[i] if names else str(i), "probability": float(p)}
-          for p, i in zip(*best, strict=True)
-        ],
-      )
-
-
-def make_classifier(model, top: int) -> Callable:
-  """Compiles images (batch, H, W, 3), uint8, to (probabilities, indices), each (batch, top)."""
-  import jax
-
-  from gfnet_jax.data.normalize import normalize
-  from gfnet_jax.models.functional import merge, split
-
-  structure, params = split(model)
-
-  @jax.jit
-  def classify(params, images):
-    return jax.lax.top_k(jax.nn.softmax(merge(structure, params)(normalize(images))), top)
-
-  return lambda images: classify(params, images)
-
-
-def read_image(path: Path, image_size: tuple[int, int]):
-  """The image as the model is evaluated on it, (H, W, 3), uint8."""
-  from gfnet_jax.data.transforms import BadImageError, decode_image, eval_transform
-
-  try:
-    return eval_transform(decode_image(path.read_bytes()), image_size)
-  except (OSError, BadImageError) as error:
-    raise UserError(f"cannot read {path}: {error}") from error
-
-
-def print_json(path: Path, predictions: list[Prediction]) -> None:
+def print_json(path: Path, best: list) -> None:
+  predictions = [
+    {"index": one.index, "class": one.class_name, "probability": one.probability} for one in best
+  ]
   print(json.dumps({"image": str(path), "predictions": predictions}), flush=True)
 
 
-def print_table(path: Path, predictions: list[Prediction]) -> None:
+def print_table(path: Path, best: list) -> None:
   print(path)
-  for prediction in predictions:
-    print(f"  {prediction['probability']:7.2%}  {prediction['class']}", flush=True)
+  for one in best:
+    print(f"  {one.probability:7.2%}  {one.class_name}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ From folders, SOURCE/SPLIT/CLASS/*.JPEG; the split `val` is called `validation`:
 
   python tools/prepare_tfds.py ~/flowers --name flowers --output ~/tensorflow_datasets
 
-The data set is then --config.data.name=NAME --config.data.data_dir=OUTPUT. Stop at any
-time: the same command goes on. At the end, everything is read again and compared.
+Train on it with --config.data.name=NAME --config.data.data_dir=OUTPUT. It may be stopped at
+any time: the same command resumes. At the end, everything is read again and compared.
 """
 
 import os
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     parser.error(f"--processes is {options.processes}, expected at least 1")
 
   # Importing TFDS takes seconds that --help and typing errors need not wait for.
-  from gfnet_jax.data.prepare import prepare
+  from gfnet_jax.data.prepare.write import prepare
 
   version = "5.1.0" if options.name == IMAGENET else "1.0.0"  # 5.1.0 is what TFDS looks for
   directory = options.output / options.name / version
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
 
 def list_splits(source: Path, name: str) -> tuple[list[str], dict[str, list]]:
   """The classes, and the images of each split."""
-  from gfnet_jax.data import archives
+  from gfnet_jax.data.prepare import archives
 
   tars = {
     "train": (source / archives.TRAIN_TAR, archives.list_train_tar),

@@ -1,6 +1,6 @@
 """RandAugment (arXiv:1909.13719) as in the official recipe (timm 0.4.12 auto_augment.py).
 
-A transform is given as a string, such as rand-m9-mstd0.5-inc1: `rand`, then
+An augmentation is given as a string, such as rand-m9-mstd0.5-inc1: `rand`, then
 sections of letters and a number, in any order:
 
     m     magnitude, the mean level of an operation (default 10)
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageEnhance, ImageOps
 
-from gfnet_jax.data.normalize import MEAN
+from gfnet_jax.data.on_device.normalize import MEAN
 from gfnet_jax.errors import UserError
 
 FILL = tuple(min(255, round(255 * mean)) for mean in MEAN)  # what geometric operations uncover
@@ -37,7 +37,7 @@ INTERPOLATIONS = {
 
 
 def draw_interpolation(name: str, rng: random.Random) -> Image.Resampling:
-  """The filter of that name; 'random' is bilinear or bicubic and alone takes a draw."""
+  """The filter of that name; only 'random', which is bilinear or bicubic, takes a draw."""
   filters = INTERPOLATIONS[name]
   return filters[0] if len(filters) == 1 else rng.choice(filters)
 
@@ -47,10 +47,10 @@ class Operation(NamedTuple):
 
   Attributes:
     name: as in the official list.
-    argument: level to argument; for signed operations of a level of either sign.
-    apply: (image, argument) to image; geometric ones also take the filter.
+    argument: maps a level, of either sign if signed, to the argument.
+    apply: maps (image, argument) to an image; geometric operations take the filter as well.
     signed: whether the level gets a random sign.
-    geometric: whether the pixels move.
+    geometric: whether pixels move.
   """
 
   name: str
@@ -186,10 +186,11 @@ def choose_operations(
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-  """Applies randomly drawn operations to an image; fields as in the module's table.
+  """Applies randomly drawn operations to an image.
 
-  `interpolation` is the filter of geometric operations: 'bilinear', 'bicubic' or
-  'random', which draws one of the two for every operation.
+  The fields are explained in the table at the top of this module; `interpolation` is the
+  filter of geometric operations: 'bilinear', 'bicubic' or 'random', which draws one of the
+  two for every operation.
   """
 
   magnitude: float = FULL_LEVEL
@@ -240,17 +241,12 @@ SECTIONS = {
 
 
 def parse_randaugment(text: str, *, interpolation: str = "bicubic") -> RandAugment:
-  """The transform that a string such as rand-m9-mstd0.5-inc1 stands for.
+  """The augmentation that a string such as rand-m9-mstd0.5-inc1 stands for.
 
   Raises:
-    UserError: for another kind of transform, an unknown or malformed section.
+    UserError: for an unknown or malformed section.
   """
-  kind, *sections = text.split("-")
-  if kind != "rand":
-    raise UserError(
-      f"auto_augment is {text!r}, expected a string that starts with rand-, such as "
-      "rand-m9-mstd0.5-inc1, or an empty one for none"
-    )
+  _, *sections = text.split("-")
   fields = {}
   for section in sections:
     match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", section)

@@ -1,7 +1,7 @@
-"""Iterating over samples in batches, with threads and processes that end when they should.
+"""Batches of samples, read by threads and by worker processes that end when they should.
 
-Grain has the threads. The processes are ours, and share nothing but a socket with their
-parent: a lock that is shared stays taken when its holder is killed.
+The threads are Grain's. The worker processes are ours, and share nothing with their parent
+but a socket: a shared lock would stay locked once the process that holds it is killed.
 """
 
 import atexit
@@ -20,10 +20,11 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, SupportsIndex
 
 import grain
 
-from gfnet_jax.data.parcels import AVAILABLE, pack, receive, send
+from gfnet_jax.data.shared_memory import AVAILABLE, pack, receive, send
 from gfnet_jax.errors import UserError
 
-# They reach the whole group of processes; the parent may still need batches.
+# A terminal or scheduler sends them to the whole process group, but the parent may still
+# need batches: workers ignore them.
 PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 REQUEST = b"\0"  # for one batch
 
@@ -39,26 +40,26 @@ class Samples(Protocol):
 def iterate_batches(
   samples: Samples, batch_size: int, first_batch: int, *, threads: int, prefetch: int, workers: int
 ) -> Iterator[Any]:
-  """Yields batches of consecutive samples; closing the iterator ends all that it started.
+  """Yields batches of consecutive samples; closing the iterator ends everything it started.
 
   Args:
     samples: dictionaries of arrays or scalars; the samples of a batch are stacked.
-    batch_size: samples in a batch; a last smaller one is yielded, too.
-    first_batch: number of batches to leave out.
+    batch_size: samples in a batch; a smaller last batch is yielded as well.
+    first_batch: number of batches to leave out at the beginning.
     threads: per process; each works on a batch of its own.
-    prefetch: batches begun ahead, per process.
-    workers: processes to spread the batches over; 0 reads in this process.
+    prefetch: batches that are read ahead, per process.
+    workers: processes among which the batches are divided; 0 reads in this process.
 
   Raises:
-    UserError: if a worker process dies, or if this system has no worker processes.
-    Exception: what the samples raise, at its place; from a worker process with its
-      traceback as a note, and as a RuntimeError if it cannot be pickled.
+    UserError: if a worker process dies, or this system cannot have worker processes.
+    Exception: what the samples raise, in place of the batch; from a worker process with
+      its traceback as a note, and as a RuntimeError if it cannot be pickled.
   """
   options = grain.ReadOptions(threads, prefetch)
   if workers and not AVAILABLE:
     raise UserError(
-      f"data.reading.workers is {workers}, expected 0 where there is no memfd_create (Linux has "
-      "it); set data.reading.threads instead"
+      f"data.reading.workers is {workers}, expected 0 on a system without memfd_create (Linux "
+      "has it); set data.reading.threads instead"
     )
   if workers:
     return _from_workers(samples, batch_size, first_batch, options, workers)
@@ -86,7 +87,7 @@ class _Stopped(Exception):
 
 
 class _Stoppable:
-  """Samples that can be cut short, so that a batch need not be finished to stop."""
+  """Samples that can be stopped, so that a thread need not finish its batch first."""
 
   def __init__(self, samples: Samples):
     self._samples = samples
@@ -106,58 +107,58 @@ def _from_workers(
 ) -> Iterator[Any]:
   count = len(_batches(samples, batch_size, first_batch))
   workers = min(workers, count)
-  crew = _Crew()
+  pool = _WorkerPool()
   try:
-    with pack(samples) as parcel:
-      crew.hire(parcel, [(batch_size, first_batch + k, workers, options) for k in range(workers)])
+    with pack(samples) as message:
+      pool.start(message, [(batch_size, first_batch + k, workers, options) for k in range(workers)])
     for i in range(count):
-      yield crew.take(i % workers)
+      yield pool.next_batch(i % workers)
   finally:
-    crew.dismiss()
+    pool.close()
 
 
-class _Crew:
+class _WorkerPool:
   """The worker processes of one iterator."""
 
   def __init__(self):
     self._workers: list[_Worker] = []
-    # For iterators that are left open: runs before multiprocessing's own function, which
-    # would wait for the workers for ever.
-    atexit.register(self.dismiss)
+    # For iterators that are never closed. Runs before multiprocessing's own function, which
+    # would wait for the workers forever.
+    atexit.register(self.close)
 
-  def hire(self, samples: BinaryIO, tasks: list[tuple]) -> None:
-    """Starts a worker for each task: (batch_size, first, step, options)."""
+  def start(self, samples: BinaryIO, tasks: list[tuple]) -> None:
+    """Starts one worker per task, (batch_size, first, step, options), and sends it the samples."""
     with _blocked_signals():
       for task in tasks:
-        # Ours before it lives: a Ctrl-C may come in between, through another thread.
+        # In the list before it runs: Ctrl-C may come in between, through another thread.
         self._workers.append(_Worker(task))
         self._workers[-1].start()
     for worker in self._workers:
-      worker.begin(samples)
+      worker.send_samples(samples)
 
-  def take(self, k: int) -> Any:
+  def next_batch(self, k: int) -> Any:
     """The next batch of worker k."""
-    return self._workers[k].take()
+    return self._workers[k].next_batch()
 
-  def dismiss(self) -> None:
-    """Ends the workers at once: nobody waits for what they have begun.
+  def close(self) -> None:
+    """Ends the workers at once: nobody waits for the batches that they have begun.
 
-    A second Ctrl-C may cut this off; then it happens once more at the end.
+    A second Ctrl-C may interrupt this; then it is done at exit.
     """
     for worker in self._workers:
       worker.kill()
     while self._workers:
-      self._workers.pop().bury()
-    atexit.unregister(self.dismiss)
+      self._workers.pop().close()
+    atexit.unregister(self.close)
 
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-  """Lets processes that are started here begin with the parent's signals blocked.
+  """Has processes that are started here begin with PARENTS_SIGNALS blocked.
 
-  So none ends them, or prints a traceback, before they can ignore it.
+  Otherwise a signal could end them, or print a traceback, before they are able to ignore it.
   """
-  resource_tracker.ensure_running()  # else the first start of a process would unblock them
+  resource_tracker.ensure_running()  # or else the first start of a process would unblock them
   before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
   try:
     yield
@@ -166,19 +167,19 @@ def _blocked_signals() -> Iterator[None]:
 
 
 class _Worker:
-  """A process that makes batches, seen from its parent."""
+  """A process that makes batches, as its parent sees it."""
 
   def __init__(self, task: tuple):
-    self._socket, self._theirs = socket.socketpair()
-    context = multiprocessing.get_context("spawn")  # jax has threads, which forbid to fork
-    self._process = context.Process(target=_work, args=(self._theirs, *task), daemon=True)
+    self._socket, self._child_socket = socket.socketpair()
+    context = multiprocessing.get_context("spawn")  # jax has threads, so forking is unsafe
+    self._process = context.Process(target=_work, args=(self._child_socket, *task), daemon=True)
 
   def start(self) -> None:
-    with self._theirs:
+    with self._child_socket:
       self._process.start()
 
-  def begin(self, samples: BinaryIO) -> None:
-    with contextlib.suppress(ConnectionError):  # a death is noticed by `take`
+  def send_samples(self, samples: BinaryIO) -> None:
+    with contextlib.suppress(ConnectionError):  # `next_batch` will notice that it has died
       send(self._socket, samples)
     self._request()
 
@@ -186,8 +187,8 @@ class _Worker:
     with contextlib.suppress(ConnectionError):
       self._socket.send(REQUEST)
 
-  def take(self) -> Any:
-    """Waits for the next batch, and lets the one after it come.
+  def next_batch(self) -> Any:
+    """Waits for the next batch, and requests the one after it.
 
     Raises:
       UserError: if the process has died.
@@ -216,13 +217,13 @@ class _Worker:
     if self._process.pid:
       self._process.kill()
 
-  def bury(self) -> None:
-    """Leaves nothing of a process that was killed."""
+  def close(self) -> None:
+    """Frees all resources of a process that was killed."""
     if self._process.pid:
       self._process.join()
     self._process.close()
     self._socket.close()
-    self._theirs.close()
+    self._child_socket.close()
 
 
 def _meaning(exit_code: int) -> str:
@@ -233,47 +234,47 @@ def _meaning(exit_code: int) -> str:
 
 
 class _Failure(NamedTuple):
-  """What comes from a worker in place of a batch that could not be made."""
+  """What a worker sends in place of a batch that it could not make."""
 
   error: Exception
   traceback: str
 
 
 def _work(parent: socket.socket, *task: Any) -> None:
-  """The life of a worker process."""
+  """Runs in the worker process: sends one batch per request until the parent is gone."""
   for number in PARENTS_SIGNALS:
     signal.signal(number, signal.SIG_IGN)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS_SIGNALS)
-  die_with_parent()
-  with contextlib.suppress(ConnectionError):  # the parent has gone
-    for parcel in _parcels(parent, *task):
-      with parcel:
+  exit_with_parent()
+  with contextlib.suppress(ConnectionError):  # the parent is gone
+    for message in _messages(parent, *task):
+      with message:
         if not parent.recv(len(REQUEST)):
           return
-        send(parent, parcel)
+        send(parent, message)
 
 
-def _parcels(
+def _messages(
   parent: socket.socket, batch_size: int, first: int, step: int, options: grain.ReadOptions
 ) -> Iterator[BinaryIO]:
-  """Packed batches, up to a packed _Failure if one cannot be made."""
+  """Packed batches; if one cannot be made, a packed _Failure in its place, and the end."""
   try:
     samples = receive(parent)
     yield from map(pack, _batches(samples, batch_size, first, step).to_iter_dataset(options))
-  except Exception as error:  # whatever it is: the parent raises it in its place
-    yield pack(_Failure(_portable(error), traceback.format_exc()))
+  except Exception as error:  # of any kind: the parent raises it
+    yield pack(_Failure(_picklable(error), traceback.format_exc()))
 
 
-def _portable(error: Exception) -> Exception:
-  """An exception as it arrives after pickling, or one that says the same."""
+def _picklable(error: Exception) -> Exception:
+  """The exception as it arrives after pickling, or one that says the same."""
   try:
     return pickle.loads(pickle.dumps(error))
   except Exception:
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def die_with_parent() -> None:
-  """Lets this process of multiprocessing end when its parent does, even if that is killed."""
+def exit_with_parent() -> None:
+  """Makes this child process exit when its parent does, even if the parent is killed."""
 
   def watch() -> None:
     wait([multiprocessing.parent_process().sentinel])

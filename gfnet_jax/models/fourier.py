@@ -9,25 +9,24 @@ from jax.sharding import AxisType, PartitionSpec
 
 from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
 from gfnet_jax.models.products import sum_over_rows
-
-BATCH_AXIS = "data"  # the mesh axis over which batches are sharded
+from gfnet_jax.sharding import BATCH_AXIS
 
 
 def global_filter(tokens: jax.Array, weight: jax.Array, backend: str = "auto") -> jax.Array:
-  """Filters a token grid in the frequency domain (paper, section 3.2, eq. 3 to 5).
+  """Filters a grid of tokens in the frequency domain (paper, section 3.2, eq. 3 to 5).
 
   Under a mesh (`jax.set_mesh`) whose axis "data" shards the batch, every device
-  transforms its own images: XLA does not partition FFTs by itself and would
-  gather the whole batch on each device. Differentiable in reverse mode.
+  transforms its own images: XLA does not partition FFTs, and would gather the whole
+  batch on every device. Differentiable in reverse mode.
 
   Args:
     tokens: (batch, height, width, channels), float32.
-    weight: (2, height, width // 2 + 1, channels), float32; real parts, then
-      imaginary parts. The imaginary parts of the DC and Nyquist columns have no
-      effect after the inverse transform along the height.
-    backend: a name of `fourier_backends.BACKENDS`, or "auto" for the one that was
-      fastest on such a grid and this platform. Matrix products have the precision of
-      `jax.default_matmul_precision`.
+    weight: (2, height, width // 2 + 1, channels), float32: the real parts, then the
+      imaginary parts. Once the height is transformed back, the imaginary parts of the
+      DC and Nyquist columns have no effect.
+    backend: a name in `fourier_backends.BACKENDS`, or "auto" for the one measured to be
+      fastest on this platform for the most similar grid. The precision of its matrix
+      products is `jax.default_matmul_precision`.
 
   Returns:
     (batch, height, width, channels), float32.
@@ -41,7 +40,7 @@ def global_filter(tokens: jax.Array, weight: jax.Array, backend: str = "auto") -
     return _filter(backend, tokens, weight)
 
   def filter_shard(tokens, weight):
-    # Varying, so that the gradient is summed over the devices behind the custom one.
+    # Marked as varying, so that JAX sums our custom gradient over the devices.
     return _filter(backend, tokens, jax.lax.pcast(weight, BATCH_AXIS, to="varying"))
 
   batch = PartitionSpec(BATCH_AXIS)
@@ -51,7 +50,7 @@ def global_filter(tokens: jax.Array, weight: jax.Array, backend: str = "auto") -
 
 
 def _is_sharded(mesh: jax.sharding.AbstractMesh, batch_size: int) -> bool:
-  """Whether the batch is split over the mesh by the compiler, not yet by hand."""
+  """Whether the compiler would split the batch over the mesh, and we have not done so yet."""
   if BATCH_AXIS not in mesh.axis_names:
     return False
   automatic = mesh.axis_types[mesh.axis_names.index(BATCH_AXIS)] != AxisType.Manual
@@ -65,7 +64,7 @@ def _filter(backend: str, tokens: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _forward(backend, tokens, weight):
-  """The filtered tokens, and what the gradient needs."""
+  """Returns the filtered tokens, and what the gradient needs."""
   transform, invert, axes = BACKENDS[backend]
   spectrum = transform(tokens)
   filtered = invert(_multiply(spectrum, weight.transpose(axes)), tokens.shape[2])
@@ -73,11 +72,11 @@ def _forward(backend, tokens, weight):
 
 
 def _backward(backend, residuals, gradient):
-  """One transform and one inverse; automatic differentiation would do more.
+  """Takes one transform and one inverse; automatic differentiation would take more.
 
-  The filter is a circular convolution, so its adjoint is the filter of the conjugate
-  weight. A weight acts on its frequency and, but for the DC and Nyquist columns, on
-  the mirrored one that the half spectrum leaves out: hence the factor of 2.
+  The filter is a circular convolution, so its adjoint is the filter with the conjugate
+  weight. A weight acts on its own frequency and, except in the DC and Nyquist columns,
+  also on the mirrored one that the half spectrum leaves out: hence the factor of 2.
   """
   transform, invert, axes = BACKENDS[backend]
   spectrum, weight = residuals
@@ -98,6 +97,6 @@ _filter.defvjp(_forward, _backward)
 
 
 def _multiply(spectrum: jax.Array, weight: jax.Array) -> jax.Array:
-  """The complex product of (batch, 2, ...) and (2, ...), pairs of real numbers."""
+  """The complex product of (batch, 2, ...) and (2, ...), both as pairs of real numbers."""
   a, b, c, d = spectrum[:, 0], spectrum[:, 1], weight[:1], weight[1:]
   return jnp.stack([a * c - b * d, a * d + b * c], axis=1)

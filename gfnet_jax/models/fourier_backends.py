@@ -1,7 +1,7 @@
-"""Ways to compute the same orthonormal real Fourier transform of token grids.
+"""Different ways to compute one transform: the orthonormal real 2D DFT of token grids.
 
-A spectrum is (batch, 2, height, width // 2 + 1, channels), float32, with its axes in an
-order of the backend's own: real parts, then imaginary parts.
+A spectrum is (batch, 2, height, width // 2 + 1, channels), float32, real parts before
+imaginary parts; every backend keeps its axes in an order of its own.
 """
 
 import functools
@@ -21,11 +21,11 @@ class Backend(NamedTuple):
   """A transform and its inverse.
 
   Attributes:
-    transform: (batch, height, width, channels), float32, to its spectrum.
-    invert: spectrum and width to (batch, height, width, channels), float32; ignores
-      the imaginary parts of the DC and Nyquist columns after the inverse along the
-      height, as `jnp.fft.irfft2` does.
-    axes: the order of a spectrum's axes behind the batch, for `jnp.transpose`.
+    transform: maps tokens (batch, height, width, channels), float32, to their spectrum.
+    invert: maps a spectrum and the width back to tokens. Like `jnp.fft.irfft2`, it
+      ignores the imaginary parts of the DC and Nyquist columns once the height is
+      transformed back.
+    axes: the order of a spectrum's axes after the batch, for `jnp.transpose`.
   """
 
   transform: Callable[[jax.Array], jax.Array]
@@ -34,10 +34,10 @@ class Backend(NamedTuple):
 
 
 def choose_backend(name: str, shape: tuple[int, int, int]) -> str:
-  """The name itself, or for "auto" the fastest of the most similar measured shape.
+  """Returns the name itself or, for "auto", the fastest for the most similar measured shape.
 
   Args:
-    name: of a backend, or "auto".
+    name: a backend, or "auto".
     shape: (height, width, channels) of the tokens.
 
   Raises:
@@ -61,7 +61,8 @@ def choose_backend(name: str, shape: tuple[int, int, int]) -> str:
 
 
 def _fft(tokens: jax.Array) -> jax.Array:
-  # FFT libraries want the grid last. The spectrum stays so: to turn the filter is less work.
+  # FFT libraries want the grid last. The spectrum stays that way: the filter is smaller, and
+  # so cheaper to transpose.
   spectrum = jnp.fft.rfft2(jnp.moveaxis(tokens, -1, 1), norm="ortho")
   return jnp.stack([spectrum.real, spectrum.imag], axis=1)
 
@@ -73,7 +74,7 @@ def _inverse_fft(spectrum: jax.Array, width: int) -> jax.Array:
 
 
 def _separable(tokens: jax.Array) -> jax.Array:
-  """Products along the width, then along the height."""
+  """Multiplies by one matrix along the width, then by another along the height."""
   batch, height, width, channels = tokens.shape
   columns = width // 2 + 1
   x = _product(_width_matrix(width), tokens)  # (batch, height, 2 * columns, channels)
@@ -89,7 +90,7 @@ def _inverse_separable(spectrum: jax.Array, width: int) -> jax.Array:
 
 
 def _dense(tokens: jax.Array) -> jax.Array:
-  """One product over all tokens: more arithmetic in fewer, larger steps."""
+  """Multiplies by one matrix over all tokens: more arithmetic, in fewer and larger steps."""
   batch, height, width, channels = tokens.shape
   x = _product(_grid_matrix(height, width), tokens.reshape(batch, height * width, channels))
   return x.reshape(batch, 2, height, width // 2 + 1, channels)
@@ -103,23 +104,21 @@ def _inverse_dense(spectrum: jax.Array, width: int) -> jax.Array:
 
 
 def _product(matrix: np.ndarray, x: jax.Array) -> jax.Array:
-  """The product (m, n) with each of (..., n, c) to (..., m, c).
-
-  With a copy of the small matrix for each, or XLA would put m first and transpose.
-  """
+  """Multiplies a matrix (m, n) with each of (..., n, c), which gives (..., m, c)."""
+  # With one matrix for all, XLA would put m first and then transpose the result.
   return jnp.matmul(jnp.broadcast_to(matrix, (*x.shape[:-2], *matrix.shape)), x)
 
 
 @functools.cache
 def _width_matrix(width: int) -> np.ndarray:
-  """(2 * columns, width): the real transform; `numpy.fft` of units has exact zeros."""
+  """(2 * columns, width): the real transform, whose zeros are exact in `numpy.fft`."""
   spectrum = np.fft.rfft(np.eye(width), norm="ortho").T
   return np.concatenate([spectrum.real, spectrum.imag]).astype(np.float32)
 
 
 @functools.cache
 def _inverse_width_matrix(width: int) -> np.ndarray:
-  """(width, 2 * columns)."""
+  """(width, 2 * columns): the inverse of `_width_matrix`."""
   units = np.eye(width // 2 + 1)
   pair = [np.fft.irfft(unit * units, width, norm="ortho") for unit in (1, 1j)]
   return np.concatenate(pair).T.astype(np.float32)
@@ -127,9 +126,10 @@ def _inverse_width_matrix(width: int) -> np.ndarray:
 
 @functools.cache
 def _height_matrix(height: int) -> np.ndarray:
-  """(2 * height, height * 2): the complex transform of pairs, which comes out pairs first.
+  """(2 * height, height * 2): the complex transform, from (row, part) to (part, row).
 
-  So the pairs stay where the product along the width leaves and wants them.
+  The product along the width leaves real and imaginary part after the row, and its inverse
+  expects them there.
   """
   spectrum = np.fft.fft(np.eye(height), norm="ortho")
   real, imaginary = spectrum.real, spectrum.imag
@@ -139,7 +139,7 @@ def _height_matrix(height: int) -> np.ndarray:
 
 @functools.cache
 def _grid_matrix(height: int, width: int) -> np.ndarray:
-  """(2 * height * columns, height * width)."""
+  """(2 * height * columns, height * width): the real transform of a whole grid."""
   tokens = height * width
   units = np.eye(tokens).reshape(tokens, height, width)
   spectrum = np.fft.rfft2(units, norm="ortho").reshape(tokens, -1).T
@@ -148,7 +148,7 @@ def _grid_matrix(height: int, width: int) -> np.ndarray:
 
 @functools.cache
 def _inverse_grid_matrix(height: int, width: int) -> np.ndarray:
-  """(height * width, 2 * height * columns)."""
+  """(height * width, 2 * height * columns): the inverse of `_grid_matrix`."""
   columns = width // 2 + 1
   units = np.eye(height * columns).reshape(-1, height, columns)
   pair = [np.fft.irfft2(unit * units, (height, width), norm="ortho") for unit in (1, 1j)]

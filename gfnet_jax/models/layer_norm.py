@@ -1,4 +1,4 @@
-"""Layer normalisation with a gradient of its own, for speed and memory."""
+"""Layer normalisation with a hand-written gradient, for speed and memory."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ EPSILON = 1e-6  # official gfnet.py
 class LayerNorm(nnx.Module):
   """Normalises the last axis (arXiv:1607.06450), with the official epsilon.
 
-  Mean and variance are taken in two passes over float32, as PyTorch takes them.
+  Mean and variance are computed in float32 in two passes, as in PyTorch.
   Differentiable in reverse mode.
 
   Args:
     dim: channels.
-    rngs: as every layer takes it; the weights begin as 1 and 0.
+    rngs: taken as by every layer; the scale starts at 1 and the bias at 0.
   """
 
   def __init__(self, dim: int, *, rngs: nnx.Rngs):
@@ -36,16 +36,16 @@ def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _forward(x, scale, bias):
-  """The result, and what the gradient needs."""
+  """Returns the result, and what the gradient needs."""
   mean = x.mean(-1, keepdims=True)
   factor = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + EPSILON)
   return (x - mean) * factor * scale[None] + bias[None], (x, mean, factor, scale)
 
 
 def _backward(residuals, gradient):
-  """Ioffe and Szegedy's gradient (arXiv:1502.03167, section 3), over channels."""
-  # Or XLA's CPU compiler would merge this with the forward pass and keep two arrays as
-  # large as x till here. Not measured elsewhere.
+  """Ioffe and Szegedy's gradient (arXiv:1502.03167, section 3), here over channels."""
+  # Without the barrier, XLA's CPU compiler merges this with the forward pass and keeps two
+  # arrays of the size of x until here. Other platforms were not measured.
   x, mean, factor, scale = jax.lax.optimization_barrier(residuals)
   normalised = (x - mean) * factor
   product = gradient * normalised

@@ -1,4 +1,4 @@
-"""Products, and sums as products, in the form that XLA computes fast on a CPU, too."""
+"""Matrix products, and sums written as products, in forms that XLA also compiles well on CPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,13 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def with_fast_gradient(kernel: jax.Array) -> jax.Array:
-  """The kernel (rows, columns) itself, of any float type, for the product x @ kernel.
+  """Returns the kernel (rows, columns), of any float type, for the product x @ kernel.
 
-  The gradient of a kernel with more rows than columns, x.T @ gradient, is then computed
-  as the transpose of gradient.T @ x on a CPU: products from the narrow side are faster.
-  Differentiable in reverse mode. On several devices call it under `jax.set_mesh`: it
-  takes arrays without a mesh for those of one, and XLA may gather a sharded gradient.
+  If the kernel has more rows than columns, a CPU then computes its gradient,
+  x.T @ gradient, as the transpose of gradient.T @ x: products from the narrow side are
+  faster. Differentiable in reverse mode. On several devices, call it under
+  `jax.set_mesh`: without a mesh it assumes one device, and XLA may gather a sharded
+  gradient.
   """
   return kernel
 
@@ -22,7 +23,7 @@ def _forward(kernel):
 
 def _backward(_, gradient):
   rows, columns = gradient.shape
-  # Over several devices the layout would have a sharded gradient gathered on each.
+  # On several devices, fixing the layout would gather a sharded gradient on each.
   one_device = jax.sharding.get_abstract_mesh().size <= 1
   slow = rows > columns and one_device and jax.default_backend() == "cpu"
   return (_from_the_narrow_side(gradient) if slow else gradient,)
@@ -31,25 +32,25 @@ def _backward(_, gradient):
 with_fast_gradient.defvjp(_forward, _backward)
 
 
-@jax.jit  # outside of a compiled function, a layout alone would bind the array to its device
+@jax.jit  # run eagerly, a layout constraint would tie the array to its device
 def _from_the_narrow_side(product: jax.Array) -> jax.Array:
-  """The product x.T @ y, whose transpose is to be computed in its place."""
-  # Here, so that a change of an experimental module can only concern training on a CPU.
+  """Returns the given product x.T @ y, but has its transpose computed instead."""
+  # Imported here, so that a change in an experimental module can only break training on a CPU.
   from jax.experimental.layout import Layout, with_layout_constraint
 
-  turned = jax.lax.optimization_barrier(product.T)  # or XLA would turn it back
-  # Stored by rows, or the optimiser would stride through it.
+  turned = jax.lax.optimization_barrier(product.T)  # else XLA turns it back
+  # Stored by rows, so that the optimiser need not stride through it.
   return with_layout_constraint(turned.T, Layout((0, 1)))
 
 
 def sum_over_rows(x: jax.Array) -> jax.Array:
-  """Sums (n, ...) of any float type over its first axis.
+  """Sums an array (n, ...) of any float type over its first axis.
 
-  As a product with ones: XLA's CPU compiler is many times slower at the sum itself.
+  It multiplies by ones: XLA's CPU code for a plain sum is many times slower.
   """
   return jnp.tensordot(jnp.ones(len(x), x.dtype), x, 1, precision=jax.lax.Precision.HIGHEST)
 
 
 def repeat_rows(x: jax.Array, n: int) -> jax.Array:
-  """Repeats (...) of any float type to (n, ...), such that `sum_over_rows` is its gradient."""
+  """Repeats an array of any float type n times, to (n, ...); its gradient is `sum_over_rows`."""
   return jnp.tensordot(jnp.ones(n, x.dtype), x, 0, precision=jax.lax.Precision.HIGHEST)

@@ -1,7 +1,7 @@
-"""Bicubic resizing of position embeddings and filters, to the rule of PyTorch.
+"""Bicubic resizing of position embeddings and filters, exactly as PyTorch does it.
 
-The official fine-tuning at another resolution (main_gfnet.py) interpolates with the
-Keys kernel of a = -0.75, which `jax.image.resize` does not offer (a = -0.5).
+The official fine-tuning at another resolution (main_gfnet.py) interpolates with Keys'
+kernel for a = -0.75, which `jax.image.resize` lacks: it has a = -0.5.
 """
 
 import numpy as np
@@ -10,13 +10,13 @@ KEYS_A = np.float32(-0.75)
 
 
 def resize_bicubic(table: np.ndarray, size: tuple[int, int], *, align_corners: bool) -> np.ndarray:
-  """Interpolates the first two axes; an unchanged size gives the same values exactly.
+  """Interpolates over the first two axes; an unchanged size returns the values unchanged.
 
   Args:
     table: (height, width, ...), any float type.
     size: (height, width) of the result.
-    align_corners: True maps the centres of the corner cells onto each other (the
-      official rule for filters), False the outer edges (position embeddings).
+    align_corners: True makes the centres of the corner cells coincide (official for
+      filters), False the outer edges (official for position embeddings).
 
   Returns:
     (*size, ...), float32.
@@ -29,10 +29,10 @@ def resize_bicubic(table: np.ndarray, size: tuple[int, int], *, align_corners: b
 
 
 def _interpolation_matrix(before: int, after: int, align_corners: bool) -> np.ndarray:
-  """The weights (after, before), float64, of one axis; taps beyond the border are clamped.
+  """The weights of one axis, (after, before), float64; taps beyond the border are clamped.
 
-  Positions and weights are rounded to float32 where PyTorch rounds them: exact ones
-  would move a value of unit variance by up to 1.5e-5.
+  Positions and weights are rounded to float32 where PyTorch rounds them. Exact ones
+  would change values of unit variance by up to 1.5e-5.
   """
   index = np.arange(after)
   if align_corners:
@@ -49,15 +49,15 @@ def _interpolation_matrix(before: int, after: int, align_corners: bool) -> np.nd
 
 
 def _inner(t: np.ndarray) -> np.ndarray:
-  """The Keys kernel for 0 <= t <= 1."""
+  """Keys' kernel for 0 <= t <= 1."""
   return _fused(_fused(KEYS_A + 2, t, -(KEYS_A + 3)) * t, t, 1)
 
 
 def _outer(t: np.ndarray) -> np.ndarray:
-  """The Keys kernel for 1 <= t <= 2."""
+  """Keys' kernel for 1 <= t <= 2."""
   return _fused(_fused(_fused(KEYS_A, t, -5 * KEYS_A), t, 8 * KEYS_A), t, -4 * KEYS_A)
 
 
 def _fused(a, b, c) -> np.ndarray:
-  """a * b + c rounded to float32 once, as the fused instruction does that PyTorch uses."""
+  """a * b + c, rounded to float32 once, as by the fused instruction that PyTorch uses."""
   return (np.float64(a) * np.float64(b) + np.float64(c)).astype(np.float32)

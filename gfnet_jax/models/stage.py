@@ -1,25 +1,50 @@
-"""Blocks of equal shapes one after the other: separate, or stacked and looped over."""
+"""The blocks of a stage, one after the other: separate, or stacked and looped over."""
 
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from gfnet_jax.models.functional import Params
 from gfnet_jax.models.layers import Block
+
+STACKED = re.compile(r"(blocks(?:\.\d+)?)\.stacked\.(.+)")  # (stage, parameter of a block)
+
+
+class BlockList(nnx.List):
+  """Blocks as separate modules."""
+
+  def __call__(self, x: jax.Array, keys: jax.Array | None, *, remat: bool = False) -> jax.Array:
+    """Maps tokens (batch, height, width, channels), float32, through all blocks.
+
+    Args:
+      x: the tokens.
+      keys: (blocks,) PRNG keys in training, or None in inference.
+      remat: whether the backward pass computes the inside of every block again.
+    """
+    for i, block in enumerate(self):
+      key = None if keys is None else keys[i]
+      if remat:
+        x = jax.checkpoint(_call, static_argnums=0)(*nnx.split(block), x, key)
+      else:
+        x = block(x, key=key)
+    return x
 
 
 class BlockStack(nnx.Module):
-  """Blocks of equal shapes with their parameters stacked along a new first axis.
+  """Blocks of equal shapes, their parameters stacked along a new first axis.
 
   XLA compiles one block and loops over the stack, and the optimiser handles a few large
-  arrays in place of many small ones. Indexing and iterating give single blocks to read:
-  copies, which do not write through.
+  arrays in place of many small ones. Indexing and iterating return single blocks for
+  reading: copies, which do not write through.
 
   Args:
-    blocks: to take the parameters from; at least one.
+    blocks: whose parameters are stacked; at least one.
   """
 
   def __init__(self, blocks: Sequence[Block]):
@@ -33,7 +58,7 @@ class BlockStack(nnx.Module):
 
   def __getitem__(self, i: int) -> Block:
     structure, states = nnx.split(self.stacked)
-    rate = self.drop_path_rates[operator.index(i)]  # no slices
+    rate = self.drop_path_rates[operator.index(i)]  # refuses slices
     block = nnx.merge(structure, jax.tree.map(lambda leaf: leaf[i], states))
     block.drop_path_rate = rate
     return block
@@ -42,36 +67,41 @@ class BlockStack(nnx.Module):
     return map(self.__getitem__, range(len(self)))
 
   def __call__(self, x: jax.Array, keys: jax.Array | None, *, remat: bool = False) -> jax.Array:
-    """Maps tokens (batch, height, width, channels), float32, through all blocks.
-
-    Args:
-      x: the tokens.
-      keys: (blocks,) PRNG keys in training, or None in inference.
-      remat: whether the backward pass computes the inside of a block again.
-    """
+    """As `BlockList.__call__`."""
     if not any(self.drop_path_rates):
       keys = None
     rates = jnp.array(self.drop_path_rates, jnp.float32)
     return _loop(*nnx.split(self.stacked), x, keys, rates, remat)
 
 
-Blocks = nnx.List | BlockStack
+Blocks = BlockList | BlockStack
 
 
-def apply_blocks(blocks: Blocks, x: jax.Array, keys: jax.Array | None, *, remat: bool) -> jax.Array:
-  """As `BlockStack.__call__`, for separate blocks as well."""
-  if isinstance(blocks, BlockStack):
-    return blocks(x, keys, remat=remat)
-  for i, block in enumerate(blocks):
-    key = None if keys is None else keys[i]
-    if remat:
-      x = jax.checkpoint(_call, static_argnums=0)(*nnx.split(block), x, key)
+def separate_blocks(params: Params) -> Params:
+  """Parameters by the names that they have in a model without stacks."""
+  separate = {}
+  for name, value in params.items():
+    if match := STACKED.fullmatch(name):
+      stage, rest = match.groups()
+      separate |= {f"{stage}.{i}.{rest}": value[i] for i in range(value.shape[0])}
     else:
-      x = block(x, key=key)
-  return x
+      separate[name] = value
+  return separate
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))  # or every eager call would compile anew
+def stack_blocks(separate: Mapping[str, np.ndarray], model_params: Params) -> dict[str, np.ndarray]:
+  """Undoes `separate_blocks`, for the stacks among the parameters of a model."""
+  params = {}
+  for name, value in model_params.items():
+    if match := STACKED.fullmatch(name):
+      stage, rest = match.groups()
+      params[name] = np.stack([separate[f"{stage}.{i}.{rest}"] for i in range(value.shape[0])])
+    elif name in separate:
+      params[name] = separate[name]
+  return params
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))  # else every eager call would compile again
 def _loop(
   structure: nnx.GraphDef,
   states: nnx.State,
@@ -80,7 +110,7 @@ def _loop(
   rates: jax.Array,
   remat: bool,
 ) -> jax.Array:
-  # A loop cannot lose its recomputation to common subexpressions: no barriers needed.
+  # Common subexpressions cannot undo the recomputation in a loop: no barriers needed.
   call = jax.checkpoint(_call, static_argnums=0, prevent_cse=False) if remat else _call
 
   def step(x, inputs):

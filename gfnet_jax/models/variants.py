@@ -1,13 +1,14 @@
 """The seven published variants (paper, tables 1 and 2; official main_gfnet.py)."""
 
-import difflib
-
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.models.gfnet import GFNet, GFNetPyramid, ImageSize
-from gfnet_jax.models.layers import Dtype
+from gfnet_jax.models.base import Network
+from gfnet_jax.models.gfnet import GFNet, GFNetPyramid
+from gfnet_jax.models.image_size import ImageSize
+from gfnet_jax.names import look_up
 
 
 def _isotropic(embed_dim, depth, drop_path_rate):
@@ -36,7 +37,7 @@ VARIANTS = {
 
 
 def list_models() -> list[str]:
-  """The names that `create_model` takes."""
+  """The names that `create_model` accepts."""
   return list(VARIANTS)
 
 
@@ -45,10 +46,10 @@ def create_model(
   *,
   image_size: ImageSize = 224,
   num_classes: int = 1000,
-  dtype: Dtype = jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   rngs: nnx.Rngs | None = None,
   **overrides,
-) -> GFNet | GFNetPyramid:
+) -> Network:
   """Creates one of the seven variants with fresh weights.
 
   Args:
@@ -57,17 +58,14 @@ def create_model(
     num_classes: outputs of the head.
     dtype: type of the matrix products; parameters and results stay float32.
     rngs: source of the initial weights; nnx.Rngs(0) if None.
-    **overrides: further arguments of `GFNet` or `GFNetPyramid`, such as
-      drop_path_rate, in place of the variant's.
+    **overrides: further arguments of `GFNet` or `GFNetPyramid`, in place of the
+      variant's: drop_path_rate or mixer, for example.
 
   Raises:
-    UserError: for an unknown name or override, or an image size that does not divide.
+    UserError: for an unknown name or override, or an image size that the patches do not
+      divide.
   """
-  if name not in VARIANTS:
-    close = difflib.get_close_matches(str(name), VARIANTS, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise UserError(f"unknown model {name!r}, expected one of {', '.join(VARIANTS)}{hint}")
-  module, settings = VARIANTS[name]
+  module, settings = look_up("model", name, VARIANTS)
   known = module.__init__.__kwdefaults__.keys() | set(module.__init__.__annotations__)
   unknown = sorted(overrides.keys() - known)
   if unknown:

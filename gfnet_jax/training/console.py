@@ -13,11 +13,7 @@ import ml_collections
 from clu import parameter_overview
 from tqdm import tqdm
 
-
-def say(line: str) -> None:
-  """Prints a line, once for all processes."""
-  if jax.process_index() == 0:
-    print(line, flush=True)
+from gfnet_jax.inference.metrics import format_results
 
 
 def describe_run(
@@ -78,26 +74,20 @@ class ProgressBar:
       sys.stdout.flush()  # a log file should show it at once
 
 
-def format_results(results: dict[str, float | int]) -> str:
-  """One line for an evaluation."""
-  return (
-    f"top-1 {results['top1']:6.2f} %   top-5 {results['top5']:6.2f} %   "
-    f"loss {results['loss']:.4f}   {results['images']} images   "
-    f"{results['images_per_second']:,.0f} images/s"
-  )
-
-
 class Stopwatch:
-  """Where the time of training went since it was last read, without the pauses."""
+  """Where the time of training went since it was last read, without the pauses.
 
-  def __init__(self):
-    self._images = self._steps = 0
+  Args:
+    batch_size: images in a step.
+  """
+
+  def __init__(self, batch_size: int):
+    self._batch_size, self._steps = batch_size, 0
     self._waited = 0.0
     self._start = time.monotonic()
 
-  def count(self, images: int) -> None:
+  def count(self) -> None:
     """Counts one step."""
-    self._images += images
     self._steps += 1
 
   def waits(self, batches: Iterator) -> Iterator:
@@ -116,13 +106,12 @@ class Stopwatch:
     now = time.monotonic()
     seconds = now - self._start
     result = {
-      "images_per_second": self._images / seconds,
+      "images_per_second": self._steps * self._batch_size / seconds,
       "step_seconds": seconds / self._steps,
       "data_wait_seconds": self._waited / self._steps,
       "memory_gib": _peak_memory() / 2**30,
     }
-    self._images = self._steps = 0
-    self._waited, self._start = 0.0, now
+    self._steps, self._waited, self._start = 0, 0.0, now
     return result
 
   @contextlib.contextmanager

@@ -1,73 +1,80 @@
-"""What is measured, as clu metrics: sums and counts that merge exactly."""
+"""What training measures: means over the steps since the last line of metrics.
 
-import flax.struct
+A metric is a function of a step's `Outcome`, and a row of METRICS. It is then computed in the compiled step, averaged, written to metrics.jsonl
+and TensorBoard as train_<name>, and kept over a restart.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-import numpy as np
-from clu import metrics
+from clu.metrics import Average
 
-from gfnet_jax.training.losses import cross_entropy
+from gfnet_jax.models.functional import Params
 
-
-@flax.struct.dataclass
-class TrainMetrics(metrics.Collection):
-  """Means over the steps since the last line of metrics."""
-
-  loss: metrics.Average.from_output("loss")
-  accuracy: metrics.Average.from_output("accuracy")
-  gradient_norm: metrics.Average.from_output("gradient_norm")
+Metrics = dict[str, Average]  # sums and counts, which merge exactly
 
 
-@flax.struct.dataclass
-class EvalMetrics(metrics.Collection):
-  """Means over the images of a batch that are no padding."""
+class Outcome(NamedTuple):
+  """What a training step has computed.
 
-  loss: metrics.Average.from_output("loss")
-  top1: metrics.Average.from_output("top1")
-  top5: metrics.Average.from_output("top5")
-
-
-def eval_metrics(logits: jax.Array, labels: jax.Array) -> EvalMetrics:
-  """Metrics of one batch; images with a negative label are padding and do not count.
-
-  Args:
+  Attributes:
+    loss: of the batch, a scalar, float32.
     logits: (batch, num_classes), float32.
-    labels: (batch,), int32.
+    labels: (batch,), int32; of the images before mixing.
+    params: before the step, by dotted name.
+    gradients: by dotted name, before clipping.
+    gradient_norm: of all gradients together, a scalar.
+    updates: by dotted name; to be multiplied by minus the learning rate.
   """
-  rank = rank_of_label(logits, labels)
-  return EvalMetrics.single_from_model_output(
-    loss=cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1])),
-    top1=(rank < 1).astype(jnp.float32),
-    top5=(rank < 5).astype(jnp.float32),
-    mask=labels >= 0,
-  )
+
+  loss: jax.Array
+  logits: jax.Array
+  labels: jax.Array
+  params: Params
+  gradients: Params
+  gradient_norm: jax.Array
+  updates: Params
 
 
-def rank_of_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """How many classes come before the label: greater, or equal and of a lower index.
-
-  Comparisons instead of jax.lax.top_k, which would gather the batch on every device.
-
-  Args:
-    logits: (batch, num_classes), float32.
-    labels: (batch,), int32.
-
-  Returns:
-    (batch,), int32; num_classes where the label's logit is NaN.
-  """
-  num_classes = logits.shape[-1]
-  score = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-  lower_index = jnp.arange(num_classes)[None] < labels[:, None]
-  before = (logits > score) | ((logits == score) & lower_index)
-  return jnp.where(jnp.isnan(score[:, 0]), num_classes, before.sum(axis=-1))
+def loss(outcome: Outcome) -> jax.Array:
+  """The loss that is minimised, with label smoothing and distillation: a scalar."""
+  return outcome.loss
 
 
-def summarize(batches: list[EvalMetrics]) -> dict[str, float | int]:
-  """Loss, top-1 and top-5 in percent, and the number of images, summed in float64."""
-  total = jax.tree.map(lambda *leaves: np.sum(np.array(leaves, np.float64)), *batches)
+def accuracy(outcome: Outcome) -> jax.Array:
+  """1 where the most probable class is the label, else 0: (batch,), float32."""
+  return (outcome.logits.argmax(-1) == outcome.labels).astype(jnp.float32)
+
+
+def gradient_norm(outcome: Outcome) -> jax.Array:
+  """The norm of all gradients together, before clipping: a scalar."""
+  return outcome.gradient_norm
+
+
+METRICS: dict[str, Callable[[Outcome], jax.Array]] = {
+  "loss": loss,
+  "accuracy": accuracy,
+  "gradient_norm": gradient_norm,
+}
+
+
+def empty() -> Metrics:
+  """Means of nothing yet."""
+  return {name: Average.empty() for name in METRICS}
+
+
+def update(metrics: Metrics, outcome: Outcome) -> Metrics:
+  """The metrics with one more step."""
   return {
-    "top1": 100 * float(total.top1.compute()),
-    "top5": 100 * float(total.top5.compute()),
-    "loss": float(total.loss.compute()),
-    "images": int(total.loss.count),
+    name: metrics[name].merge(Average.from_model_output(metric(outcome)))
+    for name, metric in METRICS.items()
+  }
+
+
+def means(metrics: Metrics) -> dict[str, float]:
+  """The means by name, in the order of METRICS; none of a metric without a step."""
+  return {
+    f"train_{name}": float(metrics[name].compute()) for name in METRICS if metrics[name].count
   }

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from gfnet_jax.data.erasing import erase
-from gfnet_jax.data.mixing import Mixing
-from gfnet_jax.data.normalize import normalize
+from gfnet_jax.data.on_device.erasing import erase
+from gfnet_jax.data.on_device.mixing import Mixing
+from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.errors import UserError
+from gfnet_jax.losses import KINDS, cross_entropy, distillation_loss
 from gfnet_jax.models.functional import Params, merge
-from gfnet_jax.training.losses import KINDS, cross_entropy, distillation_loss
 
 Batch = dict[str, jax.Array]
 Result = tuple[jax.Array, Params, jax.Array]

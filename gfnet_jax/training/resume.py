@@ -1,4 +1,4 @@
-"""Continuing a run from the newest checkpoint of its directory that is whole."""
+"""Where a run stands: saving it, and going on from its newest checkpoint that is whole."""
 
 import dataclasses
 import json
@@ -8,31 +8,77 @@ from typing import Any
 import jax
 import ml_collections
 
-from gfnet_jax.errors import UserError
-from gfnet_jax.training.checkpoint import (
+from gfnet_jax.checkpoints.checksums import DamagedError
+from gfnet_jax.checkpoints.store import (
   Checkpoints,
   list_steps,
   read_metadata,
+  restore,
+  saved_shapes,
   set_aside,
   verify,
 )
-from gfnet_jax.training.checksums import DamagedError
-from gfnet_jax.training.distributed import agree, barrier
+from gfnet_jax.data.samples import nth_batch
+from gfnet_jax.distributed import agree, barrier, say
+from gfnet_jax.errors import UserError
+from gfnet_jax.sharding import replicated
+from gfnet_jax.training import metrics
+from gfnet_jax.training.config_rules import check_same_run, flatten
 from gfnet_jax.training.step import TrainState
 
-# Fields that may differ between a run and its continuation: they change no result.
-OPERATIONAL = {
-  "data.data_dir",
-  "data.eval_batch_size",
-  "data.max_bad_fraction",
-  "data.verify_crc",
-  "init_checkpoint",
-  "model.remat",
-  "on_nonfinite",
-  "sharding",
-  "stall_timeout",
-}
-OPERATIONAL_SECTIONS = ("data.reading.", "checkpoints.", "profile.")
+
+@dataclasses.dataclass
+class Progress:
+  """How far a run has come, besides its state on the devices.
+
+  Attributes:
+    step: number of steps done.
+    results: of the evaluation after this step; {} if there was none.
+    skipped: indices of the batches that the run leaves out, ascending.
+  """
+
+  step: int = 0
+  results: dict[str, float | int] = dataclasses.field(default_factory=dict)
+  skipped: list[int] = dataclasses.field(default_factory=list)
+
+  def batch_of(self, step: int) -> int:
+    """The index of the global batch that a step (1, 2, ...) takes."""
+    return nth_batch(step - 1, self.skipped)
+
+  def to_metadata(self) -> dict[str, Any]:
+    """What a checkpoint says of it."""
+    return {
+      "metrics": self.results,
+      "evaluated": bool(self.results),
+      "next_batch": self.batch_of(self.step + 1),
+      "skipped_batches": self.skipped,
+    }
+
+  @classmethod
+  def from_metadata(cls, metadata: dict[str, Any]) -> "Progress":
+    """The inverse of `to_metadata`."""
+    return cls(metadata["step"], metadata["metrics"], metadata["skipped_batches"])
+
+
+def save_run(
+  checkpoints: Checkpoints,
+  state: TrainState,
+  progress: Progress,
+  description: dict[str, Any],
+  *,
+  keep: bool = False,
+) -> None:
+  """Saves a run in the background, so that `restore_run` can go on with it.
+
+  Args:
+    checkpoints: where.
+    state: after progress.step steps.
+    progress: how far the run is.
+    description: what all checkpoints of a run say: `model_metadata`, and its "config".
+    keep: whether the checkpoint is to outlive later ones.
+  """
+  metadata = {**description, **progress.to_metadata(), "keep": keep}
+  checkpoints.save(progress.step, state_to_trees(state), metadata)
 
 
 def restore_run(
@@ -40,8 +86,8 @@ def restore_run(
   config: ml_collections.ConfigDict,
   shapes: TrainState,
   shardings: TrainState,
-) -> tuple[TrainState, dict] | None:
-  """The state to go on from and its metadata; None if there is nothing to restore.
+) -> tuple[TrainState, Progress] | None:
+  """The state to go on from, and how far it is; None if there is nothing to restore.
 
   Damaged checkpoints are named, set aside, and passed over for the ones before.
 
@@ -54,25 +100,49 @@ def restore_run(
   Raises:
     UserError: if the checkpoints were made with another config.
   """
-  step = agree(newest_whole(checkpoints.directory) if jax.process_index() == 0 else -1)
+  directory = checkpoints.directory
+  step = agree(newest_whole(directory) if jax.process_index() == 0 else -1)
   if step < 0:
     return None
-  metadata = read_metadata(checkpoints.directory, step)
+  metadata = read_metadata(directory, step)
   if "config" not in metadata:
-    workdir = checkpoints.directory.parent
     raise UserError(
-      f"{workdir} holds converted weights, not a run; start from them in another work directory "
-      f"with --config.init_checkpoint={workdir}"
+      f"{directory.parent} holds converted weights, not a run; start from them in another work "
+      f"directory with --config.init_checkpoint={directory.parent}"
     )
-  _check_same_run(metadata["config"], config, checkpoints)
-  target = jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-    shapes,
-    shardings,
-  )
-  trees = checkpoints.restore(step, state_to_trees(target))
+  now = flatten(json.loads(config.to_json()))
+  check_same_run(flatten(metadata["config"]), now, directory.parent)
+  state = _restore_state(directory, step, shapes, shardings)
   barrier("restored")
-  return trees_to_state(trees), metadata
+  return state, Progress.from_metadata(metadata)
+
+
+def _restore_state(
+  directory: Path, step: int, shapes: TrainState, shardings: TrainState
+) -> TrainState:
+  """Restores a state; metrics that the checkpoint lacks start anew, with one warning."""
+  target = jax.tree.map(_with_sharding, shapes, shardings)
+  trees = state_to_trees(target)
+  saved = saved_shapes(directory, step, "training")["metrics"]
+  whole = replicated(shardings.step.mesh)
+  # All that were saved, as Orbax restores a tree as it is; those that are gone are dropped.
+  wanted = {name: target.metrics[name] for name in saved if name in target.metrics}
+  others = {name: saved[name] for name in saved if name not in target.metrics}
+  others = jax.tree.map(lambda x: _with_sharding(x, whole), others)
+  trees["training"]["metrics"] = wanted | others
+  state = trees_to_state(restore(directory, step, trees))
+  new = target.metrics.keys() - wanted.keys()
+  if new:
+    names = ", ".join(sorted(new))
+    say(f"warning: this run began without the metric {names}, whose next mean starts here")
+  fresh = jax.device_put(metrics.empty(), whole)
+  return state.replace(
+    metrics={name: (state.metrics if name in wanted else fresh)[name] for name in target.metrics}
+  )
+
+
+def _with_sharding(shape: jax.ShapeDtypeStruct, sharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 def state_to_trees(state: TrainState) -> dict[str, Any]:
@@ -101,28 +171,3 @@ def newest_whole(directory: Path) -> int:
     else:
       return step
   return -1
-
-
-def _check_same_run(
-  saved: dict, config: ml_collections.ConfigDict, checkpoints: Checkpoints
-) -> None:
-  """Raises UserError naming the first field in which two configs differ."""
-  before, now = _flatten(saved), _flatten(json.loads(config.to_json()))
-  for field in sorted(before.keys() | now.keys()):
-    if field in OPERATIONAL or field.startswith(OPERATIONAL_SECTIONS):
-      continue
-    if before.get(field) != now.get(field):
-      raise UserError(
-        f"{checkpoints.directory.parent} holds a run with {field}={before.get(field)}, this one "
-        f"has {now.get(field)}; set another --workdir, or the field back to continue"
-      )
-
-
-def _flatten(config: dict, prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in config.items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat

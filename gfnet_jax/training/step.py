@@ -1,7 +1,4 @@
-"""One training step and one evaluation step, compiled for all devices of a mesh.
-
-Call both under `jax.set_mesh(mesh)`: the filter shards its transforms over it.
-"""
+"""The state of a run, and the training step that is compiled for all devices of a mesh."""
 
 from collections.abc import Callable
 
@@ -10,14 +7,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 
-from gfnet_jax.data.normalize import normalize
-from gfnet_jax.models.functional import Params, merge
-from gfnet_jax.training.metrics import EvalMetrics, TrainMetrics, eval_metrics
+from gfnet_jax.models.functional import Params
+from gfnet_jax.sharding import replicated, split_batch
+from gfnet_jax.training import metrics
 from gfnet_jax.training.objective import Batch, Objective
-from gfnet_jax.training.sharding import replicated, split_batch
 
 
 @flax.struct.dataclass
@@ -29,7 +24,7 @@ class TrainState:
     params: by dotted name, float32.
     ema: moving averages of the parameters; {} if none are wanted.
     optimizer: state of the optimiser.
-    metrics: means since the last line of metrics.
+    metrics: sums and counts since the last line of metrics.
     bad_steps: number of steps that were skipped as not finite, int32.
     frozen: 0; or why nothing changes any more: 1 for a loss that was not finite, 2 for a
       gradient, int32.
@@ -40,7 +35,7 @@ class TrainState:
   params: Params
   ema: Params
   optimizer: optax.OptState
-  metrics: TrainMetrics
+  metrics: metrics.Metrics
   bad_steps: jax.Array
   frozen: jax.Array
   bad_samples: jax.Array
@@ -55,7 +50,7 @@ def init_state(
     params=params,
     ema=params if config.ema_decay else {},
     optimizer=optimizer.init(params),
-    metrics=TrainMetrics.empty(),
+    metrics=metrics.empty(),
     bad_steps=jnp.zeros((), jnp.int32),
     frozen=jnp.zeros((), jnp.int32),
     bad_samples=jnp.zeros((), jnp.int32),
@@ -71,6 +66,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Params, Batch, float], TrainState]:
   """Compiles train_step(state, teacher_params, batch, learning_rate) -> state.
 
+  Call it under `jax.set_mesh(mesh)`: the filter shards its transforms over the mesh.
   The old state is donated. Randomness depends on the seed and the number of the step
   alone. A step whose loss or gradient is not finite changes no parameter. It is counted
   if `on_nonfinite` is "skip"; else nothing changes any more, so that the loop finds the
@@ -95,18 +91,14 @@ def make_train_step(
     norm = optax.tree.norm(gradients)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
-    metrics = TrainMetrics.single_from_model_output(
-      loss=loss,
-      accuracy=(logits.argmax(-1) == batch["label"]).astype(jnp.float32),
-      gradient_norm=norm,
-    )
+    outcome = metrics.Outcome(loss, logits, batch["label"], state.params, gradients, norm, updates)
     why = jnp.where(jnp.isfinite(loss), jnp.where(jnp.isfinite(norm), 0, 2), 1)
     after = TrainState(
       step=state.step + 1,
       params=params,
       ema=average(state.ema, params, config.ema_decay),
       optimizer=optimizer_state,
-      metrics=state.metrics.merge(metrics),
+      metrics=metrics.update(state.metrics, outcome),
       bad_steps=state.bad_steps,
       frozen=state.frozen,
       bad_samples=state.bad_samples + batch["bad"].sum(dtype=jnp.int32),
@@ -126,15 +118,5 @@ def make_train_step(
 
 
 def average(ema: Params, params: Params, decay: float) -> Params:
-  """Moves the averages towards the parameters (official: timm's ModelEma)."""
+  """The averages, moved towards the parameters (official: timm's ModelEma)."""
   return {name: ema[name] * decay + (1 - decay) * params[name] for name in ema}
-
-
-def make_eval_step(structure: nnx.GraphDef, mesh: Mesh) -> Callable[[Params, Batch], EvalMetrics]:
-  """Compiles eval_step(params, batch) -> metrics of the batch."""
-
-  def eval_step(params: Params, batch: Batch) -> EvalMetrics:
-    return eval_metrics(merge(structure, params)(normalize(batch["image"])), batch["label"])
-
-  whole = replicated(mesh)
-  return jax.jit(eval_step, in_shardings=(whole, split_batch(mesh)), out_shardings=whole)

@@ -41,19 +41,23 @@ class Watchdog:
       self._thread.start()
     return self
 
-  def __exit__(self, error: type[BaseException] | None, *_) -> None:
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, _: object
+  ) -> None:
     """Ends the watch; after an error the others notice that this process is gone."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      self._look_for_the_dead(error)
     self._stopped.set()
     if self._thread.is_alive():
       self._thread.join()
-      if error is None:
+      if kind is None:
         self._write(finished=True)
 
   def advance(self) -> None:
     """To be called whenever the run has done something: a step, a batch of evaluation."""
     self._progress += 1
 
-  def look_for_the_dead(self, error: Exception) -> None:
+  def _look_for_the_dead(self, error: Exception) -> None:
     """After an error that the end of another process may explain, waits until it is named."""
     if str(error).startswith(OWN_FAULTS):
       return

@@ -4,17 +4,35 @@ import contextlib
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from gfnet_jax.files import write_atomically
+
+
+@contextlib.contextmanager
+def _not_importable(module: str) -> Iterator[None]:
+  """Lets the import of a module fail inside, unless it is there already."""
+  if module in sys.modules:
+    yield
+  else:
+    sys.modules[module] = None
+    try:
+      yield
+    finally:
+      del sys.modules[module]
+
+
+# tensorboardX imports PyTorch where that is installed: seconds, for nothing that is used here.
+with _not_importable("torch"):
+  from tensorboardX.event_file_writer import EventsWriter
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+  from tensorboardX.summary import scalar
 
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # metrics that are not finite
 
@@ -35,6 +53,12 @@ class MetricWriter:
     self._files, self._events = {}, None
     with _full_disk_survived("metrics"):
       self._open()
+
+  def __enter__(self) -> "MetricWriter":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
 
   def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
     """Writes one line to `kind`.jsonl, durable against a kill, and to TensorBoard."""

@@ -14,7 +14,6 @@ from flax import nnx
 
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.layers import Block
-from gfnet_jax.models.stage import Blocks
 
 OPTIMIZER = dict(learning_rate=1e-4, weight_decay=0.05)
 
@@ -89,17 +88,9 @@ def _compile(
   return Compiled(call, compile_s, first_s, size, (cost or {}).get("flops"))
 
 
-def stages(model: nnx.Module) -> Iterator[tuple[nnx.Module, Blocks]]:
-  """The patch embedding and the blocks of every stage."""
-  if isinstance(model.patch_embed, nnx.List):
-    yield from zip(model.patch_embed, model.blocks, strict=True)
-  else:
-    yield model.patch_embed, model.blocks
-
-
 def kernels(model: nnx.Module) -> Iterator[tuple[int, list[jax.Array]]]:
   """(rows per image, kernels of products one after the other) of each stage and the head."""
-  for patch_embed, blocks in stages(model):
+  for patch_embed, blocks in model.stages():
     inner = [layer.kernel[...] for block in blocks for layer in (block.mlp.fc1, block.mlp.fc2)]
     yield math.prod(patch_embed.grid), [patch_embed.proj.kernel[...], *inner]
   yield 1, [model.head.kernel[...]]
@@ -111,7 +102,7 @@ def flops(model: nnx.Module) -> float:
   A real transform of N points counts 2.5 N log2 N, a complex product 6.
   """
   total = 2.0 * sum(rows * kernel.size for rows, chain in kernels(model) for kernel in chain)
-  for _, blocks in stages(model):
+  for _, blocks in model.stages():
     for block in blocks:
       _, height, columns, channels = block.filter.complex_weight.shape
       tokens = math.prod(block.filter.grid)
@@ -137,7 +128,7 @@ def filters_alone(model: nnx.Module, batch_size: int) -> Callable[[], object]:
   structure, params = split(model)
   grids = [
     (batch_size, *patch_embed.grid, len(blocks[0].norm1.bias))
-    for patch_embed, blocks in stages(model)
+    for patch_embed, blocks in model.stages()
   ]
   keys = jax.random.split(jax.random.key(0), len(grids))
   # Large, or the small initial weights of many filters would take them below float32's range.
@@ -145,7 +136,7 @@ def filters_alone(model: nnx.Module, batch_size: int) -> Callable[[], object]:
 
   @jax.jit
   def apply(params, tokens):
-    chains = zip(stages(merge(structure, params)), tokens, strict=True)
+    chains = zip(merge(structure, params).stages(), tokens, strict=True)
     return [functools.reduce(_filter, blocks, x) for (_, blocks), x in chains]
 
   return lambda: apply(params, tokens)

@@ -93,8 +93,9 @@ def measure_stages(folder: Path, options: argparse.Namespace) -> dict[str, float
 
   The passes over the stages alternate; the fastest of each counts.
   """
-  from gfnet_jax.data.folder import FolderSource
-  from gfnet_jax.data.transforms import TrainTransform, decode_image
+  from gfnet_jax.data.decode import decode_image
+  from gfnet_jax.data.sources.folder import FolderSource
+  from gfnet_jax.data.transforms import TrainTransform
 
   source = FolderSource(str(folder), "train")
   crop = TrainTransform(image_size=IMAGE_SIZE, flip=0, auto_augment="", color_jitter=0)
@@ -104,7 +105,7 @@ def measure_stages(folder: Path, options: argparse.Namespace) -> dict[str, float
   decoded = [decode_image(record) for record in records]
   arrays = [crop(image, random.Random(i)) for i, image in enumerate(decoded)]
   whole = our_batches(
-    folder, options, num_steps=options.rounds, batch_size=STAGE_IMAGES, threads=0, workers=0
+    folder, options, num_batches=options.rounds, batch_size=STAGE_IMAGES, threads=0, workers=0
   )
   works = {
     "read": lambda: [source[i] for i in indices],
@@ -157,8 +158,8 @@ def our_batches(
   workers: int | None = None,
   image_size: int = IMAGE_SIZE,
 ) -> Iterator:
-  from gfnet_jax.data.folder import FolderSource
   from gfnet_jax.data.pipeline import Reading, Share, train_batches
+  from gfnet_jax.data.sources.folder import FolderSource
   from gfnet_jax.data.transforms import TrainTransform
 
   return train_batches(
@@ -166,8 +167,8 @@ def our_batches(
     TrainTransform(image_size=image_size, fast_decode=fast_decode),
     seed=0,
     share=Share(batch_size or options.batch_size),
-    first_step=0,
-    num_steps=num_steps or steps(options),
+    first_batch=0,
+    num_batches=num_steps or steps(options),
     reading=Reading(threads, 2, options.workers if workers is None else workers),
   )
 
@@ -176,7 +177,7 @@ class TorchImages:
   """A map-style data set of PyTorch: the official pipeline's work on the host."""
 
   def __init__(self, folder: Path):
-    from gfnet_jax.data.folder import FolderSource
+    from gfnet_jax.data.sources.folder import FolderSource
     from gfnet_jax.data.transforms import TrainTransform
 
     self.source = FolderSource(str(folder), "train")
@@ -188,8 +189,8 @@ class TorchImages:
   def __getitem__(self, i: int):
     import torch
 
-    from gfnet_jax.data.normalize import MEAN, STD
-    from gfnet_jax.data.transforms import open_image
+    from gfnet_jax.data.decode import open_image
+    from gfnet_jax.data.on_device.normalize import MEAN, STD
 
     record = self.source[i]
     pixels = self.transform(open_image(record.image), random)
@@ -216,7 +217,7 @@ def measure_memory(options: argparse.Namespace) -> dict:
   """Resident memory of this process and its workers along 20 000 batches."""
   folder = generated_images("small", 600, (64, 48))
   resident = {}
-  batches = our_batches(folder, options, num_steps=MEMORY_BATCHES, batch_size=8, image_size=40)
+  batches = our_batches(folder, options, num_batches=MEMORY_BATCHES, batch_size=8, image_size=40)
   for step, batch in enumerate(batches, 1):
     del batch
     if step % MEMORY_WARM_UP == 0:

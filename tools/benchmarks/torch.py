@@ -23,9 +23,9 @@ import numpy as np
 from benchmarks import _measure, _models
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.precision import PRECISIONS, compute_dtype
 from gfnet_jax.models.variants import create_model, list_models
-from gfnet_jax.torch_weights import load_torch_state_dict
-from gfnet_jax.training.precision import PRECISIONS, compute_dtype
+from gfnet_jax.weights.state_dict import load_torch_state_dict
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 

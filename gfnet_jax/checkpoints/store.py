@@ -1,0 +1,285 @@
+"""Checkpoints that keep their promise: asynchronous, atomic, checksummed, verified.
+
+Layout of a directory of checkpoints:
+
+    00001200/            one checkpoint, named after its step; complete as soon as it exists
+      metadata.json      the step, and what the caller adds: model, config, metrics, ...
+      params/ ...        trees of arrays, written by Orbax
+      sha256.json        the SHA-256 sum of every other file
+    .pending-00001300/   being written; never read, removed by the next run
+
+The sums are needed because Orbax restores flipped bits without noticing.
+"""
+
+import concurrent.futures
+import contextlib
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from gfnet_jax.checkpoints.checksums import flush_to_disk, verify_checksums, write_checksums
+from gfnet_jax.distributed import barrier
+from gfnet_jax.errors import UserError
+from gfnet_jax.files import make_directory
+
+PyTree = Any
+METADATA = "metadata.json"
+WRITE_TIMEOUT = 1200.0  # seconds, of Orbax
+_STEP = re.compile(r"\d{8,}")
+
+
+class Checkpoints:
+  """The checkpoints of one run: saves in the background and keeps those worth keeping.
+
+  Kept are the newest, the best, and those whose metadata says "keep": true.
+  A save that fails, for instance on a full disk, is reported and does not end the run.
+  All processes of a run call the same methods; process 0 completes what all have written.
+  As a context manager it closes itself; an error inside takes precedence over its own.
+
+  Args:
+    directory: created if missing; shared by all processes.
+    keep_last: how many of the newest to keep.
+    timeout: seconds after which a process that has not written its part fails the save.
+    best_metric: key in the metadata's "metrics" by which the best is the greatest.
+
+  Raises:
+    UserError: if the directory cannot be written.
+  """
+
+  def __init__(
+    self,
+    directory: Path,
+    *,
+    keep_last: int = 2,
+    timeout: float = WRITE_TIMEOUT,
+    best_metric: str = "top1",
+  ):
+    self.directory, self._keep_last, self._best_metric = directory, keep_last, best_metric
+    self._timeout = timeout
+    if jax.process_index() == 0:
+      make_directory(directory)
+      self._remove_unfinished()
+    barrier("checkpoints")
+    self._writer = _make_writer(timeout)
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+    self._commit: concurrent.futures.Future | None = None
+    self._failure: str | None = None
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, error: type[BaseException] | None, *_) -> None:
+    if error is None:
+      self.close()
+    elif issubclass(error, Exception):  # an interrupt does not wait
+      with contextlib.suppress(UserError):  # what went wrong first says more
+        self.close()
+
+  def save(self, step: int, trees: Mapping[str, PyTree], metadata: Mapping[str, Any]) -> None:
+    """Saves trees of arrays by name; returns once they are copied, writes in the background."""
+    self.wait()
+    if jax.process_index() == 0:
+      self._remove_unfinished()  # what a failure left behind would fill the disk
+    pending = self.directory / f".pending-{step:08d}"
+    metadata = {"step": step, **metadata}
+    try:
+      self._writer.save(pending.absolute(), args=_save_args(trees), force=True)
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      self._report(step, error)
+    else:
+      self._commit = self._thread.submit(self._finish, pending, step, metadata)
+
+  def wait(self) -> None:
+    """Waits until the checkpoint being written is complete or has failed."""
+    if self._commit is not None:
+      commit, self._commit = self._commit, None
+      commit.result()
+
+  def close(self) -> None:
+    """Completes the checkpoint being written and ends the background threads.
+
+    Raises:
+      UserError: if the last checkpoint could not be written.
+    """
+    self.wait()
+    self._thread.shutdown()
+    self._writer.close()
+    if jax.process_index() == 0:
+      self._remove_unfinished()
+    if self._failure:
+      raise UserError(f"{self._failure}; make room and start the run again")
+
+  def _finish(self, pending: Path, step: int, metadata: dict) -> None:
+    try:
+      self._writer.wait_until_finished()
+      if jax.process_index() == 0:
+        _commit(pending, checkpoint_path(self.directory, step), metadata)
+        self._remove_old()
+      self._failure = None
+    except Exception as error:  # as in `save`
+      self._report(step, error)
+
+  def _report(self, step: int, error: Exception) -> None:
+    reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+    self._failure = f"the checkpoint of step {step} could not be written to {self.directory}"
+    self._failure += f" ({reason[:200]})"
+    if jax.process_index() == 0:
+      print(f"warning: {self._failure}; the next one will be tried", flush=True)
+    self._writer = _make_writer(self._timeout)  # the old one would raise the error once more
+
+  def _remove_unfinished(self) -> None:
+    """Clears up what earlier runs or failures left; never while something is being written."""
+    for unfinished in self.directory.glob(".pending-*"):
+      shutil.rmtree(unfinished, ignore_errors=True)
+    for replaced in self.directory.glob(".replaced-*"):
+      final = self.directory / replaced.name.removeprefix(".replaced-")
+      if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+      else:  # killed between moving the old one away and the new one into its place
+        replaced.rename(final)
+
+  def _remove_old(self) -> None:
+    steps = list_steps(self.directory)
+    keep = {*steps[-self._keep_last :], best_step(self.directory, self._best_metric)}
+    for step in steps:
+      if step in keep or read_metadata(self.directory, step).get("keep"):
+        continue
+      # Hidden first: a removal cut off half-way must not leave a damaged checkpoint.
+      hidden = self.directory / f".pending-{step:08d}"
+      checkpoint_path(self.directory, step).rename(hidden)
+      shutil.rmtree(hidden, ignore_errors=True)  # if it fails, the next save tries again
+
+
+def checkpoint_path(directory: Path, step: int) -> Path:
+  """Where the checkpoint of a step is, or would be."""
+  return directory / f"{step:08d}"
+
+
+def list_steps(directory: Path) -> list[int]:
+  """The steps of the complete checkpoints in a directory, ascending."""
+  if not directory.is_dir():
+    return []
+  return sorted(int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name))
+
+
+def best_step(directory: Path, metric: str) -> int | None:
+  """The step with the greatest metric, the later one of equals; None without any."""
+  values = {}
+  for step in list_steps(directory):
+    value = read_metadata(directory, step).get("metrics", {}).get(metric)
+    if value is not None:
+      values[step] = value
+  return max(values, key=lambda step: (values[step], step), default=None)
+
+
+def read_metadata(directory: Path, step: int) -> dict:
+  """The metadata of a checkpoint; {} if it is damaged, which `verify` will report."""
+  try:
+    return json.loads((checkpoint_path(directory, step) / METADATA).read_text())
+  except (OSError, ValueError):
+    return {}
+
+
+def verify(directory: Path, step: int) -> None:
+  """Raises DamagedError if a file of a checkpoint is missing, altered or unexpected."""
+  verify_checksums(checkpoint_path(directory, step))
+
+
+def set_aside(directory: Path, step: int) -> None:
+  """Renames a damaged checkpoint, so that it counts neither as the newest nor as the best."""
+  path = checkpoint_path(directory, step)
+  path.rename(directory / f"damaged-{path.name}-{time.time_ns()}")
+
+
+def saved_shapes(directory: Path, step: int, tree: str) -> dict[str, Any]:
+  """The shapes and dtypes of the arrays that a checkpoint holds in one of its trees.
+
+  Returns:
+    Nested dictionaries of jax.ShapeDtypeStruct, by the names of the arrays.
+  """
+  with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+    metadata = handler.metadata((checkpoint_path(directory, step) / tree).absolute())
+  return jax.tree.map(
+    lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), dict(metadata.tree)
+  )
+
+
+def restore(directory: Path, step: int, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
+  """Restores trees of arrays by name; call `verify` first.
+
+  Args:
+    directory: of the checkpoints.
+    step: which one.
+    trees: name to a tree of jax.ShapeDtypeStruct, with shardings if several devices.
+  """
+  args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+  path = checkpoint_path(directory, step).absolute()
+  with _make_writer() as reader:
+    return dict(reader.restore(path, args=ocp.args.Composite(**args)))
+
+
+def find_checkpoint(directory: Path, which: str = "last") -> tuple[Path, int]:
+  """Finds a checkpoint in a work directory, a directory of checkpoints, or itself.
+
+  Args:
+    directory: what the user named.
+    which: "last", "best" or a step.
+
+  Returns:
+    (directory of checkpoints, step).
+
+  Raises:
+    UserError: if there is none.
+  """
+  if _STEP.fullmatch(directory.name) and (directory / METADATA).is_file():
+    return directory.parent, int(directory.name)
+  nested = directory / "checkpoints"
+  directory = nested if nested.is_dir() else directory
+  steps = list_steps(directory)
+  if not steps:
+    raise UserError(
+      f"no checkpoint in {directory}; expected a work directory of train.py, or a directory "
+      "written by convert_torch_weights.py"
+    )
+  if which == "last":
+    return directory, steps[-1]
+  step = best_step(directory, "top1") if which == "best" else which
+  if step is None:
+    raise UserError(f"no checkpoint in {directory} was evaluated; take last instead of best")
+  if str(step) not in map(str, steps):
+    found = ", ".join(map(str, steps))
+    raise UserError(f"no checkpoint {which!r} in {directory}, expected last, best or {found}")
+  return directory, int(step)
+
+
+def on_one_device(shapes: PyTree) -> PyTree:
+  """The same jax.ShapeDtypeStructs, placed on the first local device."""
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _make_writer(timeout: float = WRITE_TIMEOUT) -> ocp.AsyncCheckpointer:
+  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), timeout_secs=math.ceil(timeout))
+
+
+def _save_args(trees: Mapping[str, PyTree]) -> ocp.args.Composite:
+  return ocp.args.Composite(**{name: ocp.args.StandardSave(tree) for name, tree in trees.items()})
+
+
+def _commit(pending: Path, final: Path, metadata: dict) -> None:
+  (pending / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
+  write_checksums(pending)
+  old = final.with_name(f".replaced-{final.name}")  # found by the next run after a kill
+  if final.exists():  # saved at a preemption, and now again with its evaluation
+    final.rename(old)
+  pending.rename(final)
+  flush_to_disk(final.parent)  # before others are removed
+  shutil.rmtree(old, ignore_errors=True)

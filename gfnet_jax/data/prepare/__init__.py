@@ -1,0 +1,1 @@
+"""Writing data sets in the format that is fastest to read."""

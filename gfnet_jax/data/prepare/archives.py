@@ -1,0 +1,129 @@
+"""Lists the images of a data set that is to be prepared: image files, or members of tar files.
+
+ImageNet's original archives: ILSVRC2012_img_train.tar holds one tar file per class,
+ILSVRC2012_img_val.tar only the images. Their classes come from a list in TFDS, in the
+order of the images' names.
+"""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+
+from gfnet_jax.data.sources.folder import list_images
+from gfnet_jax.errors import UserError
+
+TRAIN_TAR = "ILSVRC2012_img_train.tar"
+VALIDATION_TAR = "ILSVRC2012_img_val.tar"
+
+
+class Entry(NamedTuple):
+  """One image, stored in `size` bytes of a file from `offset` on; size None: in all of them."""
+
+  label: int
+  name: str
+  path: str
+  offset: int = 0
+  size: int | None = None
+
+  def read(self) -> bytes:
+    """Reads the image file's bytes."""
+    with Path(self.path).open("rb", buffering=0) as file:
+      if self.size is None:
+        return file.read()
+      data = os.pread(file.fileno(), self.size, self.offset)
+    if len(data) != self.size:
+      raise UserError(f"{self.path} ends within {self.name}; download the archive again")
+    return data
+
+
+def imagenet_classes() -> list[str]:
+  """ImageNet's 1000 classes as WordNet ids, in the order of their labels."""
+  return _imagenet_list("labels.txt")
+
+
+def list_folder(directory: Path, classes: list[str] | None = None) -> tuple[list[str], list[Entry]]:
+  """The classes of a split and its images, in the order of `FolderSource`.
+
+  Args:
+    directory: holds one folder per class.
+    classes: of the data set, if they are known beforehand.
+
+  Returns:
+    The classes, and the images class by class.
+
+  Raises:
+    UserError: if a folder is not named after a class, or holds no images.
+  """
+  found = list_images(directory)
+  names = [os.fsdecode(name) for name in found["classes"].tolist()]
+  classes = classes or names
+  labels = {name: label for label, name in enumerate(classes)}
+  if unknown := [name for name in names if name not in labels]:
+    raise UserError(
+      f"{directory} has a folder {unknown[0]}, which is none of the data set's {len(classes)} "
+      "classes; remove it or choose another --name"
+    )
+  entries = []
+  for path, label in zip(found["paths"].tolist(), found["labels"].tolist(), strict=True):
+    path = directory / os.fsdecode(path)
+    entries.append(Entry(labels[names[label]], path.name, str(path)))
+  return classes, entries
+
+
+def list_train_tar(path: Path) -> list[Entry]:
+  """ImageNet's training images, in the order of the extracted folders.
+
+  Raises:
+    UserError: if the archive is damaged, or holds something else.
+  """
+  labels = {name: label for label, name in enumerate(imagenet_classes())}
+  entries = []
+  for archive in _members(path, 0):
+    label = labels.get(archive.name.removesuffix(".tar"))
+    if label is None:
+      raise UserError(f"{path} holds {archive.name}, expected one tar file per class of ImageNet")
+    entries += (
+      Entry(label, image.name, str(path), image.offset_data, image.size)
+      for image in _members(path, archive.offset_data)
+    )
+  return sorted(entries)
+
+
+def list_validation_tar(path: Path) -> list[Entry]:
+  """ImageNet's validation images, in the order of folders by class.
+
+  Raises:
+    UserError: if the archive is damaged, or holds another number of images.
+  """
+  labels = {name: label for label, name in enumerate(imagenet_classes())}
+  images = sorted(_members(path, 0), key=lambda member: member.name)
+  classes = _imagenet_list("validation_labels.txt")
+  if len(images) != len(classes):
+    raise UserError(
+      f"{path} holds {len(images)} images, expected {len(classes)}; download it again"
+    )
+  return sorted(
+    Entry(labels[name], image.name, str(path), image.offset_data, image.size)
+    for image, name in zip(images, classes, strict=True)
+  )
+
+
+def _members(path: Path, offset: int) -> Iterator[tarfile.TarInfo]:
+  """The files in the tar archive that begins at `offset` bytes; their offsets count from 0."""
+  try:
+    with path.open("rb") as file:
+      file.seek(offset)
+      with tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+          if member.isfile():
+            yield member
+  except (OSError, tarfile.TarError) as error:
+    raise UserError(f"{path} cannot be read as a tar file: {error}; download it again") from error
+
+
+def _imagenet_list(name: str) -> list[str]:
+  return tfds.core.tfds_path(f"datasets/imagenet2012/{name}").read_text().split()

@@ -1,0 +1,183 @@
+"""The samples of a run, by their position in it: order, augmentation, replacement of bad images.
+
+Each is a pure function of the seed and of its position, never of workers, threads or
+processes.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from gfnet_jax.data.decode import BadImageError, decode_image, open_image
+from gfnet_jax.data.on_device.erasing import Erasing, draw_erasing_boxes
+from gfnet_jax.data.sources.records import BadRecordError, Source
+from gfnet_jax.data.transforms import EvalTransform, TrainTransform
+from gfnet_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+PADDING = -1  # the label of the images that fill up the last batch of an evaluation
+REPLACEMENTS = 100  # tried for an unreadable image before the data set is given up
+
+
+class Share(NamedTuple):
+  """The rows of every global batch that one process reads: contiguous, equally many for all.
+
+  Args:
+    batch_size: rows of the global batch; a multiple of process_count.
+    process_index: of this process.
+    process_count: of the run.
+  """
+
+  batch_size: int
+  process_index: int = 0
+  process_count: int = 1
+
+  @property
+  def rows(self) -> int:
+    """Rows of a batch that this process reads."""
+    return self.batch_size // self.process_count
+
+  def batch_and_row(self, i: int) -> tuple[int, int]:
+    """The global batch that holds the i-th sample of this process, and its row there."""
+    batch, row = divmod(i, self.rows)
+    return batch, self.process_index * self.rows + row
+
+
+def nth_batch(n: int, skipped: Collection[int]) -> int:
+  """The index of the n-th batch (n = 0, 1, ...) of those that are not skipped."""
+  for index in sorted(skipped):
+    n += index <= n
+  return n
+
+
+class TrainSamples:
+  """Augmented training samples of one process; every epoch is a new permutation of the source.
+
+  Args:
+    source: the images.
+    transform: from an opened image and a generator to (height, width, 3), uint8.
+    seed: of the order and of all draws.
+    share: of this process.
+    num_batches: of the whole run, including the skipped ones.
+    skipped: indices of the batches to leave out; they are not read.
+    repeats: how many times an epoch shows each of the images that it shows.
+    erasing: the boxes to draw for random erasing.
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    transform: TrainTransform,
+    *,
+    seed: int,
+    share: Share,
+    num_batches: int,
+    skipped: Collection[int],
+    repeats: int,
+    erasing: Erasing,
+  ):
+    self._source, self._transform, self._seed = source, transform, seed
+    self._share, self._erasing = share, erasing
+    self._skipped = sorted(index for index in set(skipped) if 0 <= index < num_batches)
+    self._num_batches = num_batches - len(self._skipped)
+    self._order = _Order(len(source), seed, share.batch_size, repeats)
+
+  def __len__(self) -> int:
+    return self._num_batches * self._share.rows
+
+  def __getitem__(self, i: int) -> dict:
+    n, row = self._share.batch_and_row(i)
+    epoch, index, repetition = self._order(nth_batch(n, self._skipped), row)
+    for bad, candidate in enumerate(self._candidates(index)):
+      rng = sample_rng(self._seed, epoch, index, repetition)
+      try:
+        return {**self._sample(candidate, rng), "bad": np.bool_(bad)}
+      except BadRecordError as error:
+        logger.warning("training image %d is replaced: %s", candidate, error)
+    raise UserError(
+      f"training image {index} and {REPLACEMENTS} others cannot be read (see the warnings above); "
+      "check the data set"
+    )
+
+  def _sample(self, index: int, rng: random.Random) -> dict:
+    sample = _load(self._source, index, lambda data: self._transform(open_image(data), rng))
+    probability, max_count, _ = self._erasing
+    if probability:
+      size = sample["image"].shape[:2]
+      sample["erase"] = draw_erasing_boxes(size, rng, probability=probability, max_count=max_count)
+    return sample
+
+  def _candidates(self, index: int) -> Iterator[int]:
+    """The index itself, then its replacements: the same in every process and epoch."""
+    yield index
+    rng = np.random.default_rng([self._seed, index])
+    for _ in range(REPLACEMENTS):
+      yield int(rng.integers(len(self._source)))
+
+
+class _Order:
+  """Which image stands where in the run, by global batch and row."""
+
+  def __init__(self, size: int, seed: int, batch_size: int, repeats: int):
+    self._size, self._batch_size, self._repeats = size, batch_size, repeats
+    self._images = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+    # Repetitions of an image are neighbours in the order of the epoch, but not in a batch.
+    rows = range(batch_size)
+    self._places = [place for first in range(repeats) for place in rows[first::repeats]]
+
+  def __call__(self, batch: int, row: int) -> tuple[int, int, int]:
+    """Returns the epoch, the index in the source, and which repetition it is (0, 1, ...)."""
+    epoch, place = divmod(batch * self._batch_size + self._places[row], self._size)
+    image, repetition = divmod(place, self._repeats)
+    return epoch, self._images[epoch * self._size + image], repetition
+
+
+class EvalSamples:
+  """Every record once and in order, then padding up to whole global batches."""
+
+  def __init__(self, source: Source, transform: EvalTransform, share: Share):
+    self._source, self._transform, self._share = source, transform, share
+
+  def __len__(self) -> int:
+    return -(-len(self._source) // self._share.batch_size) * self._share.rows
+
+  def __getitem__(self, i: int) -> dict:
+    batch, row = self._share.batch_and_row(i)
+    index = batch * self._share.batch_size + row
+    if index >= len(self._source):
+      blank = np.zeros((*self._transform.image_size, 3), np.uint8)
+      return {"image": blank, "label": np.int32(PADDING)}
+    try:
+      return _load(self._source, index, lambda data: self._transform(decode_image(data)))
+    except BadRecordError as error:
+      # Neither left out nor replaced: that would be another test than the one asked for.
+      raise UserError(f"evaluation image {index}: {error}; repair or remove it") from error
+
+
+def _load(source: Source, index: int, transform: Callable[[bytes], np.ndarray]) -> dict:
+  """One record as a sample.
+
+  Raises:
+    BadRecordError: if it cannot be read or decoded, with its name.
+    UserError: if its label is out of range.
+  """
+  record = source[index]
+  if not 0 <= record.label < len(source.class_names):
+    raise UserError(
+      f"{record.name} has the label {record.label}, expected 0 to {len(source.class_names) - 1}; "
+      "correct the data set"
+    )
+  try:
+    return {"image": transform(record.image), "label": np.int32(record.label)}
+  except BadImageError as error:
+    raise BadRecordError(f"{record.name} is {error}") from error
+
+
+def sample_rng(seed: int, epoch: int, index: int, repetition: int = 0) -> random.Random:
+  """The generator of one sample's augmentation."""
+  words = np.random.SeedSequence([seed, epoch, index, repetition]).generate_state(2, np.uint64)
+  return random.Random(int(words[0]) << 64 | int(words[1]))

@@ -1,0 +1,117 @@
+"""The kinds of sources of images, by name, and how each is opened.
+
+To add a kind, write a class that is made from the `data` section of a config and the
+name of a split, and whose instances are a `records.Source`:
+
+  class CsvSource:
+    def __init__(self, data: ml_collections.ConfigDict, split: str): ...
+    class_names: list[str]
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Record: ...
+
+and enter it in SOURCES: "csv": "my_package.my_module:CsvSource". With config.data.source =
+"csv", train.py and eval.py read it; fields of its own may be added to config.data.
+"""
+
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+
+from gfnet_jax.data.sources.records import Source
+from gfnet_jax.errors import UserError
+from gfnet_jax.names import look_up
+
+Opener = Callable[[ml_collections.ConfigDict, str], Source]  # (data section, split) to source
+
+# Openers, or where they are as "module:name": importing TFDS takes seconds, which only those
+# who read it need to wait for.
+SOURCES: dict[str, str | Opener] = {
+  "tfds": "gfnet_jax.data.sources.tfds:open_tfds",
+  "tfrecord": "gfnet_jax.data.sources.tfds:open_tfrecord",
+  "folder": "gfnet_jax.data.sources.folder:open_folder",
+}
+DEFAULT = "tfds"
+
+
+def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
+  """Opens a split of the data set that the `data` section of a config describes.
+
+  Args:
+    data: source is a name in SOURCES (default: 'tfds'); the opener reads the other fields.
+      For 'tfds' (ArrayRecord) and 'tfrecord', name is that of a TFDS data set or the
+      directory of one, and data_dir is where TFDS names are looked up; with verify_crc
+      (default: off), 'tfrecord' checks the checksum of every record it reads. For
+      'folder', name is the directory of the splits.
+    split: name of the split; for 'folder' a directory below name, or ''.
+
+  Raises:
+    UserError: if it cannot be opened or is empty.
+  """
+  kind = data.get("source", DEFAULT)
+  opener = look_up("data.source", kind, SOURCES)
+  source = (pkgutil.resolve_name(opener) if isinstance(opener, str) else opener)(data, split)
+  if len(source) == 0:
+    raise UserError(
+      f"split {split!r} of {data.get('name') or kind} is empty or no valid slice, expected at "
+      "least one image"
+    )
+  return source
+
+
+class Recognised(NamedTuple):
+  """What a data set's name alone tells about it.
+
+  Attributes:
+    source: its kind, a name in SOURCES.
+    split: the split to evaluate on; None if the name does not tell.
+  """
+
+  source: str
+  split: str | None = None
+
+
+def recognise(name: str, usual: str = DEFAULT) -> Recognised:
+  """Guesses the kind of a data set of which only the name is given.
+
+  A directory that holds no TFDS data set is a folder of images; its split is the
+  directory `val` if there is one, else the directory itself. Anything else is of the
+  usual kind, or of TFDS if that is 'folder'.
+
+  Args:
+    name: of a data set, or a directory.
+    usual: the kind of the data set in whose place this one is read.
+  """
+  directory = Path(name)
+  if directory.is_dir() and not (directory / "dataset_info.json").is_file():
+    return Recognised("folder", "val" if (directory / "val").is_dir() else "")
+  return Recognised(DEFAULT if usual == "folder" else usual)
+
+
+def check_same_classes(class_names: list[str], expected: list[str], split: str) -> None:
+  """Checks the classes of a split against those that the model was trained on.
+
+  Labels are positions among the sorted names: one class more would shift all after it.
+
+  Raises:
+    UserError: if the names, or their order, differ.
+  """
+  if class_names == expected:
+    return
+  different = sorted(set(class_names) ^ set(expected))
+  what = f"{different[0]!r} is a class of only one of them" if different else "their order differs"
+  raise UserError(
+    f"the classes of {split} are not those of the training data ({what}); give both the same "
+    "folders"
+  )
+
+
+def check_classes(source: Source, num_classes: int) -> None:
+  """Raises UserError unless the source has as many classes as the model."""
+  if len(source.class_names) != num_classes:
+    raise UserError(
+      f"the data set has {len(source.class_names)} classes, the model has {num_classes} "
+      "(model.num_classes); choose another data set or another model"
+    )

@@ -1,0 +1,57 @@
+"""What a source of images is, for those who write one and those who read it."""
+
+from typing import NamedTuple, Protocol
+
+import ml_collections
+
+from gfnet_jax.errors import UserError
+
+
+class Record(NamedTuple):
+  """One stored image: the bytes of its file, its class and its name in messages."""
+
+  image: bytes
+  label: int
+  name: str
+
+
+class Source(Protocol):
+  """One split of a data set, with random access to its records.
+
+  It must be picklable, for worker processes, and safe for several threads at once.
+  `source[index]` raises BadRecordError for a record that cannot be read.
+
+  Attributes:
+    class_names: of all classes, in the order of the labels 0, 1, ...
+  """
+
+  class_names: list[str]
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Record: ...
+
+
+class BadRecordError(ValueError):
+  """A stored record is missing, is damaged or fails its checksum."""
+
+
+class DataError(UserError):
+  """Reading cannot continue: what iterating over batches raises for any mistake in the data.
+
+  Being told apart from other errors, it lets a training run save what it has learnt so far.
+  """
+
+
+def required_name(data: ml_collections.ConfigDict) -> str:
+  """`data.name`; for sources that cannot do without.
+
+  Raises:
+    UserError: if it is empty.
+  """
+  if not data.get("name"):
+    raise UserError(
+      "data.name is empty, expected a TFDS data set or a directory; set it, for instance by "
+      "--config.data.name=DIR"
+    )
+  return data.name

@@ -1,0 +1,1 @@
+"""What a saved model is for: predictions and evaluations."""

@@ -1,0 +1,174 @@
+"""Evaluates on a whole data set, every image counted once."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import ml_collections
+from flax import nnx
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from gfnet_jax.data.on_device.normalize import normalize
+from gfnet_jax.data.pipeline import Reading, Share, eval_batches
+from gfnet_jax.data.sources.open import (
+  check_classes,
+  check_same_classes,
+  open_source,
+  recognise,
+)
+from gfnet_jax.data.sources.records import Source
+from gfnet_jax.data.transforms import EvalTransform
+from gfnet_jax.errors import UserError
+from gfnet_jax.inference.metrics import Averages, measure, summarize
+from gfnet_jax.inference.saved_model import SavedModel
+from gfnet_jax.models import functional
+from gfnet_jax.models.functional import Params, merge
+from gfnet_jax.models.precision import matmul_precision
+from gfnet_jax.sharding import make_mesh, replicate, replicated, split_batch, to_devices
+
+Batch = dict[str, jax.Array]
+DATA = dict(source="tfds", data_dir="", eval_split="validation", eval_batch_size=128, reading={})
+
+
+def evaluate(
+  saved: SavedModel,
+  data: str | Path | None = None,
+  *,
+  source: str | None = None,
+  split: str | None = None,
+  data_dir: str | None = None,
+  batch_size: int | None = None,
+) -> dict[str, float | int]:
+  """Evaluates a saved model on all images of a data set, on all devices.
+
+  Args:
+    saved: of `load_model`.
+    data: a folder of images (DIR/<class>/*, or DIR/val/<class>/*), the name of a TFDS
+      data set or the directory that holds one; None for the data that it was trained with.
+    source: kind of the data, a name of `sources.open.SOURCES`; recognised if None.
+    split: of the data set; by default that of training, for a folder `val` if there is one.
+    data_dir: directory of all TFDS data sets.
+    batch_size: over all devices; rounded up to a multiple of their number.
+
+  Returns:
+    What `inference.metrics.METRICS` lists, such as top1 and top5 in percent and loss,
+    images, images_per_second.
+
+  Raises:
+    UserError: if the data cannot be opened or read, or its classes are not the model's.
+  """
+  section = data_section(
+    saved,
+    name=data if data is None else str(data),
+    source=source,
+    eval_split=split,
+    data_dir=data_dir,
+    eval_batch_size=batch_size,
+  )
+  images = open_source(section, section.eval_split)
+  check_classes(images, saved.config["num_classes"])
+  if section.source == "folder" and saved.class_names:
+    check_same_classes(images.class_names, saved.class_names, section.name)
+  if section.eval_batch_size < 1:
+    raise UserError(f"the batch size is {section.eval_batch_size}, expected at least 1")
+  structure, params = functional.split(saved.model)
+  mesh = make_mesh()
+  with jax.set_mesh(mesh), matmul_precision(saved.precision):
+    return evaluate_params(
+      make_eval_step(structure, mesh),
+      replicate(params, mesh),
+      images,
+      EvalTransform(saved.model.image_size),
+      batch_size=section.eval_batch_size,
+      mesh=mesh,
+      reading=Reading(**section.reading),
+    )
+
+
+def data_section(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
+  """The `data` section of a config to evaluate a saved model with.
+
+  Args:
+    saved: of `load_model`; its training run's section is the default.
+    **changes: fields to replace, where not None; if a name is given, the kind of the data
+      and the split are recognised from it unless they are given as well.
+
+  Raises:
+    UserError: if no data set is named.
+  """
+  section = DATA | (saved.run_config or {}).get("data", {})
+  given = {name: value for name, value in changes.items() if value is not None}
+  if "name" in given:
+    found = recognise(given["name"], usual=section["source"])
+    split = {} if found.split is None else {"eval_split": found.split}
+    given = {"source": found.source} | split | given
+  section |= given
+  if "name" not in section:
+    raise UserError("the weights come from elsewhere and name no data set; give one with --data")
+  return ml_collections.ConfigDict(section)
+
+
+def evaluate_params(
+  eval_step: Callable,
+  params: Params,
+  source: Source,
+  transform: EvalTransform,
+  *,
+  batch_size: int,
+  mesh: Mesh,
+  reading: Reading,
+  on_batch: Callable[[], None] = lambda: None,
+) -> dict[str, float | int]:
+  """Evaluates parameters on all images of a source, with a progress bar.
+
+  Args:
+    eval_step: of `make_eval_step`.
+    params: by dotted name.
+    source: the images.
+    transform: gives the images that the model takes.
+    batch_size: of all devices together; rounded up to a multiple of their number.
+    mesh: of `make_mesh`.
+    reading: how to read.
+    on_batch: called after every batch; what it raises ends the evaluation.
+
+  Returns:
+    As `evaluate`.
+  """
+  batch_size = -(-batch_size // mesh.size) * mesh.size
+  share = Share(batch_size, jax.process_index(), jax.process_count())
+  batches = eval_batches(source, transform, share=share, reading=reading)
+  start = time.monotonic()
+  results = []
+  with contextlib.closing(batches):
+    for batch in _progress(to_devices(batches, mesh), source, batch_size):
+      results.append(eval_step(params, batch))
+      on_batch()
+  summary = summarize(jax.device_get(results))
+  return {**summary, "images_per_second": len(source) / (time.monotonic() - start)}
+
+
+def make_eval_step(structure: nnx.GraphDef, mesh: Mesh) -> Callable[[Params, Batch], Averages]:
+  """Compiles eval_step(params, batch) -> metrics of the batch, as `metrics.measure`.
+
+  Call it under `jax.set_mesh(mesh)`: the filter shards its transforms over the mesh.
+  """
+
+  def eval_step(params: Params, batch: Batch) -> Averages:
+    return measure(merge(structure, params)(normalize(batch["image"])), batch["label"])
+
+  whole = replicated(mesh)
+  return jax.jit(eval_step, in_shardings=(whole, split_batch(mesh)), out_shardings=whole)
+
+
+def _progress(batches: Iterator, source: Source, batch_size: int) -> Iterator:
+  """The batches, counted in images on a bar that shows after two seconds."""
+  hidden = jax.process_index() != 0 or None  # None: hidden unless on a terminal
+  with tqdm(
+    total=len(source), desc="evaluate", unit="img", leave=False, delay=2, disable=hidden
+  ) as bar:
+    for batch in batches:
+      yield batch
+      bar.update(min(batch_size, bar.total - bar.n))

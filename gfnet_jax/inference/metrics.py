@@ -1,0 +1,109 @@
+"""What an evaluation measures.
+
+A metric is a function of (logits, labels) to one value per image, and a row of METRICS.
+It is then computed, averaged over all images, printed, written to metrics.jsonl and
+TensorBoard, for averaged weights as well.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu.metrics import Average
+
+from gfnet_jax.losses import cross_entropy
+
+Averages = dict[str, Average]  # sums and counts, by name
+
+
+class Metric(NamedTuple):
+  """How an evaluation computes and shows a metric.
+
+  Attributes:
+    compute: (logits (batch, num_classes) float32, labels (batch,) int32) to (batch,).
+    title: on the screen.
+    percent: whether its mean is a share, to be reported in percent.
+  """
+
+  compute: Callable[[jax.Array, jax.Array], jax.Array]
+  title: str
+  percent: bool = False
+
+
+def top1(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """1 where the label is the most probable class, else 0: (batch,), float32."""
+  return (rank_of_label(logits, labels) < 1).astype(jnp.float32)
+
+
+def top5(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """1 where the label is among the five most probable classes, else 0: (batch,), float32."""
+  return (rank_of_label(logits, labels) < 5).astype(jnp.float32)
+
+
+def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """The cross-entropy of every image, without label smoothing: (batch,), float32."""
+  return cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+
+
+METRICS = {
+  "top1": Metric(top1, "top-1", percent=True),
+  "top5": Metric(top5, "top-5", percent=True),
+  "loss": Metric(loss, "loss"),
+}
+
+
+def measure(logits: jax.Array, labels: jax.Array) -> Averages:
+  """The metrics of one batch; images with a negative label are padding and do not count.
+
+  Args:
+    logits: (batch, num_classes), float32.
+    labels: (batch,), int32.
+  """
+  counted = labels >= 0
+  return {
+    name: Average.from_model_output(metric.compute(logits, labels), mask=counted)
+    for name, metric in METRICS.items()
+  }
+
+
+def summarize(batches: list[Averages]) -> dict[str, float | int]:
+  """The means over all images, and the number of images; summed in float64."""
+  total = jax.tree.map(lambda *leaves: np.sum(np.array(leaves, np.float64)), *batches)
+  means = {name: float(total[name].compute()) for name in METRICS}
+  scale = {name: 100 if metric.percent else 1 for name, metric in METRICS.items()}
+  return {name: scale[name] * means[name] for name in METRICS} | {
+    "images": int(total["loss"].count)
+  }
+
+
+def format_results(results: dict[str, float | int]) -> str:
+  """One line for the results of an evaluation."""
+  parts = [
+    f"{metric.title} {results[name]:6.2f} %"
+    if metric.percent
+    else f"{metric.title} {results[name]:.4f}"
+    for name, metric in METRICS.items()
+  ]
+  speed = f"{results['images_per_second']:,.0f} images/s"
+  return "   ".join([*parts, f"{results['images']} images", speed])
+
+
+def rank_of_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """How many classes come before the label: greater, or equal and of a lower index.
+
+  Comparisons instead of jax.lax.top_k, which would gather the batch on every device.
+
+  Args:
+    logits: (batch, num_classes), float32.
+    labels: (batch,), int32.
+
+  Returns:
+    (batch,), int32; num_classes where the label's logit is NaN.
+  """
+  num_classes = logits.shape[-1]
+  score = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+  lower_index = jnp.arange(num_classes)[None] < labels[:, None]
+  before = (logits > score) | ((logits == score) & lower_index)
+  return jnp.where(jnp.isnan(score[:, 0]), num_classes, before.sum(axis=-1))

@@ -1,0 +1,165 @@
+"""Models as they come from a checkpoint or an official file, ready to predict."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from gfnet_jax.checkpoints.model import read_model
+from gfnet_jax.data.decode import BadImageError, decode_image
+from gfnet_jax.data.on_device.normalize import normalize
+from gfnet_jax.data.transforms import eval_transform
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.precision import matmul_precision
+from gfnet_jax.models.variants import list_models
+from gfnet_jax.weights.convert import read_torch_model
+from gfnet_jax.weights.download import fetch
+
+ImageLike = str | Path | Image.Image | np.ndarray
+WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors")
+
+
+class Prediction(NamedTuple):
+  """A class that an image may show.
+
+  Attributes:
+    index: of the class.
+    class_name: its name, or the index as text where the model has no names.
+    probability: of 0 to 1.
+  """
+
+  index: int
+  class_name: str
+  probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+  """A model read from a checkpoint or a file of weights.
+
+  Attributes:
+    model: with the saved parameters.
+    config: the arguments of `create_model` that describe it.
+    class_names: of the classes in order of their index, or None.
+    step: of the training run; 0 for imported weights.
+    run_config: the whole config of the training run, or None for imported weights.
+    precision: for `matmul_precision`; the model's own dtype follows it already.
+  """
+
+  model: nnx.Module
+  config: dict
+  class_names: list[str] | None = None
+  step: int = 0
+  run_config: dict | None = None
+  precision: str = "default"
+
+  def predict(
+    self, images: ImageLike | Iterable[ImageLike], *, top: int = 5, batch_size: int = 32
+  ) -> list[list[Prediction]]:
+    """The most probable classes of every image, best first.
+
+    Images are resized and cropped as in evaluation.
+
+    Args:
+      images: one or several: paths, Pillow images, or arrays (height, width, 3), uint8.
+      top: classes per image; all if there are fewer.
+      batch_size: images at once.
+
+    Raises:
+      UserError: for an image that cannot be read, or is of another type or size.
+    """
+    if isinstance(images, ImageLike) and getattr(images, "ndim", 3) != 4:
+      images = [images]
+    return list(self.predict_each(list(images), top=top, batch_size=batch_size))
+
+  def predict_each(
+    self, images: list[ImageLike], *, top: int = 5, batch_size: int = 32
+  ) -> Iterator[list[Prediction]]:
+    """As `predict`, one image after the other as they are done."""
+    top = min(top, self.config["num_classes"])
+    batch_size = min(batch_size, len(images))
+    for start in range(0, len(images), batch_size or 1):
+      chunk = [read_image(image, self.model.image_size) for image in images[start:][:batch_size]]
+      padded = chunk + chunk[-1:] * (batch_size - len(chunk))  # one size, to be compiled once
+      with matmul_precision(self.precision):
+        probabilities, indices = jax.device_get(self._classify(np.stack(padded), top))
+      for best in zip(indices[: len(chunk)], probabilities, strict=False):
+        yield [Prediction(int(i), self._name(i), float(p)) for i, p in zip(*best, strict=True)]
+
+  @functools.cached_property
+  def _classify(self) -> Callable[[np.ndarray, int], tuple[jax.Array, jax.Array]]:
+    """Images (batch, H, W, 3), uint8, to probabilities and indices, each (batch, top)."""
+    structure, params = split(self.model)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def classify(params, images, top):
+      return jax.lax.top_k(jax.nn.softmax(merge(structure, params)(normalize(images))), top)
+
+    return functools.partial(classify, params)
+
+  def _name(self, index: int) -> str:
+    return self.class_names[index] if self.class_names else str(index)
+
+
+def load_model(
+  source: Path | str, which: str = "last", *, precision: str | None = None, ema: bool = False
+) -> SavedModel:
+  """Reads a model with its weights, with verification.
+
+  Args:
+    source: a work directory of training, a directory of checkpoints or one checkpoint; a
+      .pth or .safetensors file for the official code; or the name of a variant, whose
+      official weights are then downloaded.
+    which: of the checkpoints: "last", "best" or a step.
+    precision: see `compute_dtype`; None for that of the training run, or "default".
+    ema: take the moving averages of the parameters.
+
+  Raises:
+    UserError: if there is no model, it is damaged, or the precision is unknown.
+  """
+  path = Path(source)
+  if not path.exists() and str(source) in list_models():
+    path = fetch(str(source))
+  if path.is_file() or path.suffix in WEIGHT_FILES:
+    model, config = read_torch_model(path, precision, ema=ema)
+    return SavedModel(model, config, precision=precision or "default")
+  model, metadata = read_model(path, which, precision=precision, ema=ema)
+  return SavedModel(
+    model,
+    metadata["model"],
+    class_names=metadata["class_names"],
+    step=metadata["step"],
+    run_config=metadata.get("config"),
+    precision=metadata["precision"],
+  )
+
+
+def read_image(image: ImageLike, image_size: tuple[int, int]) -> np.ndarray:
+  """An image as the model is evaluated on it, (height, width, 3), uint8.
+
+  Raises:
+    UserError: if it cannot be read, or is of another type or size.
+  """
+  if isinstance(image, str | Path):
+    try:
+      return eval_transform(decode_image(Path(image).read_bytes()), image_size)
+    except (OSError, BadImageError) as error:
+      raise UserError(f"cannot read {image}: {error}") from error
+  if isinstance(image, np.ndarray):
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+      raise UserError(
+        f"an image is an array {image.shape} of {image.dtype}, expected (height, width, 3) of uint8"
+      )
+    image = Image.fromarray(image)
+  if not isinstance(image, Image.Image):
+    raise UserError(
+      f"an image is of type {type(image).__name__}, expected a path, a Pillow image or an array"
+    )
+  return eval_transform(image.convert("RGB"), image_size)

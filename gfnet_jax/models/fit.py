@@ -1,0 +1,165 @@
+"""Carries parameters of one of our models to another image size, head or block layout.
+
+This goes by our own names of parameters, so that any mixer is carried like the global
+filter. Position embeddings, and mixers by their own rule, are interpolated as in the
+official fine-tuning at another resolution (main_gfnet.py, --finetune).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.base import Network
+from gfnet_jax.models.functional import Params, merge, split
+from gfnet_jax.models.image_size import ImageSize
+from gfnet_jax.models.mixers import MIXERS
+from gfnet_jax.models.resize import resize_bicubic
+from gfnet_jax.models.stage import separate_blocks, stack_blocks
+
+Arrays = dict[str, np.ndarray]
+Grid = tuple[int, int]  # (rows, columns) of tokens
+Shape = tuple[int, ...]
+
+HEAD = ("head.kernel", "head.bias")
+LISTED = 8  # names of each kind in an error message
+
+
+def resize(model: Network, image_size: ImageSize) -> Network:
+  """Returns a model of the same kind for another image size, with its parameters resized.
+
+  Args:
+    model: stays as it is.
+    image_size: side of the images, or (height, width), in pixels.
+
+  Returns:
+    A new model, which shares no memory with the old one.
+
+  Raises:
+    UserError: if the patches do not divide the images, or the mixer has no rule for
+      resizing its parameters.
+  """
+  # Abstract: initial weights would only be thrown away.
+  target = nnx.eval_shape(lambda: model.fresh(image_size=image_size))
+  return merge(split(target)[0], fit_params(model, target, {}))
+
+
+def fit_params(source: Network, target: Network, fresh: Params) -> Params:
+  """Carries the parameters of one model over to another.
+
+  Equal shapes are copied. What depends on the token grid is resized if the grids differ,
+  blocks are stacked or separated as the target has them, and the head stays fresh if the
+  numbers of classes differ.
+
+  Args:
+    source: the model whose parameters are taken.
+    target: the model to find parameters for; may be abstract, as from `nnx.eval_shape`.
+    fresh: initial parameters of the target, of which the head may be taken.
+
+  Returns:
+    Parameters of the target by name: new arrays, but for a fresh head.
+
+  Raises:
+    UserError: if the two are not the same network: another mixer, depth or width; or if
+      the mixer has no rule for resizing its parameters.
+  """
+  if source.mixer != target.mixer:
+    raise UserError(
+      f"the weights are of a network with mixer {source.mixer!r}, the model has "
+      f"{target.mixer!r}; create it with mixer={source.mixer!r}, or start from other weights"
+    )
+  new_head = HEAD if source.head.out_features != target.head.out_features else ()
+  _, model_params = split(target)
+  params = {name: np.asarray(v) for name, v in split(source)[1].items() if name not in new_head}
+  params = separate_blocks(params)
+  expected = {
+    name: value.shape
+    for name, value in jax.eval_shape(separate_blocks, model_params).items()
+    if name not in new_head
+  }
+  _check(*({n: v for n, v in d.items() if not _is_on_grid(n)} for d in (params, expected)))
+  grids = [patch_embed.grid for patch_embed, _ in source.stages()]
+  params = fit_to_grids(params, grids, target)
+  has_rule = hasattr(MIXERS[target.mixer], "resize_params")
+  if source.image_size != target.image_size and not has_rule and describe_misfits(params, expected):
+    raise UserError(
+      f"the mixer {target.mixer!r} cannot be carried to images of {target.image_size} pixels: "
+      "its parameters depend on the token grid, and it has no resize_params; add one (see "
+      f"models/mixers.py), or keep image_size={source.image_size}"
+    )
+  _check(params, expected)
+  fitted = stack_blocks(params, model_params)
+  # Copies: JAX on a CPU would share memory with the source.
+  fitted = {name: jnp.array(value, copy=True) for name, value in fitted.items()}
+  return fitted | {name: fresh[name] for name in new_head}
+
+
+def fit_to_grids(params: Arrays, grids: Sequence[Grid], model: Network) -> Arrays:
+  """Resizes what depends on the token grid.
+
+  Args:
+    params: arrays by name, as in a model without stacks (see `separate_blocks`).
+    grids: the token grid of every stage, as the arrays have it.
+    model: whose grids the result is for.
+
+  Returns:
+    All arrays: the resized ones are new, others the very same.
+  """
+  params = dict(params)
+  mixer = MIXERS[model.mixer]
+  for i, (before, (patch_embed, blocks)) in enumerate(zip(grids, model.stages(), strict=True)):
+    after = patch_embed.grid
+    if before == after:
+      continue
+    if i == 0:
+      params["pos_embed"] = resize_bicubic(params["pos_embed"], after, align_corners=False)
+    if not hasattr(mixer, "resize_params"):
+      continue
+    for j in range(len(blocks)):
+      prefix = f"{model.stage_name('blocks', i)}.{j}.filter."
+      own = {n.removeprefix(prefix): v for n, v in params.items() if n.startswith(prefix)}
+      resized = mixer.resize_params(own, before, after)
+      params |= {prefix + name: value for name, value in resized.items()}
+  return params
+
+
+def describe_misfits(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Shape]) -> str:
+  """Says which names and shapes of arrays are not the expected ones; "" if all are."""
+  misfits = {
+    "missing": [name for name in shapes if name not in arrays],
+    "unexpected": [name for name in arrays if name not in shapes],
+    "mis-shaped": [
+      f"{name} is {arrays[name].shape}, expected {shapes[name]}"
+      for name in shapes
+      if name in arrays and arrays[name].shape != shapes[name]
+    ],
+    "not of a float type": [
+      f"{name} is {arrays[name].dtype}"
+      for name in shapes
+      if name in arrays and not jnp.issubdtype(arrays[name].dtype, jnp.floating)
+    ],
+  }
+  return ", ".join(f"{len(found)} {k} ({listed(found)})" for k, found in misfits.items() if found)
+
+
+def listed(names: Sequence[str]) -> str:
+  """The first names, and how many more there are."""
+  names = list(map(str, names))
+  more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
+  return ", ".join([*names[:LISTED], *more])
+
+
+def _check(params: Arrays, shapes: Mapping[str, Shape]) -> None:
+  if misfits := describe_misfits(params, shapes):
+    raise UserError(
+      f"the weights do not fit the model: {misfits}; create it with the widths and depths "
+      "that the weights were trained with"
+    )
+
+
+def _is_on_grid(name: str) -> bool:
+  """Whether the shape of a parameter may depend on the token grid."""
+  return name == "pos_embed" or ".filter." in name

@@ -1,0 +1,95 @@
+"""Token mixers by name: the layer of a block through which the tokens of an image meet.
+
+A new mixer is one class in this file and one line in `MIXERS`; `create_model`, training,
+checkpoints, fine-tuning and evaluation then know it as `mixer="its-name"`. The contract:
+
+- Its constructor takes (dim, height, width, *, backend, dtype, rngs): the channels, the
+  token grid, how to transform (see `fourier_backends.BACKENDS`), the type of matrix
+  products, and the source of initial weights. It may ignore backend and dtype.
+- A call maps tokens (batch, height, width, dim) of any float type to the same shape in
+  float32. Images do not affect each other, so that XLA can split the batch over devices.
+- It must work inside `jax.jit` and `jax.lax.scan` (see `BlockStack`): no Python branches
+  on values, and attributes that are not parameters must be hashable.
+- Its state is nothing but `nnx.Param`, all float32. Weight decay applies to those called
+  "kernel" or "complex_weight".
+- If the shape of a parameter depends on the grid, it has a static method
+  `resize_params(params, before, after)`, which `fit.py` calls to carry a model to another
+  image size: from NumPy arrays by name, for the grid `before`, to arrays by the same
+  names for the grid `after`. A grid is (height, width) in tokens.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.fourier import global_filter
+from gfnet_jax.models.fourier_backends import choose_backend
+from gfnet_jax.models.initializers import normal_init
+from gfnet_jax.models.resize import resize_bicubic
+
+
+class GlobalFilter(nnx.Module):
+  """Mixes tokens by a learned filter in the frequency domain (paper, section 3.2).
+
+  Equivalent to a depthwise circular convolution as large as the token grid.
+
+  Args:
+    dim: channels.
+    height: rows of the token grid.
+    width: columns of the token grid.
+    backend: how to transform: "auto" or a name in `fourier_backends.BACKENDS`.
+    dtype: accepted because every mixer accepts it; the filter computes in float32.
+    rngs: source of the initial weights, N(0, 0.02^2) for real and imaginary parts.
+
+  Raises:
+    UserError: for an unknown backend.
+  """
+
+  def __init__(
+    self,
+    dim: int,
+    height: int,
+    width: int,
+    *,
+    backend: str = "auto",
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    choose_backend(backend, (height, width, dim))  # so that a mistake shows at once
+    # Pairs first: a trailing axis of 2 would be padded to 128 lanes on a TPU.
+    shape = (2, height, width // 2 + 1, dim)
+    self.complex_weight = nnx.Param(normal_init(rngs.params(), shape, jnp.float32))
+    self.grid, self.backend = (height, width), backend
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """Filters (batch, height, width, dim) of any float type; returns float32.
+
+    Raises:
+      UserError: if the grid or the channels differ from the filter's.
+    """
+    expected = (*self.grid, self.complex_weight.shape[-1])
+    if tokens.ndim != 4 or tokens.shape[1:] != expected:
+      raise UserError(
+        f"GlobalFilter got tokens of shape {tokens.shape}, "
+        f"expected (batch, height, width, channels) = (batch, {', '.join(map(str, expected))})"
+      )
+    return global_filter(tokens.astype(jnp.float32), self.complex_weight[...], self.backend)
+
+  @staticmethod
+  def resize_params(
+    params: dict[str, np.ndarray], before: tuple[int, int], after: tuple[int, int]
+  ) -> dict[str, np.ndarray]:
+    """Interpolates the half spectrum bicubically, as official main_gfnet.py does."""
+    del before  # the shape tells it
+    # The official order of the axes, (rows, columns, channels, 2): the same bits as there.
+    weight = np.ascontiguousarray(np.moveaxis(params["complex_weight"], 0, -1))
+    weight = resize_bicubic(weight, (after[0], after[1] // 2 + 1), align_corners=True)
+    return {"complex_weight": np.moveaxis(weight, -1, 0)}
+
+
+MIXERS: dict[str, type[nnx.Module]] = {
+  "global-filter": GlobalFilter,
+}

@@ -1,0 +1,64 @@
+"""The parameters with which a run begins: fresh ones, or those of a checkpoint."""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from gfnet_jax.errors import UserError
+from gfnet_jax.inference.saved_model import load_model
+from gfnet_jax.models.fit import fit_params
+from gfnet_jax.models.functional import Params, split
+from gfnet_jax.sharding import replicate, replicated
+
+
+def initial_params(
+  make_model: Callable[[], nnx.Module], init_checkpoint: str, mesh: Mesh
+) -> Params:
+  """Fresh parameters, or those of a checkpoint fitted to the model.
+
+  Position embedding and mixers are resized to the model's image size by the official
+  rule; the head stays fresh if the checkpoint has another number of classes.
+
+  Args:
+    make_model: creates the model with fresh parameters.
+    init_checkpoint: what to load, see `load_model`; empty for fresh parameters.
+    mesh: over which the parameters are replicated.
+
+  Raises:
+    UserError: if there is no checkpoint or its blocks are not the model's.
+  """
+  fresh = jax.jit(lambda: split(make_model())[1], out_shardings=replicated(mesh))()
+  if not init_checkpoint:
+    return fresh
+  saved = load_model(init_checkpoint)
+  try:
+    params = fit_params(saved.model, nnx.eval_shape(make_model), fresh)
+  except UserError as error:
+    name = saved.config["name"]
+    raise UserError(
+      f"init_checkpoint {init_checkpoint}, a {name}, is not the network of config.model: {error}"
+    ) from error
+  return replicate(params, mesh)
+
+
+def load_teacher(
+  checkpoint: str, num_classes: int, image_size: tuple[int, int], mesh: Mesh
+) -> tuple[nnx.GraphDef | None, Params]:
+  """The model to distil from, or (None, {}) if no checkpoint is named.
+
+  Raises:
+    UserError: if its classes or its image size are not the student's.
+  """
+  if not checkpoint:
+    return None, {}
+  model = load_model(checkpoint).model
+  found, expected = model.head.out_features, num_classes
+  if (found, model.image_size) != (expected, image_size):
+    raise UserError(
+      f"the teacher {checkpoint} has {found} classes at {model.image_size} pixels, expected "
+      f"the student's {expected} at {image_size}"
+    )
+  structure, params = split(model)
+  return structure, replicate(params, mesh)

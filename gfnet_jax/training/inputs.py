@@ -1,0 +1,97 @@
+"""Where a run's images come from, and how many steps they make."""
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+import jax
+import ml_collections
+
+from gfnet_jax.data.on_device.erasing import Erasing
+from gfnet_jax.data.pipeline import (
+  Batch,
+  Reading,
+  Share,
+  check_fills_a_batch,
+  train_batches,
+)
+from gfnet_jax.data.sources.open import check_classes, check_same_classes, open_source
+from gfnet_jax.data.sources.records import Source
+from gfnet_jax.data.transforms import EvalTransform, TrainTransform
+from gfnet_jax.training.optimizer import Schedule, make_schedule
+
+
+class Inputs(NamedTuple):
+  """The data of a run.
+
+  Attributes:
+    train_source: of the training images.
+    eval_source: of the evaluation's.
+    train_transform: augments a training image.
+    eval_transform: crops an image of the evaluation.
+    reading: how both are read.
+    steps_per_epoch: global batches in the training images, with a fraction.
+    num_steps: of the whole run.
+    schedule: the learning rate of every step.
+  """
+
+  train_source: Source
+  eval_source: Source
+  train_transform: TrainTransform
+  eval_transform: EvalTransform
+  reading: Reading
+  steps_per_epoch: float
+  num_steps: int
+  schedule: Schedule
+
+
+def open_inputs(config: ml_collections.ConfigDict) -> Inputs:
+  """Opens the data; counts the classes for `model.num_classes` if that is 0.
+
+  Raises:
+    UserError: if the data cannot be read, or is not for this model and batch size.
+  """
+  data, model = config.data, config.model
+  train_source = open_source(data, data.train_split)
+  eval_source = open_source(data, data.eval_split)
+  if model.num_classes == 0:
+    model.num_classes = len(train_source.class_names)
+  for source in (train_source, eval_source):
+    check_classes(source, model.num_classes)
+  check_same_classes(eval_source.class_names, train_source.class_names, data.eval_split)
+  check_fills_a_batch(train_source, data.batch_size)
+  steps_per_epoch = len(train_source) / data.batch_size
+  return Inputs(
+    train_source,
+    eval_source,
+    TrainTransform(image_size=model.image_size, fast_decode=data.fast_decode, **config.augment),
+    EvalTransform(model.image_size),
+    Reading(**data.reading),
+    steps_per_epoch,
+    num_steps=max(1, round(config.num_epochs * steps_per_epoch)),
+    schedule=make_schedule(config, steps_per_epoch),
+  )
+
+
+def batches_from(
+  config: ml_collections.ConfigDict, inputs: Inputs, first: int, skipped: Collection[int]
+) -> Iterator[Batch]:
+  """This process's rows of the run's global batches, from an index on; see `train_batches`.
+
+  Args:
+    config: of the run.
+    inputs: its data.
+    first: index of the first batch.
+    skipped: indices of batches that are left out.
+  """
+  return train_batches(
+    inputs.train_source,
+    inputs.train_transform,
+    seed=config.seed,
+    share=Share(config.data.batch_size, jax.process_index(), jax.process_count()),
+    first_batch=first,
+    num_batches=inputs.num_steps + len(skipped),
+    skipped=skipped,
+    reading=inputs.reading,
+    repeats=config.data.repeats,
+    erasing=Erasing(**config.erasing),
+  )

@@ -1,0 +1,89 @@
+"""What never changes during a run, and how it begins or goes on."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from flax import nnx
+from jax.sharding import Mesh
+
+from gfnet_jax.checkpoints.model import model_metadata
+from gfnet_jax.checkpoints.store import WRITE_TIMEOUT, Checkpoints, find_checkpoint
+from gfnet_jax.errors import UserError
+from gfnet_jax.files import write_atomically
+from gfnet_jax.models.variants import create_model
+from gfnet_jax.sharding import check_batch_size
+from gfnet_jax.training.config_rules import check_config, check_groups, check_profile
+from gfnet_jax.training.initialize import initial_params
+from gfnet_jax.training.inputs import Inputs, open_inputs
+from gfnet_jax.training.program import Program, build_program, model_config
+from gfnet_jax.training.resume import Progress, restore_run
+from gfnet_jax.training.step import TrainState
+
+
+class Run(NamedTuple):
+  """What never changes during a run.
+
+  Attributes:
+    config: with everything that was left open filled in.
+    workdir: the work directory.
+    mesh: of all devices.
+    inputs: its data.
+    program: its compiled functions.
+    description: what all its checkpoints say; see `resume.save_run`.
+  """
+
+  config: ml_collections.ConfigDict
+  workdir: Path
+  mesh: Mesh
+  inputs: Inputs
+  program: Program
+  description: dict[str, Any]
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for mistakes that show without the data, which may take long to open."""
+  check_config(config)
+  model = model_config(config) | {"num_classes": config.model.num_classes or 1}
+  nnx.eval_shape(lambda: create_model(**model))
+  if config.init_checkpoint and Path(config.init_checkpoint).is_dir():
+    find_checkpoint(Path(config.init_checkpoint))
+
+
+def prepare(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> Run:
+  """Puts a run together, in the order in which it can go wrong; writes nothing."""
+  check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
+  check_groups(config, mesh)
+  inputs = open_inputs(config)
+  check_profile(config, inputs.num_steps)
+  program = build_program(config, mesh)
+  description = model_metadata(model_config(config), inputs.train_source.class_names)
+  return Run(config, workdir, mesh, inputs, program, description | {"config": config.to_dict()})
+
+
+def open_checkpoints(config: ml_collections.ConfigDict, workdir: Path) -> Checkpoints:
+  """The checkpoints of a run, which fail before the watchdog would end it."""
+  timeout = min(WRITE_TIMEOUT, config.stall_timeout / 2 or WRITE_TIMEOUT)
+  keep_last = config.checkpoints.keep_last
+  return Checkpoints(workdir / "checkpoints", keep_last=keep_last, timeout=timeout)
+
+
+def start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
+  """The state of the newest whole checkpoint, or a fresh one."""
+  program = run.program
+  restored = restore_run(checkpoints, run.config, program.shapes, program.shardings)
+  if restored:
+    return restored
+  params = initial_params(program.make_model, run.config.init_checkpoint, run.mesh)
+  return program.init(params), Progress()
+
+
+def write_config(run: Run) -> None:
+  """Writes the config with its overrides into the work directory."""
+  path = run.workdir / "config.json"
+  if jax.process_index() == 0:
+    try:
+      write_atomically(path, run.config.to_json(indent=2) + "\n")
+    except OSError as error:
+      raise UserError(f"cannot write {path} ({error.strerror}); make room") from error

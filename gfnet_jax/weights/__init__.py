@@ -1,0 +1,1 @@
+"""Weights in PyTorch's formats, in and out."""

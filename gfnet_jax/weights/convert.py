@@ -1,0 +1,93 @@
+"""From official weights to a checkpoint of ours, and from a checkpoint to PyTorch."""
+
+from pathlib import Path
+
+from gfnet_jax.checkpoints.model import read_model, save_model
+from gfnet_jax.models.base import Network
+from gfnet_jax.models.image_size import ImageSize
+from gfnet_jax.models.precision import compute_dtype
+from gfnet_jax.weights.download import CACHE_DIRECTORY, fetch
+from gfnet_jax.weights.files import read_state_dict, write_state_dict
+from gfnet_jax.weights.state_dict import model_from_torch, to_torch_state_dict
+
+
+def import_weights(
+  source: str,
+  directory: Path,
+  *,
+  name: str | None = None,
+  image_size: ImageSize | None = None,
+  num_classes: int | None = None,
+  ema: bool = False,
+  allow_nan: bool = False,
+  sha256: str | None = None,
+  cache: Path = CACHE_DIRECTORY,
+) -> dict:
+  """Writes a checkpoint with the weights of a PyTorch or safetensors file.
+
+  Args:
+    source: a path, an http(s) address, or the name of a variant (see `fetch`).
+    directory: where the checkpoint is written; untouched if an error is raised.
+    name: the variant; recognised from the weights if None.
+    image_size: the size to resize the weights for, in pixels; the file's own if None.
+    num_classes: outputs of the head; if they differ from the file's, the head gets fresh
+      weights.
+    ema: take the averaged weights in the file.
+    allow_nan: accept NaN and infinite weights.
+    sha256: the expected SHA-256 sum of the file, in hexadecimal.
+    cache: the directory that keeps downloads.
+
+  Returns:
+    The arguments of `create_model` that describe the model.
+
+  Raises:
+    UserError: as `fetch`, `read_state_dict`, `model_from_torch` and `save_model`.
+  """
+  path = fetch(source, sha256=sha256, cache=cache)
+  weights = read_state_dict(path, ema=ema, allow_nan=allow_nan)
+  model, config = model_from_torch(
+    weights, name=name, image_size=image_size, num_classes=num_classes
+  )
+  del weights  # before saving makes its own copy
+  save_model(directory, model, config)
+  return config
+
+
+def read_torch_model(
+  path: Path | str, precision: str | None = None, *, ema: bool = False
+) -> tuple[Network, dict]:
+  """Reads a model from a PyTorch or safetensors file, as `read_model` does from a checkpoint.
+
+  Args:
+    path: the file.
+    precision: see `compute_dtype`; None for "default".
+    ema: take the averaged weights in the file.
+
+  Returns:
+    The model, and the arguments of `create_model` that describe it.
+
+  Raises:
+    UserError: as `compute_dtype`, `read_state_dict` and `model_from_torch`.
+  """
+  dtype = compute_dtype(precision or "default")
+  return model_from_torch(read_state_dict(path, ema=ema), dtype=dtype)
+
+
+def export_weights(directory: Path, path: Path, *, which: str = "last", ema: bool = False) -> dict:
+  """Writes the model of a checkpoint to a file for the official code.
+
+  Args:
+    directory: a work directory of training, or a checkpoint.
+    path: a new .pth or .safetensors file.
+    which: "last", "best" or a step.
+    ema: take the averaged weights in the checkpoint.
+
+  Returns:
+    The arguments of `create_model` that describe the model.
+
+  Raises:
+    UserError: as `read_model`, `to_torch_state_dict` and `write_state_dict`.
+  """
+  model, metadata = read_model(directory, which, ema=ema)
+  write_state_dict(path, to_torch_state_dict(model))
+  return metadata["model"]

@@ -1,0 +1,59 @@
+"""What several test files share: real processes of the scripts, and reading what they leave."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+HANGS = 1800.0  # seconds after which a process is taken for one that hangs, on any machine
+
+
+def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+  """(exit code, standard output, standard error) of every process."""
+  outputs = [process.communicate(timeout=HANGS) for process in processes]
+  return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def wait_for_line(process: subprocess.Popen, start: str) -> None:
+  """Reads the output of a process up to a line."""
+  for line in process.stdout:
+    if line.startswith(start):
+      return
+  raise AssertionError(f"no line begins with {start!r}: {process.stderr.read()}")
+
+
+def free_port() -> int:
+  """A port of this machine that nobody listens on."""
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return listener.getsockname()[1]
+
+
+def script_command(name: str, *arguments) -> list[str]:
+  return [sys.executable, name, *map(str, arguments)]
+
+
+def script_environment(devices: int = 1) -> dict[str, str]:
+  return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def read_lines(path: Path) -> list[dict]:
+  """The lines of a .jsonl file."""
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def collectives(hlo: str) -> dict[str, list[str]]:
+  """The shapes that each kind of collective works on, such as {"all-reduce": ["f32[16,8]"]}."""
+  found = {}
+  for line in hlo.splitlines():
+    match = re.search(
+      r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(",
+      line,
+    )
+    if match:
+      found.setdefault(match[2], []).extend(re.findall(r"\w+\[[\d,]*\]", match[1]))
+  return found

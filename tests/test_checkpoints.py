@@ -1,0 +1,205 @@
+"""Checkpoints are whole, verified, pruned, and read without the training state."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gfnet_jax
+from gfnet_jax.checkpoints.checksums import DamagedError
+from gfnet_jax.checkpoints.model import save_model
+from gfnet_jax.checkpoints.store import (
+  Checkpoints,
+  best_step,
+  find_checkpoint,
+  list_steps,
+  on_one_device,
+  restore,
+  verify,
+)
+from gfnet_jax.errors import UserError
+from gfnet_jax.inference.saved_model import load_model
+from gfnet_jax.models.functional import split
+
+CONFIG = dict(name="gfnet-ti", image_size=[32, 64], num_classes=3, depth=12, embed_dim=8)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return gfnet_jax.create_model(**CONFIG)
+
+
+@pytest.fixture
+def saved(tmp_path, model):
+  save_model(tmp_path / "model", model, CONFIG, ["cat", "dog", "eel"])
+  return tmp_path / "model"
+
+
+def test_a_saved_model_comes_back_bit_for_bit(saved, model):
+  loaded = load_model(saved)
+  assert (loaded.config, loaded.class_names, loaded.step) == (CONFIG, ["cat", "dog", "eel"], 0)
+  before, after = split(model)[1], split(loaded.model)[1]
+  assert before.keys() == after.keys()
+  for name in before:
+    np.testing.assert_array_equal(before[name], after[name])
+  assert list_steps(saved / "checkpoints") == [0]
+  assert not list((saved / "checkpoints").glob(".*"))
+
+
+def test_the_checkpoint_itself_may_be_named(saved):
+  assert load_model(saved / "checkpoints" / "00000000").step == 0
+  assert load_model(saved / "checkpoints", "0").step == 0
+
+
+def test_relative_paths(tmp_path, monkeypatch, model):
+  monkeypatch.chdir(tmp_path)
+  save_model("here", model, CONFIG)
+  assert load_model("here").config == CONFIG
+
+
+def test_an_existing_checkpoint_is_not_overwritten(saved, model):
+  with pytest.raises(UserError, match="holds checkpoints already"):
+    save_model(saved, model, CONFIG)
+
+
+def test_every_changed_byte_is_noticed(saved):
+  checkpoint = saved / "checkpoints" / "00000000"
+  files = [path for path in checkpoint.rglob("*") if path.is_file() and path.stat().st_size]
+  assert len(files) > 5
+  rng = np.random.default_rng(0)
+  for path in files:
+    content = path.read_bytes()
+    for damaged in (_flip(content, rng), content[: len(content) // 2], content + b"\n"):
+      path.write_bytes(damaged)
+      with pytest.raises(UserError, match="is damaged"):
+        load_model(saved)
+    path.unlink()
+    with pytest.raises(UserError, match="is damaged"):
+      load_model(saved)
+    path.write_bytes(content)
+  load_model(saved)
+
+
+def _flip(content: bytes, rng) -> bytes:
+  damaged = bytearray(content)
+  damaged[rng.integers(len(content))] ^= 1 << rng.integers(8)
+  return bytes(damaged)
+
+
+def test_a_file_that_does_not_belong_is_noticed(saved):
+  (saved / "checkpoints" / "00000000" / "params" / "more").touch()
+  with pytest.raises(UserError, match="params/more does not belong to it"):
+    load_model(saved)
+
+
+def test_symbolic_links_are_not_followed(saved, tmp_path):
+  metadata = saved / "checkpoints" / "00000000" / "metadata.json"
+  outside = tmp_path / "outside.json"
+  metadata.rename(outside)
+  metadata.symlink_to(outside)
+  with pytest.raises(UserError, match=r"metadata.json was altered"):
+    load_model(saved)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+  """Five steps of a run that was best at the second."""
+  checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=2)
+  increment = jax.jit(lambda x: x + 1, donate_argnums=0)
+  value = jnp.zeros(1000)
+  for step, top1 in zip((10, 20, 30, 40, 50), (50, 70, 60, 65, 65), strict=True):
+    value = increment(value)
+    checkpoints.save(step, {"params": {"x": value}}, {"metrics": {"top1": top1}})
+    value = increment(value)  # the saved buffer is donated while it is written
+  checkpoints.close()
+  return checkpoints.directory
+
+
+def test_the_last_and_the_best_are_kept(checkpoints):
+  assert list_steps(checkpoints) == [20, 40, 50]
+  assert best_step(checkpoints, "top1") == 20
+  assert find_checkpoint(checkpoints, "best") == (checkpoints, 20)
+  assert find_checkpoint(checkpoints.parent, "last") == (checkpoints, 50)
+  with pytest.raises(UserError, match=r"no checkpoint '7' in .* expected last, best or 20, 40, 50"):
+    find_checkpoint(checkpoints, "7")
+
+
+def test_what_was_saved_is_the_state_of_that_step(checkpoints):
+  shape = {"x": jax.ShapeDtypeStruct((1000,), jnp.float32)}
+  for step, value in ((20, 3), (40, 7), (50, 9)):
+    restored = restore(checkpoints, step, {"params": on_one_device(shape)})
+    assert np.all(np.asarray(restored["params"]["x"]) == value)
+
+
+def test_leftovers_of_a_killed_run_are_not_checkpoints(checkpoints):
+  (checkpoints / ".pending-00000060").mkdir()
+  assert list_steps(checkpoints) == [20, 40, 50]
+  Checkpoints(checkpoints).close()
+  assert not (checkpoints / ".pending-00000060").exists()
+
+
+def test_a_step_can_be_saved_again(checkpoints):
+  again = Checkpoints(checkpoints)
+  again.save(50, {"params": {"x": jnp.zeros(3)}}, {"metrics": {}})
+  again.close()
+  shape = {"x": jax.ShapeDtypeStruct((3,), jnp.float32)}
+  assert np.all(
+    np.asarray(restore(checkpoints, 50, {"params": on_one_device(shape)})["params"]["x"]) == 0
+  )
+
+
+def test_a_write_that_fails_is_reported_and_tried_again(tmp_path, capsys):
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  checkpoints.save(1, {"params": {"x": jnp.zeros(3)}}, {"metrics": {"not": object()}})
+  checkpoints.wait()
+  assert list_steps(tmp_path / "checkpoints") == []
+  checkpoints.save(2, {"params": {"x": jnp.zeros(3)}}, {"metrics": {}})
+  checkpoints.close()
+  assert "the checkpoint of step 1 could not be written" in capsys.readouterr().out
+  assert list_steps(tmp_path / "checkpoints") == [2]
+
+
+def test_a_last_write_that_fails_is_an_error(tmp_path):
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  checkpoints.save(1, {"params": {"x": jnp.zeros(3)}}, {"metrics": {"not": object()}})
+  with pytest.raises(UserError, match="step 1 could not be written"):
+    checkpoints.close()
+
+
+def test_some_are_kept_for_ever(tmp_path):
+  checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=1)
+  for step in range(1, 7):
+    checkpoints.save(step, {"params": {"x": jnp.zeros(3)}}, {"keep": step % 2 == 0})
+  checkpoints.close()
+  assert list_steps(tmp_path / "checkpoints") == [2, 4, 6]
+
+
+def test_metadata_is_readable_text(checkpoints):
+  metadata = json.loads((checkpoints / "00000050" / "metadata.json").read_text())
+  assert metadata["step"] == 50
+
+
+def test_a_directory_without_a_checkpoint(tmp_path):
+  with pytest.raises(UserError, match="no checkpoint in"):
+    load_model(tmp_path)
+  with pytest.raises(UserError, match="no checkpoint in"):
+    load_model(tmp_path / "nowhere")
+
+
+def test_sums_that_are_no_json(checkpoints):
+  (checkpoints / "00000050" / "sha256.json").write_text("[1")
+  with pytest.raises(DamagedError, match=r"sha256.json cannot be read"):
+    verify(checkpoints, 50)
+
+
+def test_a_checkpoint_that_was_being_replaced_is_found_again(saved, model):
+  """Killed between taking one away and putting the other in its place."""
+  directory = saved / "checkpoints"
+  (directory / "00000000").rename(directory / ".replaced-00000000")
+  Checkpoints(directory).close()
+  assert load_model(saved).step == 0
+  (directory / ".replaced-00000000").mkdir()  # killed after that
+  Checkpoints(directory).close()
+  assert [path.name for path in directory.iterdir()] == ["00000000"]

@@ -1,0 +1,192 @@
+"""Parameters of our models carried to other sizes, heads and layouts, by our own names."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import own_mixer
+import pytest
+from flax import nnx
+
+import gfnet_jax
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.fit import fit_params, resize
+from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.resize import resize_bicubic
+from gfnet_jax.models.stage import BlockStack
+from gfnet_jax.models.variants import create_model
+from gfnet_jax.weights.state_dict import load_torch_state_dict, to_torch_state_dict
+
+SIZES = {
+  "gfnet-ti": dict(embed_dim=8, depth=2),
+  "gfnet-h-ti": dict(embed_dims=(4, 4, 8, 8), depths=(1, 2, 1, 1)),
+}
+
+
+@pytest.fixture(autouse=True)
+def register(monkeypatch):
+  own_mixer.register(monkeypatch)
+
+
+def create(name="gfnet-ti", *, seed=0, **options):
+  options = dict(image_size=(32, 64), num_classes=5) | SIZES[name] | options
+  return create_model(name, **options, rngs=nnx.Rngs(seed))
+
+
+@functools.cache
+def saved(name, scan=False):
+  """A model to carry over; not to be changed."""
+  return create(name, scan=scan)
+
+
+def fit(source, **options):
+  """The model with fitted parameters, and its fresh head."""
+  fresh = create(seed=1, **options)
+  abstract = nnx.eval_shape(lambda: create(seed=1, **options))
+  params = fit_params(source, abstract, split(fresh)[1])
+  assert {n: (v.shape, v.dtype) for n, v in params.items()} == {
+    n: (v.shape, v.dtype) for n, v in split(abstract)[1].items()
+  }
+  return merge(split(abstract)[0], params), fresh.head
+
+
+def assert_equal(actual, expected):
+  assert actual.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(actual[name], value, err_msg=name, strict=True)
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("target_scan", [False, True])
+def test_the_same_network_gets_the_very_parameters(name, scan, target_scan):
+  model, _ = fit(saved(name, scan), name=name, scan=target_scan)
+  assert_equal(split(model)[1], split(saved(name, target_scan))[1])
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("image_size", [(64, 32), 96, 32])
+def test_another_size_is_resized_by_the_official_rule(name, scan, image_size):
+  """Against the official tensors, each interpolated here."""
+  model, _ = fit(saved(name), name=name, scan=scan, image_size=image_size)
+  expected = to_torch_state_dict(saved(name))
+  stages = zip(saved(name).stages(), model.stages(), strict=True)
+  for i, ((old, _), (new, blocks)) in enumerate(stages):
+    if i == 0:
+      table = expected["pos_embed"].reshape(*old.grid, -1)
+      table = resize_bicubic(table, new.grid, align_corners=False)
+      expected["pos_embed"] = table.reshape(1, -1, table.shape[-1])
+    for j in range(len(blocks)):
+      key = f"blocks.{i}.{j}" if name == "gfnet-h-ti" else f"blocks.{j}"
+      key += ".filter.complex_weight"
+      half = (new.grid[0], new.grid[1] // 2 + 1)
+      expected[key] = resize_bicubic(expected[key], half, align_corners=True)
+  assert_equal(to_torch_state_dict(model), expected)
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("options", [dict(image_size=96), dict(image_size=64, num_classes=7)])
+def test_the_way_over_official_names_gives_the_same_bits(name, options):
+  model, head = fit(saved(name), name=name, **options)
+  other = create(name, seed=1, **options)
+  official = to_torch_state_dict(saved(name))
+  load_torch_state_dict(other, official, keep_head="num_classes" in options)
+  assert_equal(split(model)[1], split(other)[1])
+  if "num_classes" in options:
+    np.testing.assert_array_equal(model.head.kernel[...], head.kernel[...])
+
+
+def test_fitted_parameters_share_no_memory_with_the_source():
+  source = saved("gfnet-ti")
+  for name, value in fit_params(source, create(), {}).items():
+    original = split(source)[1][name]
+    assert value.unsafe_buffer_pointer() != original.unsafe_buffer_pointer(), name
+
+
+@pytest.mark.parametrize("mixer", ["gate", "mean"])
+@pytest.mark.parametrize("name", SIZES)
+def test_a_mixer_of_ones_own_is_carried_like_any_other(name, mixer):
+  source = create(name, mixer=mixer)
+  images = jax.random.normal(jax.random.key(0), (2, 32, 64, 3))
+  model, _ = fit(source, name=name, mixer=mixer)
+  np.testing.assert_array_equal(model(images), source(images))
+  model, head = fit(source, name=name, mixer=mixer, num_classes=7)
+  np.testing.assert_array_equal(model.forward_features(images), source.forward_features(images))
+  np.testing.assert_array_equal(model.head.kernel[...], head.kernel[...])
+  stacked, _ = fit(source, name=name, mixer=mixer, scan=True)
+  assert_equal(split(stacked)[1], split(create(name, mixer=mixer, scan=True))[1])
+  assert_equal(split(fit(stacked, name=name, mixer=mixer)[0])[1], split(source)[1])
+  larger, _ = fit(source, name=name, mixer=mixer, image_size=(64, 128))
+  block, before = (
+    list(list(network.stages())[-1][1])[-1].filter.gain[...] for network in (larger, source)
+  )
+  if mixer == "gate":
+    before = np.repeat(np.repeat(before, 2, axis=0), 2, axis=1)
+  np.testing.assert_array_equal(block, before)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (dict(depth=3), r"do not fit the model: 8 missing \(blocks.2.mlp.fc1.bias, .*\); create it"),
+    (dict(depth=1), r"8 unexpected \("),
+    (dict(embed_dim=12), r"mis-shaped \(.*blocks.0.norm1.scale is \(8,\), expected \(12,\)"),
+    (
+      dict(patch_size=8),
+      r"mis-shaped \(patch_embed.proj.kernel is \(768, 8\), expected \(192, 8\)",
+    ),
+    (dict(name="gfnet-h-ti", image_size=64), r"missing \(.*unexpected \("),
+    (dict(mixer="gate"), "with mixer 'global-filter', the model has 'gate'; create it with mixer="),
+  ],
+)
+def test_another_network_is_refused_in_one_line(options, message):
+  with pytest.raises(UserError, match=message) as caught:
+    fit(saved("gfnet-ti"), **options)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_mixer_without_a_rule_stays_on_its_grid():
+  source = create(mixer="no-rule")
+  assert_equal(split(fit(source, mixer="no-rule")[0])[1], split(source)[1])
+  message = (
+    r"mixer 'no-rule' cannot be carried to images of \(64, 64\) pixels: .*resize_params; add"
+  )
+  with pytest.raises(UserError, match=message):
+    fit(source, mixer="no-rule", image_size=64)
+
+
+def test_official_names_know_the_global_filter_only():
+  model = create(mixer="gate")
+  message = "mixes tokens by 'gate', but the official format knows only 'global-filter'; keep"
+  with pytest.raises(UserError, match=message):
+    to_torch_state_dict(model)
+  with pytest.raises(UserError, match=message):
+    load_torch_state_dict(model, to_torch_state_dict(saved("gfnet-ti")))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_resize_returns_a_like_model_for_another_size(name):
+  options = dict(drop_path_rate=0.5, scan=True, remat=True, dtype=jnp.bfloat16, backend="dense")
+  source = create(name, **options)
+  before = split(source)[1]
+  model = gfnet_jax.resize(source, (96, 64))
+  assert source.image_size == (32, 64)
+  assert_equal(split(source)[1], before)
+  fitted, _ = fit(source, name=name, image_size=(96, 64), **options)
+  (structure, params), (expected_structure, expected) = split(model), split(fitted)
+  assert structure == expected_structure
+  assert_equal(params, expected)
+  assert all(isinstance(blocks, BlockStack) for _, blocks in model.stages())
+  assert model(jnp.zeros((1, 96, 64, 3))).shape == (1, 5)
+
+
+def test_resize_there_and_back_keeps_a_mixer_of_ones_own():
+  source = create(mixer="gate")
+  assert_equal(split(resize(resize(source, (64, 128)), (32, 64)))[1], split(source)[1])
+
+
+def test_resize_refuses_what_the_patches_do_not_divide():
+  with pytest.raises(UserError, match="image_size 40x64 is not divisible by 16"):
+    resize(saved("gfnet-ti"), (40, 64))

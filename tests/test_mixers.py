@@ -1,0 +1,140 @@
+"""The contract of a token mixer, kept by ours and enough for a mixer of one's own."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import own_mixer
+import pytest
+from flax import nnx
+from helpers import collectives
+
+import gfnet_jax
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.mixers import MIXERS
+from gfnet_jax.models.stage import separate_blocks
+from gfnet_jax.models.variants import create_model
+from gfnet_jax.sharding import make_mesh, replicated, split_batch
+
+NAMES = [*MIXERS, "gate", "no-rule", "mean"]
+
+
+@pytest.fixture(autouse=True)
+def register(monkeypatch):
+  own_mixer.register(monkeypatch)
+
+
+def make(mixer, grid=(4, 6), seed=0):
+  arguments = dict(backend="auto", dtype=jnp.float32, rngs=nnx.Rngs(seed))
+  return MIXERS[mixer](3, *grid, **arguments)
+
+
+def create(mixer, **options):
+  sizes = dict(image_size=(32, 64), num_classes=5, embed_dim=8, depth=2)
+  return create_model("gfnet-ti", mixer=mixer, **sizes, **options)
+
+
+@pytest.mark.parametrize("mixer", NAMES)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_tokens_keep_their_shape_and_become_float32(mixer, dtype):
+  layer, tokens = make(mixer), jax.random.normal(jax.random.key(0), (2, 4, 6, 3), dtype)
+  mixed = jax.jit(lambda tokens: layer(tokens))(tokens)
+  assert mixed.shape == tokens.shape
+  assert mixed.dtype == jnp.float32
+  assert not np.allclose(mixed, tokens.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("mixer", NAMES)
+def test_images_do_not_affect_each_other(mixer):
+  layer, tokens = make(mixer), jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+  changed = tokens.at[1].add(1)
+  np.testing.assert_array_equal(layer(changed)[0], layer(tokens)[0])
+  assert not np.array_equal(layer(changed)[1], layer(tokens)[1])
+
+
+@pytest.mark.parametrize("mixer", NAMES)
+def test_the_state_is_float32_parameters_alone(mixer):
+  layer = make(mixer)
+  structure, params = split(layer)  # raises if there is other state
+  assert params
+  assert all(value.dtype == jnp.float32 for value in params.values())
+  assert hash(structure) == hash(split(make(mixer, seed=1))[0])
+
+
+@pytest.mark.parametrize("mixer", [name for name in NAMES if name != "no-rule"])
+@pytest.mark.parametrize("after", [(4, 6), (8, 5), (3, 12)])
+def test_parameters_are_resized_to_those_of_another_grid(mixer, after):
+  before = {name: np.asarray(value) for name, value in split(make(mixer))[1].items()}
+  expected = {name: value.shape for name, value in split(make(mixer, after))[1].items()}
+  if not hasattr(MIXERS[mixer], "resize_params"):
+    assert {name: value.shape for name, value in before.items()} == expected
+    return
+  resized = MIXERS[mixer].resize_params(before, (4, 6), after)
+  assert {name: value.shape for name, value in resized.items()} == expected
+  assert all(value.dtype == np.float32 for value in resized.values())
+  if after == (4, 6):
+    jax.tree.map(np.testing.assert_array_equal, resized, before)
+
+
+def test_a_mixer_works_alike_in_separate_and_in_stacked_blocks():
+  images = jax.random.normal(jax.random.key(0), (2, 32, 64, 3))
+  results = []
+  for scan in (False, True):
+    model = create("gate", scan=scan)
+    assert model.mixer == "gate"
+    structure, params = split(model)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params, structure=structure):
+      logits = merge(structure, params)(images, key=jax.random.key(1))
+      return (logits**2).sum(), logits
+
+    (_, logits), gradients = loss(params)
+    gradients = separate_blocks({n: g for n, g in gradients.items() if n.endswith(".gain")})
+    assert list(gradients) == ["blocks.0.filter.gain", "blocks.1.filter.gain"]
+    assert all(np.abs(gradient).max() > 0 for gradient in gradients.values())
+    results.append((logits, gradients))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
+
+
+def test_every_mixer_gets_the_backend_and_the_type_of_products():
+  block = create("gate", backend="dense", dtype=jnp.bfloat16).blocks[1]
+  assert (block.filter.backend, block.filter.dtype) == ("dense", jnp.bfloat16)
+
+
+@pytest.mark.usefixtures("compiled_as_for_users")
+@pytest.mark.parametrize("mixer", NAMES)
+def test_a_sharded_batch_needs_no_collectives(mixer):
+  mesh = make_mesh()
+  structure, params = split(make(mixer))
+  tokens = jax.random.normal(jax.random.key(0), (2 * mesh.size, 4, 6, 3))
+
+  def call(params, tokens):
+    return merge(structure, params)(tokens)
+
+  with jax.set_mesh(mesh):
+    shardings = (replicated(mesh), split_batch(mesh))
+    compiled = jax.jit(call, in_shardings=shardings, out_shardings=shardings[1])
+    assert collectives(compiled.lower(params, tokens).compile().as_text()) == {}
+    mixed = compiled(params, tokens)
+  np.testing.assert_allclose(mixed, call(params, tokens), atol=1e-6)
+
+
+def test_an_unknown_mixer_is_answered_with_the_nearest_name():
+  expected = (
+    "unknown mixer 'global-filtre', expected one of global-filter, gate, no-rule, mean; "
+    "did you mean global-filter?"
+  )
+  with pytest.raises(UserError, match=re.escape(expected)):
+    create("global-filtre")
+
+
+def test_the_filter_alone_needs_neither_backend_nor_dtype():
+  layer = gfnet_jax.GlobalFilter(3, 4, 6, rngs=nnx.Rngs(0))
+  np.testing.assert_array_equal(
+    layer.complex_weight[...], make("global-filter").complex_weight[...]
+  )
