@@ -38,7 +38,7 @@ def run(main: Callable[[list[str]], None]) -> int:
   if interrupted from the keyboard. Other exceptions are bugs and pass with their
   traceback.
   """
-  logging.set_verbosity(logging.FATAL)  # what matters of the libraries' errors, we say
+  logging.set_verbosity(logging.FATAL)  # we report what matters of the libraries' errors
   sys.unraisablehook = _deliver_interrupts
   try:
     main(sys.argv[1:])
@@ -52,9 +52,9 @@ def run(main: Callable[[list[str]], None]) -> int:
 
 
 def _deliver_interrupts(unraisable) -> None:
-  """Sends an interrupt once more that Python drops, as it came during a destructor."""
+  """Sends an interrupt again that Python dropped because it came during a destructor."""
   if issubclass(unraisable.exc_type, KeyboardInterrupt):
-    # Later, or it would come within this function and be dropped, too.
+    # A moment later: during this function it would be dropped, too.
     main_thread = threading.main_thread().ident
     timer = threading.Timer(0.05, signal.pthread_kill, (main_thread, signal.SIGINT))
     timer.daemon = True

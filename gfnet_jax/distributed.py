@@ -73,12 +73,12 @@ def agree(value: int) -> int:
 
 
 class Preemption:
-  """A context in which SIGTERM or Ctrl-C to any process stops all at the same moment."""
+  """A context in which SIGTERM or Ctrl-C to any process stops all after the same step."""
 
   def __enter__(self) -> "Preemption":
     self._signalled, self._asked = False, 0
     handlers = {signal.SIGINT: self._interrupt}
-    if jax.process_count() == 1:  # else jax listens, and has the processes agree on a step
+    if jax.process_count() == 1:  # otherwise jax listens, and lets the processes agree on a step
       handlers[signal.SIGTERM] = self._remember
     self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     return self
@@ -95,7 +95,7 @@ class Preemption:
     os.kill(os.getpid(), signal.SIGTERM)
 
   def reached(self) -> bool:
-    """Whether the run is to stop now; every process asks after everything it does."""
+    """Whether the run is to stop now; every process asks after everything that all do."""
     if jax.process_count() == 1:
       return self._signalled
     self._asked += 1

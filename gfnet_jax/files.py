@@ -20,7 +20,7 @@ def make_directory(directory: Path) -> None:
     raise UserError(f"{directory} is a file, expected a directory; choose another name") from error
   except OSError as error:
     raise UserError(
-      f"cannot write to {directory} ({error.strerror}); choose another directory or mend its "
+      f"cannot write to {directory} ({error.strerror}); choose another directory or change its "
       "permissions"
     ) from error
 

@@ -26,7 +26,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Puts arrays of this process on every device of all processes."""
+  """Copies arrays of this process to every device of all processes."""
   return jax.device_put(jax.tree.map(np.asarray, tree), replicated(mesh))
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
+from configs import default
 from configs.digits import get_config
 from gfnet_jax.errors import UserError
-from gfnet_jax.training.config_rules import check_config, check_profile
+from gfnet_jax.training.config_rules import RULES, check_config, check_profile, flatten
 
 
 def test_the_defaults_are_accepted():
@@ -53,3 +54,7 @@ def test_a_profile_that_begins_after_the_end():
   check_profile(config, 50)
   with pytest.raises(UserError, match=r"first_step is 50, expected at most the run's 49"):
     check_profile(config, 49)
+
+
+def test_every_field_has_a_rule_and_every_rule_a_field():
+  assert flatten(default.get_config().to_dict()).keys() == RULES.keys()

@@ -75,7 +75,7 @@ class SavedModel:
     Raises:
       UserError: for an image that cannot be read, or is of another type or size.
     """
-    if isinstance(images, ImageLike) and getattr(images, "ndim", 3) != 4:
+    if isinstance(images, ImageLike) and getattr(images, "ndim", 3) <= 3:
       images = [images]
     return list(self.predict_each(list(images), top=top, batch_size=batch_size))
 

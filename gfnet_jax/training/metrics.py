@@ -1,7 +1,8 @@
 """What training measures: means over the steps since the last line of metrics.
 
-A metric is a function of a step's `Outcome`, and a row of METRICS. It is then computed in the compiled step, averaged, written to metrics.jsonl
-and TensorBoard as train_<name>, and kept over a restart.
+A metric is a function of a step's `Outcome`, and a row of METRICS. It is then computed in the
+compiled step, averaged, written to metrics.jsonl and TensorBoard as train_<name>, and kept
+over a restart.
 """
 
 from collections.abc import Callable

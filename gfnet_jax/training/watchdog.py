@@ -1,4 +1,4 @@
-"""Notices a process that hangs or died, so that the others do not wait for ever."""
+"""Notices a process that hangs or has died, so that the others do not wait forever."""
 
 import json
 import os
@@ -18,14 +18,14 @@ OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 
 class Watchdog:
-  """A context in which this process ends with a message if the run does not go on.
+  """A context in which this process ends with a message if the run makes no progress.
 
-  Every process leaves a heartbeat and its progress in a file of the shared work
-  directory and reads those of the others. A single process watches only itself.
+  Every process writes a heartbeat and its progress to a file in the shared work
+  directory, and reads those of the others. A single process watches only itself.
 
   Args:
     directory: for the files; shared by all processes.
-    timeout: seconds without progress that are taken for a stall; 0 never ends anything.
+    timeout: seconds without progress after which a run counts as stalled; 0 for never.
   """
 
   def __init__(self, directory: Path, timeout: float):
@@ -35,7 +35,7 @@ class Watchdog:
 
   def __enter__(self) -> "Watchdog":
     if self._timeout:
-      now = time.monotonic()  # what is there by now is of an earlier run
+      now = time.monotonic()  # heartbeats that are there already come from an earlier run
       self._last = {p: _Sighting(self._read(p), now) for p in range(jax.process_count())}
       self._write()
       self._thread.start()
@@ -44,7 +44,7 @@ class Watchdog:
   def __exit__(
     self, kind: type[BaseException] | None, error: BaseException | None, _: object
   ) -> None:
-    """Ends the watch; after an error the others notice that this process is gone."""
+    """Stops watching; after an error the other processes notice that this one is gone."""
     if isinstance(error, jax.errors.JaxRuntimeError):
       self._look_for_the_dead(error)
     self._stopped.set()
@@ -58,7 +58,7 @@ class Watchdog:
     self._progress += 1
 
   def _look_for_the_dead(self, error: Exception) -> None:
-    """After an error that the end of another process may explain, waits until it is named."""
+    """Waits, after an error that a dead process may have caused, until that is named."""
     if str(error).startswith(OWN_FAULTS):
       return
     if self._thread.is_alive() and jax.process_count() > 1:
@@ -75,7 +75,7 @@ class Watchdog:
       now = time.monotonic()
       for process, sighting in last.items():
         sighting.update(own if process == jax.process_index() else self._read(process), now)
-        if not written:  # perhaps nobody can write
+        if not written:  # perhaps no process can write
           sighting.beat_time = now
       running = [process for process in last if not last[process].finished]
       for process in running:
@@ -88,7 +88,7 @@ class Watchdog:
         self._end(f"process {behind} made no progress for {limit:.0f} s")
 
   def _write(self, finished: bool = False) -> tuple[dict, bool]:
-    """Leaves a heartbeat; returns it, and whether it was written."""
+    """Writes a heartbeat; returns it, and whether that succeeded."""
     heartbeat = {"beat": time.time_ns(), "progress": self._progress, "finished": finished}
     try:
       self._directory.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ class Watchdog:
       f"error: {reason} (stall_timeout); the same command goes on from the newest checkpoint"
     )
     print(message, file=sys.stderr, flush=True)
-    os._exit(3)  # the main thread may be waiting in a collective for ever
+    os._exit(3)  # the main thread may be waiting forever in a collective
 
 
 class _Sighting:

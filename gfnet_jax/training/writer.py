@@ -1,4 +1,4 @@
-"""The files in which a run leaves its metrics."""
+"""The files that a run writes its metrics to."""
 
 import contextlib
 import json
@@ -40,12 +40,12 @@ logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # metrics that 
 class MetricWriter:
   """Writes metrics as lines of JSON and as TensorBoard events; only process 0 does.
 
-  metrics.jsonl holds only what the run determines, so that a resumed run leaves the
-  very file of an undisturbed one; performance.jsonl holds what the machine determines.
+  metrics.jsonl holds only what follows from config and data, so that a resumed run writes
+  the same bytes as an undisturbed one; performance.jsonl holds what depends on the machine.
 
   Args:
     directory: the work directory.
-    step: lines of later steps are removed, because the run goes on from here.
+    step: the run goes on after this step; lines of later steps are removed.
   """
 
   def __init__(self, directory: Path, step: int):
@@ -104,7 +104,7 @@ def _finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _full_disk_survived(what: str) -> Iterator[None]:
-  """A full disk is no reason to end the run, but is said."""
+  """Turns a full disk into a warning: it is no reason to end the run."""
   try:
     yield
   except OSError as error:
@@ -112,7 +112,7 @@ def _full_disk_survived(what: str) -> Iterator[None]:
 
 
 def _keep_until(path: Path, step: int) -> None:
-  """Removes the lines of later steps, and those that are damaged or half-written."""
+  """Keeps the lines up to a step; drops those that are damaged or half-written."""
   if path.exists():
     lines = path.read_text().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]

@@ -190,7 +190,7 @@ def _load_with_torch(path: Path) -> Any:
     if forbidden:
       raise UserError(
         f"{path} is refused: its pickle asks for {forbidden[1]}, which weights do not need and "
-        "which could run code; nothing was run"
+        "which may run code; nothing was run"
       ) from error
     reason = " ".join(str(error).split())[:200]
     raise DamagedFileError(f"PyTorch cannot read it ({type(error).__name__}: {reason})") from error

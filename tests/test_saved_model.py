@@ -1,0 +1,122 @@
+"""Models from directories, files and names; predictions and evaluations by the public names."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from helpers import ROOT
+from PIL import Image
+
+import gfnet_jax
+from gfnet_jax.inference import saved_model
+from gfnet_jax.weights.files import write_state_dict
+
+CONFIG = dict(
+  name="gfnet-ti", image_size=(48, 40), num_classes=7, patch_size=8, embed_dim=8, depth=1
+)
+NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("model") / "named"
+  gfnet_jax.save_model(directory, gfnet_jax.create_model(**CONFIG), CONFIG, NAMES)
+  return directory
+
+
+@pytest.fixture(scope="module")
+def saved(directory):
+  return gfnet_jax.load_model(directory)
+
+
+@pytest.fixture
+def pixels():
+  return np.random.default_rng(0).integers(0, 256, (3, 60, 70, 3), np.uint8)
+
+
+def test_predictions_are_the_best_of_the_softmax(saved, pixels):
+  """Of images that need no resizing but the crop."""
+  exact = np.stack([saved_model.read_image(image, (48, 40)) for image in pixels])
+  logits = saved.model(gfnet_jax.normalize(jax.numpy.asarray(exact)))
+  expected = np.asarray(jax.nn.softmax(logits))
+  predictions = saved.predict(pixels, top=3)
+  for row, best in zip(expected, predictions, strict=True):
+    order = np.argsort(-row)[:3].tolist()
+    assert [one.index for one in best] == order
+    assert [one.class_name for one in best] == [NAMES[i] for i in order]
+    np.testing.assert_allclose([one.probability for one in best], row[order], rtol=1e-5)
+
+
+def test_paths_images_and_arrays_are_the_same(saved, pixels, tmp_path):
+  images = [Image.fromarray(array) for array in pixels]
+  paths = [tmp_path / f"{i}.png" for i in range(3)]
+  for image, path in zip(images, paths, strict=True):
+    image.save(path)
+  expected = saved.predict(pixels)
+  assert saved.predict(list(pixels)) == saved.predict(images) == saved.predict(paths) == expected
+  assert saved.predict(map(str, paths), batch_size=2) == expected
+  for one in (pixels[0], images[0], paths[0], str(paths[0])):
+    assert saved.predict(one) == expected[:1]
+  assert saved.predict([]) == []
+
+
+def test_all_classes_where_there_are_few(saved, pixels):
+  [best] = saved.predict(pixels[0], top=100)
+  assert sorted(one.index for one in best) == list(range(7))
+  assert sum(one.probability for one in best) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("image", "message"),
+  [
+    (np.zeros((60, 70, 3), np.float32), r"an array \(60, 70, 3\) of float32, expected"),
+    (np.zeros((2, 3, 60, 70, 3), np.uint8), r"an array \(3, 60, 70, 3\) of uint8, expected"),
+    (3, "an image is of type int, expected a path, a Pillow image or an array"),
+    ("nowhere.png", "cannot read nowhere.png"),
+  ],
+)
+def test_what_is_no_image(saved, image, message):
+  with pytest.raises(gfnet_jax.UserError, match=message):
+    saved.predict([image] if isinstance(image, int) else image)
+
+
+def test_a_file_of_weights_and_a_name_are_loaded_too(tmp_path, monkeypatch):
+  model = gfnet_jax.create_model("gfnet-ti", image_size=32, num_classes=3)
+  path = tmp_path / "weights.safetensors"
+  write_state_dict(path, gfnet_jax.to_torch_state_dict(model))
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(saved_model, "fetch", lambda name: {"gfnet-ti": path}[name])
+  images = np.zeros((1, 32, 32, 3), np.float32)
+  for source in (path, str(path), "gfnet-ti"):
+    saved = gfnet_jax.load_model(source)
+    assert saved.config == dict(name="gfnet-ti", image_size=32, num_classes=3)
+    assert (saved.class_names, saved.step, saved.run_config) == (None, 0, None)
+    np.testing.assert_array_equal(saved.model(images), model(images))
+
+
+def test_the_first_python_of_the_readme(saved, directory, pixels, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  for image, name in zip(pixels, ("photo.jpg", "another.jpg"), strict=False):
+    Image.fromarray(image).save(name)
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "runs/gfnet-xs").symlink_to(directory)
+  code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+  exec(code, {})
+  expected = [best[0] for best in saved.predict(["photo.jpg", "another.jpg"])]
+  lines = capsys.readouterr().out.splitlines()
+  assert lines == [f"{best.class_name} {best.probability}" for best in expected]
+
+
+def test_evaluate_takes_a_folder(saved, tmp_path):
+  for i, name in enumerate(NAMES):
+    (tmp_path / "val" / name).mkdir(parents=True)
+    pixels = np.random.default_rng(i).integers(0, 256, (60, 70, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "val" / name / "0.png")
+  results = gfnet_jax.evaluate(saved, tmp_path, batch_size=3)
+  paths = [tmp_path / "val" / name / "0.png" for name in NAMES]
+  best = [predictions[0].index for predictions in saved.predict(paths)]
+  assert results["images"] == 7
+  assert results["top1"] == pytest.approx(100 * np.mean(np.array(best) == np.arange(7)))
+  with pytest.raises(gfnet_jax.UserError, match="name no data set; give one with --data"):
+    gfnet_jax.evaluate(saved)
