@@ -4,21 +4,27 @@ import os
 import tempfile
 from pathlib import Path
 
-_data_dir = tempfile.TemporaryDirectory(prefix="tfds-")  # read by TFDS when it is imported
-os.environ["TFDS_DATA_DIR"] = _data_dir.name
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(_data_dir.name) / "jax")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share what is prepared and compiled
+  _directory = tempfile.TemporaryDirectory(prefix="gfnet-jax-")
+  os.environ["TFDS_DATA_DIR"] = str(Path(_directory.name) / "tfds")  # read when TFDS is imported
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(_directory.name) / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import contextlib
+import runpy
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import jax
 import pytest
 from helpers import HANGS, ROOT, free_port, script_command, script_environment
+
+from gfnet_jax import startup
+from gfnet_jax.command_line import run
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job has it
   signal.signal(signal.SIGINT, signal.default_int_handler)  # for the scripts that tests interrupt
@@ -27,6 +33,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most of the time goes into compiling.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """Lets the scripts compile as for users only in the slow tests."""
+  if config.getoption("markexpr") == "not slow":
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +52,7 @@ def compiled_as_for_users() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
   """The directory of TFDS data sets, of this test session alone."""
-  return Path(_data_dir.name)
+  return Path(os.environ["TFDS_DATA_DIR"])
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +70,26 @@ def script() -> Callable[..., subprocess.CompletedProcess]:
     )
 
   return run
+
+
+@pytest.fixture
+def in_process(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+  """in_process("train.py", *arguments) runs a script here, much faster than as a process.
+
+  Returns:
+    (exit code, standard output, standard error).
+  """
+
+  def run_script(name: str, *arguments) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(startup, "start", lambda: None)
+    monkeypatch.chdir(ROOT)
+    capsys.readouterr()
+    code = run(runpy.run_path(str(ROOT / name))["main"])
+    return code, *capsys.readouterr()
+
+  return run_script
 
 
 @pytest.fixture

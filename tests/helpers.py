@@ -1,12 +1,19 @@
 """What several test files share: real processes of the scripts, and reading what they leave."""
 
+import functools
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import jax
+from flax import nnx
+
+from gfnet_jax.models.functional import merge, split
 
 ROOT = Path(__file__).parent.parent
 HANGS = 1800.0  # seconds after which a process is taken for one that hangs, on any machine
@@ -44,6 +51,15 @@ def script_environment(devices: int = 1) -> dict[str, str]:
 def read_lines(path: Path) -> list[dict]:
   """The lines of a .jsonl file."""
   return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def compiled(model: nnx.Module, method: str = "__call__") -> Callable:
+  """A method of a model as one program; eagerly, every operation is compiled by itself."""
+  structure, params = split(model)
+  function = jax.jit(
+    lambda params, *args, **kwargs: getattr(merge(structure, params), method)(*args, **kwargs)
+  )
+  return functools.partial(function, params)
 
 
 def collectives(hlo: str) -> dict[str, list[str]]:

@@ -1,10 +1,8 @@
 """tools/predict.py: the same classes as the model gives, as a table and as JSON."""
 
+import functools
 import json
 import re
-import runpy
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +12,10 @@ from PIL import Image
 
 import gfnet_jax
 from gfnet_jax.checkpoints.model import save_model
-from gfnet_jax.command_line import run
 from gfnet_jax.data.decode import decode_image
 from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.data.transforms import eval_transform
 
-TOOL = Path(__file__).parent.parent / "tools/predict.py"
 CONFIG = dict(
   name="gfnet-ti", image_size=(48, 40), num_classes=7, patch_size=8, embed_dim=8, depth=1
 )
@@ -46,16 +42,9 @@ def directory(model, tmp_path_factory):
 
 
 @pytest.fixture
-def predict(monkeypatch, capsys):
+def predict(in_process):
   """predict(*arguments) -> (exit code, standard output, standard error)."""
-
-  def predict(*arguments):
-    monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
-    capsys.readouterr()
-    code = run(runpy.run_path(str(TOOL))["main"])
-    return code, *capsys.readouterr()
-
-  return predict
+  return functools.partial(in_process, "tools/predict.py")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])

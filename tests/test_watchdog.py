@@ -78,6 +78,7 @@ def test_an_error_of_this_process_alone_is_not_blamed_on_others(
 ):
   """Nobody is waited for; of another error the reason would be said first."""
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  with Watchdog(tmp_path, 1.0) as watchdog:
-    watchdog.look_for_the_dead(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
+  error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+  with pytest.raises(type(error)), Watchdog(tmp_path, 1.0):
+    raise error
   assert "RESOURCE_EXHAUSTED" not in capsys.readouterr().err
