@@ -24,7 +24,9 @@ from gfnet_jax.data.sources.open import SOURCES
 def main(arguments: list[str]) -> None:
   parser = ArgumentParser(prog="eval.py", description=__doc__)
   model = parser.add_mutually_exclusive_group(required=True)
-  model.add_argument("--checkpoint", type=Path, help="work directory of train.py, or a checkpoint")
+  model.add_argument(
+    "--checkpoint", help="work directory of train.py, a checkpoint, an official file or its name"
+  )
   model.add_argument(
     "--torch-checkpoint", type=Path, metavar="FILE", help="official .pth or .safetensors file"
   )
@@ -55,6 +57,8 @@ def main(arguments: list[str]) -> None:
     make_directory(options.output.parent)
     if options.output.is_dir():
       parser.error(f"--output {options.output} is a directory, expected a file")
+  if options.torch_checkpoint and not options.torch_checkpoint.is_file():
+    parser.error(f"--torch-checkpoint {options.torch_checkpoint} is no file; see --checkpoint")
   saved = gfnet_jax.load_model(
     options.torch_checkpoint or options.checkpoint,
     options.which,

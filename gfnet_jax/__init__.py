@@ -42,10 +42,13 @@ _MODULES = {
   "to_torch_state_dict": "weights.state_dict",
   "train": "training.loop",
 }
+_PACKAGES = ("checkpoints", "data", "inference", "models", "training", "weights")
 __all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str):
+  if name in _PACKAGES:
+    return importlib.import_module(f"gfnet_jax.{name}")
   if name not in _MODULES:
     raise AttributeError(f"module 'gfnet_jax' has no attribute {name!r}")
   value = getattr(importlib.import_module(f"gfnet_jax.{_MODULES[name]}"), name)
@@ -54,4 +57,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *_MODULES})
+  return sorted({*globals(), *_MODULES, *_PACKAGES})

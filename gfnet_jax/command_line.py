@@ -64,7 +64,7 @@ def _deliver_interrupts(unraisable) -> None:
 
 
 def add_process_flags(parser: ArgumentParser) -> None:
-  """The flags that name the processes of a run, for `training.distributed.initialize`."""
+  """The flags that name the processes of a run, for `distributed.initialize`."""
   group = parser.add_argument_group(
     "several processes", "TPU pods, SLURM and Open MPI need none of these"
   )

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from gfnet_jax.errors import UserError
 
 BATCH_AXIS = "data"  # the mesh axis over which batches are sharded
+Batch = dict[str, jax.Array]  # "image", "label" and more, split over the mesh
 
 
 def make_mesh() -> Mesh:

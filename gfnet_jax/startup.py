@@ -1,4 +1,4 @@
-"""What every script does before its work: settings that must precede jax's first use."""
+"""Settings of the scripts that compute with jax; they must precede its first use."""
 
 import ctypes
 import importlib.metadata

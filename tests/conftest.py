@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def compiled_as_for_users() -> Iterator[None]:
   """For tests of what the compiler makes of the code."""
   jax.config.update("jax_disable_most_optimizations", False)

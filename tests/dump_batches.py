@@ -21,7 +21,8 @@ def main(arguments: list[str]) -> None:
   from configs.default import get_config
   from gfnet_jax import distributed
   from gfnet_jax.data.on_device.erasing import Erasing
-  from gfnet_jax.data.pipeline import Reading, Share, train_batches
+  from gfnet_jax.data.pipeline import Reading, train_batches
+  from gfnet_jax.data.samples import Share
   from gfnet_jax.data.sources.open import open_source
   from gfnet_jax.data.transforms import TrainTransform
   from gfnet_jax.sharding import make_mesh, split_batch, to_devices

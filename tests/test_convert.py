@@ -19,7 +19,7 @@ from gfnet_jax.weights.convert import read_torch_model
 from gfnet_jax.weights.files import read_state_dict, write_state_dict
 
 torch = pytest.importorskip("torch")
-reference = pytest.importorskip("torch_reference")
+reference = pytest.importorskip("gfnet_jax.weights.reference")
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "convert_torch_weights.py"

@@ -9,7 +9,7 @@ from PIL import Image
 from gfnet_jax.weights.files import write_state_dict
 
 torch = pytest.importorskip("torch")
-reference = pytest.importorskip("torch_reference")
+reference = pytest.importorskip("gfnet_jax.weights.reference")
 
 NAME, SIZE, CLASSES, IMAGES = "gfnet-ti", 96, 20, 500
 

@@ -21,9 +21,9 @@ from helpers import finish, read_lines, wait_for_line
 
 from configs.digits import get_config
 from gfnet_jax.checkpoints.store import list_steps, verify
-from gfnet_jax.data.pipeline import Reading, Share, train_batches
+from gfnet_jax.data.pipeline import DataError, Reading, train_batches
+from gfnet_jax.data.samples import Share
 from gfnet_jax.data.sources.open import open_source
-from gfnet_jax.data.sources.records import DataError
 from gfnet_jax.data.transforms import TrainTransform
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import load_model

@@ -1,6 +1,7 @@
 """The rules of the house: which way imports go, and how large its rooms are."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,6 +96,14 @@ def test_libraries_have_one_room_each():
     for imported in imports(tree):
       room = ROOMS.get(imported.split(".")[0])
       assert room is None or module.split(".")[1] == room, f"{module} imports {imported}"
+
+
+def test_every_module_is_on_the_map():
+  text = (ROOT / "docs/architecture.md").read_text()
+  tree = text.partition("## The tree")[2].partition("\n## ")[0]
+  for path in (ROOT / "gfnet_jax").rglob("*.py"):
+    name = path.parent.name if path.stem == "__init__" else path.stem
+    assert name == "__main__" or name in re.findall(r"\w+", tree), f"{path} is not in the tree"
 
 
 def test_configs_import_only_ml_collections_and_each_other():

@@ -1,7 +1,7 @@
 """Numerical agreement with the official implementation, from the transform up.
 
 Two witnesses: golden data computed once with the official code (tests/golden), and a
-PyTorch reference run live (torch_reference.py). Every measured difference is recorded;
+PyTorch reference run live (gfnet_jax/weights/reference.py). Every measured difference is recorded;
 tools/parity_table.py makes a table of them.
 """
 
@@ -28,7 +28,7 @@ from gfnet_jax.weights.state_dict import (
 )
 
 torch = pytest.importorskip("torch")
-reference = pytest.importorskip("torch_reference")
+reference = pytest.importorskip("gfnet_jax.weights.reference")
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("compiled_as_for_users")]
 

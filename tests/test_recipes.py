@@ -1,5 +1,6 @@
 """The recipes of docs/architecture.md, followed to the letter in a copy of the project."""
 
+import io
 import json
 import re
 import shutil
@@ -8,10 +9,23 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import HANGS, ROOT, read_lines, script_command, script_environment, wait_for_line
+from helpers import (
+  HANGS,
+  ROOT,
+  compiled,
+  read_lines,
+  script_command,
+  script_environment,
+  wait_for_line,
+)
 from PIL import Image
+
+import gfnet_jax
+from gfnet_jax.data.sources.tfds import TfdsSource
+from gfnet_jax.inference.saved_model import read_image
 
 RECIPES = (ROOT / "docs/architecture.md").read_text().split("## Recipe: ")[1:]
 SMALL = (
@@ -69,8 +83,8 @@ class Project:
     assert result.returncode == 0, result.stderr
     return result.stdout
 
-  def stop(self, *arguments) -> None:
-    """Runs a script up to its first evaluation, and stops it there by a signal."""
+  def stop(self, *arguments, workdir: Path) -> None:
+    """Runs a training up to its first evaluation, and stops it there by a signal."""
     with subprocess.Popen(
       script_command(*arguments),
       cwd=self.directory,
@@ -83,6 +97,8 @@ class Project:
       process.send_signal(signal.SIGTERM)
       _, errors = process.communicate(timeout=HANGS)
       assert process.returncode == 0, errors
+    lines = read_lines(workdir / "metrics.jsonl")
+    assert lines[-1]["epoch"] < 3, "stopped before the end"
 
 
 def evaluation(workdir: Path) -> dict:
@@ -98,13 +114,14 @@ def test_a_token_mixer(tmp_path):
 
   workdir, tuned = tmp_path / "run", tmp_path / "tuned"
   train = ("train.py", *SMALL, "--config.model.mixer=pooling", "--workdir")
-  project.stop(*train, workdir)
+  project.stop(*train, workdir, workdir=workdir)
   assert "resumed after" in project.run(*train, workdir)
   results = tmp_path / "results.json"
   project.run("eval.py", "--checkpoint", workdir, "--output", results)
   assert json.loads(results.read_text())["top1"] == evaluation(workdir)["eval_top1"]
   project.run(*train, tuned, f"--config.init_checkpoint={workdir}")
-  assert evaluation(tuned)["eval_loss"] < read_lines(workdir / "metrics.jsonl")[0]["train_loss"]
+  fresh, fine_tuned = (read_lines(path / "metrics.jsonl")[0] for path in (workdir, tuned))
+  assert fine_tuned["train_loss"] < fresh["train_loss"] - 0.001
   with pytest.raises(AssertionError, match=r"error: .*pooling"):
     project.run("convert_torch_weights.py", "--to-torch", workdir, tmp_path / "weights.safetensors")
 
@@ -120,26 +137,40 @@ def test_a_data_set_with_an_augmentation(tmp_path):
   project.write("configs/npz.py")
   project.assert_followed_to_the_end()
 
-  data = tmp_path / "data"
-  data.mkdir()
-  rng = np.random.default_rng(0)
-  for split, count in (("train", 320), ("test", 30)):
+  rng, data, other = np.random.default_rng(0), tmp_path / "data", tmp_path / "other"
+  for directory, split, count in ((data, "train", 320), (data, "test", 30), (other, "test", 12)):
+    directory.mkdir(exist_ok=True)
     labels = np.arange(count) % 3
-    images = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
+    images = rng.integers(0, 256, (count, 72, 80, 3), np.uint8)
     images[np.arange(count), :, :, labels] //= 8
-    np.savez(data / f"{split}.npz", images=images, labels=labels, names=["cyan", "pink", "gold"])
-  train = ("train.py", "--config", "configs/npz.py", f"--config.data.name={data}", *SMALL)
-  train = (*train, "--config.data.batch_size=32", "--config.model.num_classes=3", "--workdir")
+    names = ["cyan", "pink", "gold"]
+    np.savez(directory / f"{split}.npz", images=images, labels=labels, names=names)
+  small = ("--config.num_epochs=4", "--config.eval_every_epochs=1", "--config.log_every_steps=1")
+  train = ("train.py", "--config", "configs/npz.py", f"--config.data.name={data}", *small)
+  train = (*train, "--config.model.embed_dim=8", "--config.model.depth=2")
+  train = (*train, "--config.optimizer.warmup_epochs=1", "--workdir")
   workdir, tuned = tmp_path / "run", tmp_path / "tuned"
-  project.stop(*train, workdir)
+  project.stop(*train, workdir, workdir=workdir)
   assert "resumed after" in project.run(*train, workdir)
   assert evaluation(workdir)["eval_images"] == 30
   results = tmp_path / "results.json"
   project.run("eval.py", "--checkpoint", workdir, "--output", results)
   assert json.loads(results.read_text())["top1"] == evaluation(workdir)["eval_top1"]
+  project.run("eval.py", "--checkpoint", workdir, "--data", other, "--output", results)
+  assert json.loads(results.read_text())["images"] == 12
   workers = "--config.data.reading.workers=2"  # augmentations travel to other processes
   project.run(*train, tuned, workers, f"--config.init_checkpoint={workdir}")
-  assert evaluation(tuned)["eval_loss"] < evaluation(workdir)["eval_loss"]
+  fresh, fine_tuned = (read_lines(path / "metrics.jsonl")[0] for path in (workdir, tuned))
+  assert fine_tuned["train_loss"] < fresh["train_loss"] - 0.001
+
+
+def margin(workdir: Path, ema: bool) -> float:
+  """What the recipe's metric of evaluation is, computed here."""
+  source = TfdsSource("digits", "test")
+  images = [read_image(Image.open(io.BytesIO(record.image)), (8, 8)) for record in source]
+  model = gfnet_jax.load_model(workdir, ema=ema).model
+  logits = np.asarray(compiled(model)(gfnet_jax.normalize(jnp.asarray(np.stack(images)))))
+  return float(np.mean(logits.max(-1) - logits.mean(-1)))
 
 
 def test_a_metric_and_a_thing_done_every_n_steps(tmp_path):
@@ -154,7 +185,7 @@ def test_a_metric_and_a_thing_done_every_n_steps(tmp_path):
   project.write("gfnet_jax/training/filter_image.py")
   loop = "gfnet_jax/training/loop.py"
   project.insert(loop, "  saving = Every(")
-  project.insert(loop, "          raise Stopped")
+  project.insert(loop, "          state = log(run")
   project.insert(loop, "from gfnet_jax.training.console import")
   project.assert_followed_to_the_end()
 
@@ -181,8 +212,8 @@ def test_a_metric_and_a_thing_done_every_n_steps(tmp_path):
   assert [line["step"] for line in lines] == [4, 8, 9, 9]
   assert "train_confidence" not in lines[0]
   assert 0.1 <= lines[1]["train_confidence"] <= 1
-  assert lines[-1]["eval_margin"] > 0
-  assert lines[-1]["eval_ema_margin"] > 0
+  assert lines[-1]["eval_margin"] == pytest.approx(margin(workdir, ema=False), rel=1e-4)
+  assert lines[-1]["eval_ema_margin"] == pytest.approx(margin(workdir, ema=True), rel=1e-4)
   assert re.search(r"loss \d+\.\d+   margin \d+\.\d+   360 images", printed)
   images = sorted((workdir / "filters").iterdir())
   assert [path.name for path in images] == ["00000006.png", "00000008.png"]
@@ -192,4 +223,4 @@ def test_a_metric_and_a_thing_done_every_n_steps(tmp_path):
   assert "margin" in project.run("eval.py", "--checkpoint", workdir, "--output", results)
   assert json.loads(results.read_text())["margin"] == pytest.approx(lines[-1]["eval_margin"])
   project.run(*train[:-1], tuned, f"--config.init_checkpoint={workdir}")
-  assert evaluation(tuned)["eval_margin"] > 0
+  assert evaluation(tuned)["eval_margin"] > lines[-1]["eval_margin"]

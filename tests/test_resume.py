@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 
 import jax
+import own_mixer
 import pytest
 from helpers import ROOT, read_lines
 
@@ -59,6 +60,18 @@ def test_a_model_of_an_older_version_is_read(older_run):
   saved = load_model(older_run)
   assert (saved.step, saved.config["embed_dim"], len(saved.class_names)) == (5, 8, 10)
   assert load_model(older_run, ema=True).step == 5
+
+
+def test_a_field_of_the_model_that_changes_the_network_is_refused(older_run, monkeypatch):
+  """The older run knew no mixers: no field of its config differs."""
+  own_mixer.register(monkeypatch)
+  config = config_of_the_older_run()
+  config.model.mixer = "gate"
+  message = (
+    r"run holds a run of another network than config.model: 1 missing \(blocks.0.filter.gain"
+  )
+  with pytest.raises(UserError, match=message):
+    train(config, older_run)
 
 
 def test_a_metric_may_come_and_go(older_run, capsys, monkeypatch):

@@ -55,10 +55,22 @@ def test_paths_images_and_arrays_are_the_same(saved, pixels, tmp_path):
     image.save(path)
   expected = saved.predict(pixels)
   assert saved.predict(list(pixels)) == saved.predict(images) == saved.predict(paths) == expected
+  assert saved.predict(jax.numpy.asarray(pixels)) == expected
   assert saved.predict(map(str, paths), batch_size=2) == expected
   for one in (pixels[0], images[0], paths[0], str(paths[0])):
     assert saved.predict(one) == expected[:1]
   assert saved.predict([]) == []
+
+
+def test_a_damaged_image_and_numbers_out_of_range(saved, pixels, tmp_path):
+  path = tmp_path / "cut.png"
+  Image.fromarray(pixels[0]).save(path)
+  path.write_bytes(path.read_bytes()[:-2000])
+  with Image.open(path) as image, pytest.raises(gfnet_jax.UserError, match="cannot be read"):
+    saved.predict(image)
+  for options in (dict(top=0), dict(batch_size=0)):
+    with pytest.raises(gfnet_jax.UserError, match="expected at least 1 for both"):
+      saved.predict(pixels, **options)
 
 
 def test_all_classes_where_there_are_few(saved, pixels):
@@ -72,6 +84,7 @@ def test_all_classes_where_there_are_few(saved, pixels):
   [
     (np.zeros((60, 70, 3), np.float32), r"an array \(60, 70, 3\) of float32, expected"),
     (np.zeros((2, 3, 60, 70, 3), np.uint8), r"an array \(3, 60, 70, 3\) of uint8, expected"),
+    (np.zeros((60, 70, 1), np.uint8), r"an array \(60, 70, 1\) of uint8, expected"),
     (3, "an image is of type int, expected a path, a Pillow image or an array"),
     ("nowhere.png", "cannot read nowhere.png"),
   ],
@@ -93,6 +106,20 @@ def test_a_file_of_weights_and_a_name_are_loaded_too(tmp_path, monkeypatch):
     assert saved.config == dict(name="gfnet-ti", image_size=32, num_classes=3)
     assert (saved.class_names, saved.step, saved.run_config) == (None, 0, None)
     np.testing.assert_array_equal(saved.model(images), model(images))
+
+
+def test_several_processes_do_not_download(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(gfnet_jax.UserError, match="cannot download the weights of gfnet-ti at once"):
+    gfnet_jax.load_model("gfnet-ti")
+
+
+def test_weights_that_change_in_place_count(directory, pixels):
+  saved = gfnet_jax.load_model(directory)
+  before = saved.predict(pixels[0], top=7)
+  saved.model.head.bias[...] += jax.numpy.arange(7.0)
+  assert saved.predict(pixels[0], top=7) != before
 
 
 def test_the_first_python_of_the_readme(saved, directory, pixels, tmp_path, monkeypatch, capsys):
@@ -118,5 +145,5 @@ def test_evaluate_takes_a_folder(saved, tmp_path):
   best = [predictions[0].index for predictions in saved.predict(paths)]
   assert results["images"] == 7
   assert results["top1"] == pytest.approx(100 * np.mean(np.array(best) == np.arange(7)))
-  with pytest.raises(gfnet_jax.UserError, match="name no data set; give one with --data"):
+  with pytest.raises(gfnet_jax.UserError, match="name no data set; give one"):
     gfnet_jax.evaluate(saved)

@@ -150,6 +150,9 @@ MIXED = ("--config.mixing.mixup_alpha=0.8",)
     (["train.py", "--config.precision=fp8"], "expected one of highest, default, bf16"),
     (["train.py", "--config.model.num_classes=7"], "has 10 classes, the model has 7"),
     (["train.py", "--workdir", "README.md/run"], "cannot write to README.md/run"),
+    (["train.py", "--config.init_checkpoint=runs/nothing"], "no checkpoint in runs/nothing"),
+    (["train.py", "--config.distillation.teacher=runs/nothing"], "no checkpoint in runs/nothing"),
+    (["train.py", "--config.model.mixer=global-fitler"], "did you mean global-filter?"),
     (["train.py", "--work-dir", "x"], "work-dir"),
     (["train.py", "--config.log_every_steps=0"], "log_every_steps is 0, expected at least 1"),
     (["train.py", "--config.on_nonfinite=ignore"], "expected one of stop, skip, rollback"),
@@ -159,6 +162,8 @@ MIXED = ("--config.mixing.mixup_alpha=0.8",)
     ),
     (["eval.py", "--checkpoint", "configs"], "no checkpoint in configs"),
     (["eval.py"], "--torch-checkpoint is required (see eval.py --help)"),
+    (["eval.py", "--torch-checkpoint", "configs"], "--torch-checkpoint configs is no file"),
+    (["eval.py", "--checkpoint", "nothing.pth"], "nothing.pth"),
   ],
 )
 def test_mistakes_end_with_one_line_and_code_2(arguments, message, in_process, tmp_path):

@@ -13,7 +13,8 @@ from image_sets import CLASSES, example, write_folder, write_tfds, write_tfrecor
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from gfnet_jax.data.pipeline import Reading, Share, train_batches
+from gfnet_jax.data.pipeline import Reading, train_batches
+from gfnet_jax.data.samples import Share
 from gfnet_jax.data.sources.open import SOURCES, check_classes, open_source, recognise
 from gfnet_jax.data.sources.records import BadRecordError, Record
 from gfnet_jax.data.sources.tfds import TfdsSource

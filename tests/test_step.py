@@ -20,10 +20,7 @@ from gfnet_jax.training.objective import make_objective
 from gfnet_jax.training.optimizer import make_optimizer
 from gfnet_jax.training.step import init_state, make_train_step
 
-pytestmark = [
-  pytest.mark.filterwarnings("ignore:Some donated buffers were not usable"),
-  pytest.mark.usefixtures("compiled_as_for_users"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 
 SMALL = {
   "gfnet-ti": dict(patch_size=8, embed_dim=16, depth=2, drop_path_rate=0.5),
@@ -96,6 +93,7 @@ def elements(shape: str) -> int:
   return int(np.prod([int(n) for n in re.findall(r"\d+", shape.partition("[")[2])] or [1]))
 
 
+@pytest.mark.usefixtures("compiled_as_for_users")
 @pytest.mark.parametrize(
   ("name", "backend"),
   [
@@ -116,6 +114,7 @@ def test_only_gradients_and_metrics_cross_devices(name, backend):
   assert sum(map(elements, evaluate["all-reduce"])) <= 64
 
 
+@pytest.mark.usefixtures("compiled_as_for_users")
 def test_with_fsdp_only_parameters_are_gathered():
   training = Training(full_recipe(sharding="fsdp"))
   train = collectives(training.train_hlo())

@@ -163,7 +163,8 @@ def test_ctrl_c_ends_everything(reading):
 def test_an_iterator_that_is_left_open_does_not_hold_up_the_end(folder, tmp_path, workers):
   # At module level: it is closed when the interpreter is taken apart.
   code = f"""if __name__ == "__main__":
-    from gfnet_jax.data.pipeline import Reading, Share, train_batches
+    from gfnet_jax.data.pipeline import Reading, train_batches
+    from gfnet_jax.data.samples import Share
     from gfnet_jax.data.sources.folder import FolderSource
     from gfnet_jax.data.transforms import TrainTransform
     batches = train_batches(

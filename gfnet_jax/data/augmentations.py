@@ -63,7 +63,7 @@ def make_augmentation(text: str, *, interpolation: str) -> Augmentation | None:
   """
   if not text:
     return None
-  make = look_up("auto_augment (empty for none)", text.partition("-")[0], AUGMENTATIONS)
+  make = look_up("auto_augment", text.partition("-")[0], AUGMENTATIONS)
   return make(text, interpolation=interpolation)
 
 

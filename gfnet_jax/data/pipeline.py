@@ -14,26 +14,21 @@ from typing import NamedTuple
 import numpy as np
 
 from gfnet_jax.data.on_device.erasing import Erasing
-from gfnet_jax.data.samples import PADDING, EvalSamples, Share, TrainSamples, nth_batch
-from gfnet_jax.data.sources.records import DataError, Source
+from gfnet_jax.data.samples import EvalSamples, Share, TrainSamples
+from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
 from gfnet_jax.data.workers import iterate_batches
 from gfnet_jax.errors import UserError
 
-__all__ = [
-  "PADDING",
-  "Batch",
-  "Reading",
-  "Share",
-  "check_bad_fraction",
-  "check_fills_a_batch",
-  "eval_batches",
-  "nth_batch",
-  "train_batches",
-]
-
 Batch = dict[str, np.ndarray]
 NO_ERASING = Erasing()
+
+
+class DataError(UserError):
+  """Reading cannot continue: what iterating over batches raises for any mistake in the data.
+
+  Being told apart from other errors, it lets a training run save what it has learnt so far.
+  """
 
 
 class Reading(NamedTuple):

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from gfnet_jax.data.on_device.normalize import normalize
-from gfnet_jax.data.pipeline import Reading, Share, eval_batches
+from gfnet_jax.data.pipeline import Reading, eval_batches
+from gfnet_jax.data.samples import Share
 from gfnet_jax.data.sources.open import (
   check_classes,
   check_same_classes,
@@ -27,9 +28,15 @@ from gfnet_jax.inference.saved_model import SavedModel
 from gfnet_jax.models import functional
 from gfnet_jax.models.functional import Params, merge
 from gfnet_jax.models.precision import matmul_precision
-from gfnet_jax.sharding import make_mesh, replicate, replicated, split_batch, to_devices
+from gfnet_jax.sharding import (
+  Batch,
+  make_mesh,
+  replicate,
+  replicated,
+  split_batch,
+  to_devices,
+)
 
-Batch = dict[str, jax.Array]
 DATA = dict(source="tfds", data_dir="", eval_split="validation", eval_batch_size=128, reading={})
 
 
@@ -70,7 +77,8 @@ def evaluate(
   )
   images = open_source(section, section.eval_split)
   check_classes(images, saved.config["num_classes"])
-  if section.source == "folder" and saved.class_names:
+  by_index = [str(i) for i in range(len(images.class_names))]  # without names of their own
+  if saved.class_names and images.class_names != by_index:
     check_same_classes(images.class_names, saved.class_names, section.name)
   if section.eval_batch_size < 1:
     raise UserError(f"the batch size is {section.eval_batch_size}, expected at least 1")
@@ -103,11 +111,11 @@ def data_section(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
   given = {name: value for name, value in changes.items() if value is not None}
   if "name" in given:
     found = recognise(given["name"], usual=section["source"])
-    split = {} if found.split is None else {"eval_split": found.split}
-    given = {"source": found.source} | split | given
+    if given.setdefault("source", found.source) == found.source and found.split is not None:
+      given.setdefault("eval_split", found.split)
   section |= given
   if "name" not in section:
-    raise UserError("the weights come from elsewhere and name no data set; give one with --data")
+    raise UserError("the weights come from elsewhere and name no data set; give one (--data)")
   return ml_collections.ConfigDict(section)
 
 

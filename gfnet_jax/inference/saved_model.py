@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,17 +12,18 @@ from flax import nnx
 from PIL import Image
 
 from gfnet_jax.checkpoints.model import read_model
-from gfnet_jax.data.decode import BadImageError, decode_image
+from gfnet_jax.checkpoints.store import find_checkpoint
+from gfnet_jax.data.decode import BadImageError, decode_image, load_rgb
 from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.data.transforms import eval_transform
 from gfnet_jax.errors import UserError
-from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.functional import Params, merge, split
 from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.models.variants import list_models
 from gfnet_jax.weights.convert import read_torch_model
 from gfnet_jax.weights.download import fetch
 
-ImageLike = str | Path | Image.Image | np.ndarray
+ImageLike = str | Path | Image.Image | np.ndarray | jax.Array
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -68,7 +69,8 @@ class SavedModel:
     Images are resized and cropped as in evaluation.
 
     Args:
-      images: one or several: paths, Pillow images, or arrays (height, width, 3), uint8.
+      images: one or several: paths, Pillow images, or arrays (height, width, 3) or, grey,
+        (height, width), uint8.
       top: classes per image; all if there are fewer.
       batch_size: images at once.
 
@@ -80,29 +82,35 @@ class SavedModel:
     return list(self.predict_each(list(images), top=top, batch_size=batch_size))
 
   def predict_each(
-    self, images: list[ImageLike], *, top: int = 5, batch_size: int = 32
+    self, images: Sequence[ImageLike], *, top: int = 5, batch_size: int = 32
   ) -> Iterator[list[Prediction]]:
-    """As `predict`, one image after the other as they are done."""
-    top = min(top, self.config["num_classes"])
-    batch_size = min(batch_size, len(images))
+    """As `predict`, yielding the classes of one image after the other."""
+    if top < 1 or batch_size < 1:
+      raise UserError(f"top is {top} and batch_size is {batch_size}, expected at least 1 for both")
+    top, batch_size = min(top, self.config["num_classes"]), min(batch_size, len(images))
+    _, params = split(self.model)
     for start in range(0, len(images), batch_size or 1):
       chunk = [read_image(image, self.model.image_size) for image in images[start:][:batch_size]]
       padded = chunk + chunk[-1:] * (batch_size - len(chunk))  # one size, to be compiled once
       with matmul_precision(self.precision):
-        probabilities, indices = jax.device_get(self._classify(np.stack(padded), top))
-      for best in zip(indices[: len(chunk)], probabilities, strict=False):
-        yield [Prediction(int(i), self._name(i), float(p)) for i, p in zip(*best, strict=True)]
+        best = self._classify(params, np.stack(padded), top)
+      for row in zip(*jax.device_get(best), chunk, strict=False):
+        probabilities, indices, _ = row
+        yield [
+          Prediction(int(i), self._name(i), float(p))
+          for i, p in zip(indices, probabilities, strict=True)
+        ]
 
   @functools.cached_property
-  def _classify(self) -> Callable[[np.ndarray, int], tuple[jax.Array, jax.Array]]:
-    """Images (batch, H, W, 3), uint8, to probabilities and indices, each (batch, top)."""
-    structure, params = split(self.model)
+  def _classify(self) -> Callable[[Params, np.ndarray, int], tuple[jax.Array, jax.Array]]:
+    """Compiled: images (batch, H, W, 3), uint8, to probabilities and classes, (batch, top)."""
+    structure, _ = split(self.model)
 
     @functools.partial(jax.jit, static_argnums=2)
     def classify(params, images, top):
       return jax.lax.top_k(jax.nn.softmax(merge(structure, params)(normalize(images))), top)
 
-    return functools.partial(classify, params)
+    return classify
 
   def _name(self, index: int) -> str:
     return self.class_names[index] if self.class_names else str(index)
@@ -125,9 +133,14 @@ def load_model(
     UserError: if there is no model, it is damaged, or the precision is unknown.
   """
   path = Path(source)
-  if not path.exists() and str(source) in list_models():
+  if _is_variant(source):
+    if jax.process_count() > 1:
+      raise UserError(
+        f"several processes cannot download the weights of {source} at once; convert them first "
+        "(convert_torch_weights.py), and name that directory"
+      )
     path = fetch(str(source))
-  if path.is_file() or path.suffix in WEIGHT_FILES:
+  if _is_file_of_weights(path):
     model, config = read_torch_model(path, precision, ema=ema)
     return SavedModel(model, config, precision=precision or "default")
   model, metadata = read_model(path, which, precision=precision, ema=ema)
@@ -141,6 +154,21 @@ def load_model(
   )
 
 
+def check_source(source: Path | str) -> None:
+  """Raises UserError if there is nothing that `load_model` could load."""
+  if not (_is_variant(source) or Path(source).is_file()):
+    find_checkpoint(Path(source))
+
+
+def _is_variant(source: Path | str) -> bool:
+  return str(source) in list_models() and not Path(source).exists()
+
+
+def _is_file_of_weights(path: Path) -> bool:
+  """Also where it is missing, for the better message."""
+  return path.is_file() or (path.suffix in WEIGHT_FILES and not path.exists())
+
+
 def read_image(image: ImageLike, image_size: tuple[int, int]) -> np.ndarray:
   """An image as the model is evaluated on it, (height, width, 3), uint8.
 
@@ -152,14 +180,20 @@ def read_image(image: ImageLike, image_size: tuple[int, int]) -> np.ndarray:
       return eval_transform(decode_image(Path(image).read_bytes()), image_size)
     except (OSError, BadImageError) as error:
       raise UserError(f"cannot read {image}: {error}") from error
-  if isinstance(image, np.ndarray):
-    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+  if isinstance(image, np.ndarray | jax.Array):
+    if image.dtype != np.uint8 or not (
+      image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+    ):
       raise UserError(
-        f"an image is an array {image.shape} of {image.dtype}, expected (height, width, 3) of uint8"
+        f"an image is an array {image.shape} of {image.dtype}, expected (height, width, 3) or "
+        "(height, width) of uint8"
       )
-    image = Image.fromarray(image)
+    image = Image.fromarray(np.asarray(image))
   if not isinstance(image, Image.Image):
     raise UserError(
       f"an image is of type {type(image).__name__}, expected a path, a Pillow image or an array"
     )
-  return eval_transform(image.convert("RGB"), image_size)
+  try:
+    return eval_transform(load_rgb(image), image_size)
+  except BadImageError as error:
+    raise UserError(f"an image cannot be read: {error}") from error

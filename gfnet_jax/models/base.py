@@ -88,14 +88,17 @@ class Network(nnx.Module):
     return self.head(self.forward_features(images, key=key)).astype(jnp.float32)
 
   def fresh(self, **changes) -> Self:
-    """A network with initial weights, built as this one but for some arguments."""
-    return type(self)(**{**dict(self.settings), **changes}, rngs=nnx.Rngs(0))
+    """A network with initial weights, built as this one but for some arguments.
+
+    A subclass whose constructor takes other arguments overrides this.
+    """
+    arguments = {**dict(self.settings), "remat": self.remat, **changes}
+    return type(self)(**arguments, rngs=nnx.Rngs(0))
 
   def _remember(self, arguments: dict[str, object]) -> None:
     """Keeps the arguments of the constructor: its `locals()` when it begins."""
-    self.settings = tuple(
-      (name, value) for name, value in arguments.items() if name not in ("self", "rngs")
-    )
+    others = ("self", "rngs", "__class__")
+    self.settings = tuple((name, arguments[name]) for name in arguments if name not in others)
 
 
 def split_key(key: jax.Array | None, depths: list[int]) -> list[jax.Array | None]:

@@ -66,7 +66,11 @@ class GFNet(Network):
     self.patch_embed = PatchEmbed(grid, patch_size, in_dim, embed_dim, dtype=dtype, rngs=rngs)
     self.pos_embed = nnx.Param(normal_init(rngs.params(), (*grid, embed_dim), jnp.float32))
     (self.blocks,) = _make_blocks(
-      *([grid], [embed_dim], [depth], drop_path_rate, scan),
+      [grid],
+      [embed_dim],
+      [depth],
+      drop_path_rate=drop_path_rate,
+      scan=scan,
       mlp_ratio=mlp_ratio,
       mixer=mixer,
       backend=backend,
@@ -148,7 +152,11 @@ class GFNetPyramid(Network):
     self.pos_embed = nnx.Param(normal_init(rngs.params(), (*grids[0], embed_dims[0]), jnp.float32))
     self.blocks = nnx.List(
       _make_blocks(
-        *(grids, embed_dims, depths, drop_path_rate, scan),
+        grids,
+        embed_dims,
+        depths,
+        drop_path_rate=drop_path_rate,
+        scan=scan,
         mlp_ratio=mlp_ratio,
         layer_scale_init=layer_scale_init,
         mixer=mixer,
@@ -173,6 +181,7 @@ def _make_blocks(
   grids: Sequence[tuple[int, int]],
   dims: Sequence[int],
   depths: Sequence[int],
+  *,
   drop_path_rate: float,
   scan: bool,
   **options,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -143,7 +144,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     raise UserError(f"profile.last_step is {last}, expected at least {first}")
 
 
-def check_same_run(before: dict[str, Any], now: dict[str, Any], workdir: object) -> None:
+def check_same_run(before: dict[str, Any], now: dict[str, Any], workdir: Path | str) -> None:
   """Holds the config of a continued run against the one that it began with.
 
   A field that only one of them has came or went with another version of the code; that

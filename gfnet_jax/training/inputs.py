@@ -7,13 +7,8 @@ import jax
 import ml_collections
 
 from gfnet_jax.data.on_device.erasing import Erasing
-from gfnet_jax.data.pipeline import (
-  Batch,
-  Reading,
-  Share,
-  check_fills_a_batch,
-  train_batches,
-)
+from gfnet_jax.data.pipeline import Batch, Reading, check_fills_a_batch, train_batches
+from gfnet_jax.data.samples import Share
 from gfnet_jax.data.sources.open import check_classes, check_same_classes, open_source
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform

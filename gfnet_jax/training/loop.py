@@ -8,15 +8,14 @@ import jax
 import ml_collections
 
 from gfnet_jax.checkpoints.store import Checkpoints
-from gfnet_jax.data.pipeline import check_bad_fraction
-from gfnet_jax.data.sources.records import DataError
+from gfnet_jax.data.pipeline import DataError, check_bad_fraction
 from gfnet_jax.distributed import Preemption, say
 from gfnet_jax.files import make_directory
 from gfnet_jax.inference.evaluate import evaluate_params
 from gfnet_jax.inference.metrics import METRICS as EVAL_METRICS
 from gfnet_jax.models.functional import Params
 from gfnet_jax.models.precision import matmul_precision
-from gfnet_jax.sharding import make_mesh, replicated, to_devices
+from gfnet_jax.sharding import make_mesh, to_devices
 from gfnet_jax.training import metrics
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run
 from gfnet_jax.training.inputs import batches_from
@@ -33,7 +32,7 @@ Results = dict[str, float | int]
 
 
 class Guards(NamedTuple):
-  """What stands by during a run, so that nothing is lost."""
+  """What saves a run, and what ends it before its last step."""
 
   checkpoints: Checkpoints
   nonfinite: NonFinite
@@ -113,16 +112,16 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
   evaluating = Every(config.eval_every_epochs * inputs.steps_per_epoch, last)
   saving = Every(config.checkpoints.every_steps)
   batches = batches_from(config, inputs, progress.batch_of(first + 1), progress.skipped)
-  watch = Stopwatch(config.data.batch_size)
-  with (
-    MetricWriter(run.workdir, first) as writer,
-    closing(batches),
-    closing(Profile(config.profile, run.workdir)) as profile,
-    ProgressBar(first, last) as bar,
-  ):
-    try:
+  try:
+    with (
+      MetricWriter(run.workdir, first) as writer,
+      closing(batches),
+      closing(Profile(config.profile, run.workdir)) as profile,
+      ProgressBar(first, last) as bar,
+    ):
       if evaluating.due(first) and not progress.results:  # a signal came before or during it
         evaluate_and_save(run, state, progress, guards, writer, bar)
+      watch = Stopwatch(config.data.batch_size)
       for step, batch in enumerate(watch.waits(to_devices(batches, run.mesh)), first + 1):
         profile.before(step)
         state = program.train(state, program.teacher_params, batch, inputs.schedule(step - 1))
@@ -141,15 +140,15 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
         elif saving.due(step):
           save(run, state, progress, guards)
         bar.advance()
-    except Stopped:
+  except Stopped:
+    save(run, state, progress, guards)
+    return None
+  except DataError:
+    # Other processes would have to take part in saving, and do not know of the error.
+    if jax.process_count() == 1 and progress.step > first:
       save(run, state, progress, guards)
-      return None
-    except DataError:
-      # Other processes would have to take part in saving, and do not know of the error.
-      if jax.process_count() == 1 and progress.step > first:
-        save(run, state, progress, guards)
-        say(f"Everything up to step {progress.step} is saved; the same command goes on from there")
-      raise
+      say(f"Everything up to step {progress.step} is saved; the same command goes on from there")
+    raise
   return progress.results
 
 
@@ -185,7 +184,7 @@ def log(
   writer.write("metrics", step, values)
   writer.write("performance", step, speed)
   bar.show(values | speed)
-  return state.replace(metrics=jax.device_put(metrics.empty(), replicated(run.mesh)))
+  return state.replace(metrics=run.program.empty_metrics())
 
 
 def evaluate_and_save(

@@ -92,7 +92,7 @@ class NonFinite:
     Args:
       step: number of steps done.
       skipped_steps: how many of them were skipped.
-      finite: whether any step since the last line was not.
+      finite: whether at least one step since the last line was.
 
     Raises:
       UserError: if hardly a step is finite any more.

@@ -13,8 +13,8 @@ from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.errors import UserError
 from gfnet_jax.losses import KINDS, cross_entropy, distillation_loss
 from gfnet_jax.models.functional import Params, merge
+from gfnet_jax.sharding import Batch
 
-Batch = dict[str, jax.Array]
 Result = tuple[jax.Array, Params, jax.Array]
 Objective = Callable[[Params, Params, Batch, jax.Array], Result]
 Preparation = Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]

@@ -14,9 +14,10 @@ from gfnet_jax.inference.metrics import Averages
 from gfnet_jax.models.functional import Params, split
 from gfnet_jax.models.precision import compute_dtype
 from gfnet_jax.models.variants import create_model
-from gfnet_jax.sharding import replicated, shard_state
+from gfnet_jax.sharding import Batch, replicated, shard_state
+from gfnet_jax.training import metrics
 from gfnet_jax.training.initialize import load_teacher
-from gfnet_jax.training.objective import Batch, make_objective
+from gfnet_jax.training.objective import make_objective
 from gfnet_jax.training.optimizer import make_optimizer
 from gfnet_jax.training.step import TrainState, init_state, make_train_step
 
@@ -34,6 +35,7 @@ class Program(NamedTuple):
     evaluate: the metrics of a batch, of `make_eval_step`.
     parameter_norm: the norm of all parameters together.
     gather: parameters to the same, whole on every device.
+    empty_metrics: sums and counts of nothing yet, for the state.
   """
 
   make_model: Callable[[], nnx.Module]
@@ -45,6 +47,7 @@ class Program(NamedTuple):
   evaluate: Callable[[Params, Batch], Averages]
   parameter_norm: Callable[[Params], jax.Array]
   gather: Callable[[Params], Params]
+  empty_metrics: Callable[[], metrics.Metrics]
 
 
 def build_program(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
@@ -81,6 +84,7 @@ def build_program(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
     evaluate=make_eval_step(structure, mesh),
     parameter_norm=jax.jit(optax.tree.norm, out_shardings=whole),
     gather=jax.jit(lambda params: params, out_shardings=whole),
+    empty_metrics=jax.jit(metrics.empty, out_shardings=whole),
   )
 
 

@@ -21,6 +21,7 @@ from gfnet_jax.checkpoints.store import (
 from gfnet_jax.data.samples import nth_batch
 from gfnet_jax.distributed import agree, barrier, say
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.fit import describe_misfits
 from gfnet_jax.sharding import replicated
 from gfnet_jax.training import metrics
 from gfnet_jax.training.config_rules import check_same_run, flatten
@@ -46,7 +47,7 @@ class Progress:
     return nth_batch(step - 1, self.skipped)
 
   def to_metadata(self) -> dict[str, Any]:
-    """What a checkpoint says of it."""
+    """What a checkpoint says of it, besides the step, which the store adds."""
     return {
       "metrics": self.results,
       "evaluated": bool(self.results),
@@ -56,7 +57,7 @@ class Progress:
 
   @classmethod
   def from_metadata(cls, metadata: dict[str, Any]) -> "Progress":
-    """The inverse of `to_metadata`."""
+    """The progress that the metadata of a checkpoint describes."""
     return cls(metadata["step"], metadata["metrics"], metadata["skipped_batches"])
 
 
@@ -120,7 +121,18 @@ def restore_run(
 def _restore_state(
   directory: Path, step: int, shapes: TrainState, shardings: TrainState
 ) -> TrainState:
-  """Restores a state; metrics that the checkpoint lacks start anew, with one warning."""
+  """Restores a state; metrics that the checkpoint lacks start anew, with one warning.
+
+  Raises:
+    UserError: if the parameters are those of another network.
+  """
+  expected = {name: shape.shape for name, shape in shapes.params.items()}
+  misfits = describe_misfits(saved_shapes(directory, step, "params"), expected)
+  if misfits:
+    raise UserError(
+      f"{directory.parent} holds a run of another network than config.model: {misfits}; set "
+      "another --workdir, or the fields of config.model back to continue"
+    )
   target = jax.tree.map(_with_sharding, shapes, shardings)
   trees = state_to_trees(target)
   saved = saved_shapes(directory, step, "training")["metrics"]

@@ -9,9 +9,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gfnet_jax.checkpoints.model import model_metadata
-from gfnet_jax.checkpoints.store import WRITE_TIMEOUT, Checkpoints, find_checkpoint
+from gfnet_jax.checkpoints.store import WRITE_TIMEOUT, Checkpoints
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import write_atomically
+from gfnet_jax.inference.saved_model import check_source
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.sharding import check_batch_size
 from gfnet_jax.training.config_rules import check_config, check_groups, check_profile
@@ -47,8 +48,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   check_config(config)
   model = model_config(config) | {"num_classes": config.model.num_classes or 1}
   nnx.eval_shape(lambda: create_model(**model))
-  if config.init_checkpoint and Path(config.init_checkpoint).is_dir():
-    find_checkpoint(Path(config.init_checkpoint))
+  for source in (config.init_checkpoint, config.distillation.teacher):
+    if source:
+      check_source(source)
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> Run:

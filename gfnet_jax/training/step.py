@@ -10,9 +10,9 @@ import optax
 from jax.sharding import Mesh
 
 from gfnet_jax.models.functional import Params
-from gfnet_jax.sharding import replicated, split_batch
+from gfnet_jax.sharding import Batch, replicated, split_batch
 from gfnet_jax.training import metrics
-from gfnet_jax.training.objective import Batch, Objective
+from gfnet_jax.training.objective import Objective
 
 
 @flax.struct.dataclass

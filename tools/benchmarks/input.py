@@ -158,7 +158,8 @@ def our_batches(
   workers: int | None = None,
   image_size: int = IMAGE_SIZE,
 ) -> Iterator:
-  from gfnet_jax.data.pipeline import Reading, Share, train_batches
+  from gfnet_jax.data.pipeline import Reading, train_batches
+  from gfnet_jax.data.samples import Share
   from gfnet_jax.data.sources.folder import FolderSource
   from gfnet_jax.data.transforms import TrainTransform
 

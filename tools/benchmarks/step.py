@@ -49,7 +49,8 @@ def measure(config, mesh: jax.sharding.Mesh, rounds: int) -> list[dict[str, obje
   batch = jax.device_put(random_batch(config), split_batch(mesh))
   arguments = (program.teacher_params, batch, config.optimizer.learning_rate)
   train, train_s = compiled(program.train, state, *arguments)
-  evaluate, evaluate_s = compiled(program.evaluate, state.params, batch)
+  params = program.gather(state.params)
+  evaluate, evaluate_s = compiled(program.evaluate, params, batch)
 
   def train_step():
     nonlocal state
@@ -57,11 +58,11 @@ def measure(config, mesh: jax.sharding.Mesh, rounds: int) -> list[dict[str, obje
     return state.step
 
   times = _measure.time_in_turns(
-    {"train": train_step, "evaluate": lambda: evaluate(state.params, batch)}, rounds
+    {"train": train_step, "evaluate": lambda: evaluate(params, batch)}, rounds
   )
   return [
-    row(config, what, times[what], program, seconds)
-    for what, program, seconds in (("train", train, train_s), ("evaluate", evaluate, evaluate_s))
+    row(config, what, times[what], step, seconds)
+    for what, step, seconds in (("train", train, train_s), ("evaluate", evaluate, evaluate_s))
   ]
 
 
@@ -89,10 +90,10 @@ def compiled(function, *arguments) -> tuple[jax.stages.Compiled, float]:
 
 
 def row(
-  config, what: str, seconds: list[float], program: jax.stages.Compiled, compile_s: float
+  config, what: str, seconds: list[float], step: jax.stages.Compiled, compile_s: float
 ) -> dict[str, object]:
   low, median, high = _measure.quartiles_ms(seconds)
-  memory = program.memory_analysis()
+  memory = step.memory_analysis()
   size = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
   return {
     "model": config.model.name,

@@ -1,6 +1,6 @@
 """The variants beside PyTorch: the same weights, images, threads and device, in turns.
 
-PyTorch runs the official network (tests/torch_reference.py), eagerly and, with
+PyTorch runs the official network (gfnet_jax/weights/reference.py), eagerly and, with
 --compile, by torch.compile; in bfloat16 under autocast. Inference, and a training step
 with AdamW. Ratios are PyTorch's time over ours: medians of the ratios within a round,
 with their quartiles (low, high), and the ratio of the two shortest times (of_minima),
@@ -14,9 +14,7 @@ the logits, over the largest logit.
 
 import argparse
 import functools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,11 +25,10 @@ from gfnet_jax.models.precision import PRECISIONS, compute_dtype
 from gfnet_jax.models.variants import create_model, list_models
 from gfnet_jax.weights.state_dict import load_torch_state_dict
 
-sys.path.append(str(Path(__file__).parents[2] / "tests"))
-
 try:
   import torch
-  import torch_reference
+
+  from gfnet_jax.weights import reference as official
 except ModuleNotFoundError:  # said when it is asked for, not when another benchmark runs
   torch = None
 
@@ -55,9 +52,9 @@ def run(options: argparse.Namespace) -> None:
 def measure(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
   """A row for inference and one for training."""
   dtype = compute_dtype(options.precision)
-  reference = torch_reference.create(name, options.image_size)
-  weights = torch_reference.golden_weights(torch_reference.shapes(reference))
-  torch_reference.load(reference, weights)
+  reference = official.create(name, options.image_size)
+  weights = official.golden_weights(official.shapes(reference))
+  official.load(reference, weights)
   model = create_model(name, image_size=options.image_size, dtype=dtype)
   load_torch_state_dict(model, weights)
   shape = (options.batch_size, options.image_size, options.image_size, 3)

@@ -34,6 +34,7 @@ SOURCES: dict[str, str | Opener] = {
   "folder": "gfnet_jax.data.sources.folder:open_folder",
 }
 DEFAULT = "tfds"
+BUILT_IN = ("tfds", "tfrecord", "folder")  # whose names `recognise` can tell apart
 
 
 def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
@@ -78,13 +79,15 @@ def recognise(name: str, usual: str = DEFAULT) -> Recognised:
 
   A directory that holds no TFDS data set is a folder of images; its split is the
   directory `val` if there is one, else the directory itself. Anything else is of the
-  usual kind, or of TFDS if that is 'folder'.
+  usual kind, or of TFDS if that is 'folder'. A usual kind of one's own always stays.
 
   Args:
     name: of a data set, or a directory.
     usual: the kind of the data set in whose place this one is read.
   """
   directory = Path(name)
+  if usual not in BUILT_IN:
+    return Recognised(usual)
   if directory.is_dir() and not (directory / "dataset_info.json").is_file():
     return Recognised("folder", "val" if (directory / "val").is_dir() else "")
   return Recognised(DEFAULT if usual == "folder" else usual)

@@ -36,13 +36,6 @@ class BadRecordError(ValueError):
   """A stored record is missing, is damaged or fails its checksum."""
 
 
-class DataError(UserError):
-  """Reading cannot continue: what iterating over batches raises for any mistake in the data.
-
-  Being told apart from other errors, it lets a training run save what it has learnt so far.
-  """
-
-
 def required_name(data: ml_collections.ConfigDict) -> str:
   """`data.name`; for sources that cannot do without.
 
