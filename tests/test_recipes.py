@@ -167,7 +167,8 @@ def test_a_data_set_with_an_augmentation(tmp_path):
 def margin(workdir: Path, ema: bool) -> float:
   """What the recipe's metric of evaluation is, computed here."""
   source = TfdsSource("digits", "test")
-  images = [read_image(Image.open(io.BytesIO(record.image)), (8, 8)) for record in source]
+  records = [source[i] for i in range(len(source))]
+  images = [read_image(Image.open(io.BytesIO(record.image)), (8, 8)) for record in records]
   model = gfnet_jax.load_model(workdir, ema=ema).model
   logits = np.asarray(compiled(model)(gfnet_jax.normalize(jnp.asarray(np.stack(images)))))
   return float(np.mean(logits.max(-1) - logits.mean(-1)))

@@ -84,7 +84,7 @@ def build_program(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
     evaluate=make_eval_step(structure, mesh),
     parameter_norm=jax.jit(optax.tree.norm, out_shardings=whole),
     gather=jax.jit(lambda params: params, out_shardings=whole),
-    empty_metrics=jax.jit(metrics.empty, out_shardings=whole),
+    empty_metrics=jax.jit(lambda: metrics.empty(), out_shardings=whole),
   )
 
 
