@@ -15,6 +15,7 @@ from PIL import Image
 from gfnet_jax.data.decode import load_rgb
 from gfnet_jax.data.on_device.erasing import Erasing
 from gfnet_jax.data.pipeline import (
+  DataError,
   Reading,
   check_bad_fraction,
   check_fills_a_batch,
@@ -22,7 +23,7 @@ from gfnet_jax.data.pipeline import (
   train_batches,
 )
 from gfnet_jax.data.samples import PADDING, Share, nth_batch, sample_rng
-from gfnet_jax.data.sources.records import BadRecordError, DataError, Record
+from gfnet_jax.data.sources.records import BadRecordError, Record
 from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.errors import UserError
 
