@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import own_mixer
 import pytest
 
 import gfnet_jax
@@ -22,6 +23,7 @@ from gfnet_jax.checkpoints.store import (
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import split
+from gfnet_jax.models.mixers import MIXERS
 
 CONFIG = dict(name="gfnet-ti", image_size=[32, 64], num_classes=3, depth=12, embed_dim=8)
 
@@ -203,3 +205,18 @@ def test_a_checkpoint_that_was_being_replaced_is_found_again(saved, model):
   (directory / ".replaced-00000000").mkdir()  # killed after that
   Checkpoints(directory).close()
   assert [path.name for path in directory.iterdir()] == ["00000000"]
+
+
+def test_a_config_of_another_model_is_not_saved_with_it(tmp_path, model):
+  with pytest.raises(UserError, match="describes another model than the one to save: 2 mis-shaped"):
+    save_model(tmp_path / "model", model, CONFIG | {"num_classes": 4})
+  assert not (tmp_path / "model").exists()
+
+
+def test_a_model_whose_code_has_changed_since_is_named(saved, monkeypatch):
+  monkeypatch.setitem(MIXERS, "global-filter", own_mixer.Gate)
+  message = (
+    r"00000000 was saved by another version of its network: 12 missing \(blocks.0.filter.gain"
+  )
+  with pytest.raises(UserError, match=message):
+    load_model(saved)

@@ -112,7 +112,7 @@ def kill_after(run: list[subprocess.Popen], workdir: Path, step: int, rng: rando
 )
 def test_kills_at_random_moments_change_nothing(tmp_path, start, processes, kills):
   """During steps, evaluation, checkpoints and between; of all processes or of one."""
-  config = small_config(num_epochs=max(15.0, 3.0 * kills))
+  config = small_config(num_epochs=max(9.0, 3.0 * kills))
   flags = (*as_flags(config), "--config.stall_timeout=10")
   expected, workdir = tmp_path / "undisturbed", tmp_path / "run"
   results = finish(start("train.py", "--workdir", expected, *flags, processes=processes))

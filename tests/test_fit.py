@@ -150,9 +150,7 @@ def test_another_network_is_refused_in_one_line(options, message):
 def test_a_mixer_without_a_rule_stays_on_its_grid():
   source = create(mixer="no-rule")
   assert_equal(split(fit(source, mixer="no-rule")[0])[1], split(source)[1])
-  message = (
-    r"mixer 'no-rule' cannot be carried to images of \(64, 64\) pixels: .*resize_params; add"
-  )
+  message = r"mixer 'no-rule' cannot be carried to images of 64 x 64 pixels: .*resize_params; add"
   with pytest.raises(UserError, match=message):
     fit(source, mixer="no-rule", image_size=64)
 

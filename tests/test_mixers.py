@@ -138,3 +138,44 @@ def test_the_filter_alone_needs_neither_backend_nor_dtype():
   np.testing.assert_array_equal(
     layer.complex_weight[...], make("global-filter").complex_weight[...]
   )
+
+
+class Wrong(nnx.Module):
+  """A mixer that breaks the contract in one way."""
+
+  def __init__(self, dim, height, width, *, backend, dtype, rngs):
+    self.gain = nnx.Param(jnp.ones(dim))
+
+  def __call__(self, tokens):
+    return tokens
+
+
+class Constant(Wrong):
+  def __init__(self, dim, height, width, **options):
+    super().__init__(dim, height, width, **options)
+    self.mask = jnp.ones(dim)
+
+
+class Mean(Wrong):
+  def __call__(self, tokens):
+    return tokens.mean((1, 2))
+
+
+class Half(Wrong):
+  def __call__(self, tokens):
+    return tokens.astype(jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+  ("mixer", "message"),
+  [
+    (Constant, "the mixer 'wrong' holds arrays that are not nnx.Param"),
+    (Mean, r"the mixer 'wrong' maps \(2, 2, 2, 8\) to \(2, 8\) of float32, expected the same"),
+    (Half, r"the mixer 'wrong' maps .* of bfloat16, expected the same shape of float32"),
+  ],
+)
+def test_a_mixer_that_breaks_the_contract_is_named(monkeypatch, mixer, message):
+  monkeypatch.setitem(MIXERS, "wrong", mixer)
+  options = dict(image_size=32, embed_dim=8, depth=1, mixer="wrong")
+  with pytest.raises(UserError, match=message):
+    jax.eval_shape(lambda x: create_model("gfnet-ti", **options)(x), jnp.ones((2, 32, 32, 3)))

@@ -92,8 +92,8 @@ def test_a_field_may_come_and_go_with_one_warning(capsys):
   before = {name: value for name, value in now.items() if name not in ("seed", "model.scan")}
   check_same_run(before | {"old": 3, "unset": None}, now, "runs/x")
   assert capsys.readouterr().out == (
-    "warning: this run began with an older config; it goes on with model.scan=False, seed=0 and "
-    "without old=3\n"
+    "warning: this run began with other config fields; it goes on with model.scan=False, seed=0 "
+    "and without old=3\n"
   )
   check_same_run(now, now, "runs/x")
   assert capsys.readouterr().out == ""

@@ -429,7 +429,7 @@ def test_eval_transform_object():
     (dict(crop="center"), "unknown crop 'center', expected one of random_resized, pad$"),
     (dict(crop="random_resize"), r"; did you mean random_resized\?$"),
     (dict(interpolation="lanczos"), "interpolation 'lanczos', .* bilinear, bicubic, random$"),
-    (dict(auto_augment="v0"), r"auto_augment \(empty for none\) 'v0', expected one of rand$"),
+    (dict(auto_augment="v0"), r"unknown auto_augment 'v0', expected one of rand$"),
     (dict(auto_augment="radn-m9"), r"'radn', expected one of rand; did you mean rand\?$"),
     (dict(image_size=0), "image_size is 0"),
   ],
@@ -498,3 +498,18 @@ def test_normalize_equals_torchvision():
   mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
   expected = (torch.from_numpy(images) / 255 - mean) / std
   np.testing.assert_allclose(jax.jit(normalize)(images), expected.numpy(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("augment", "found"),
+  [
+    (lambda image, rng: image.convert("L"), "mode=L size=48x48"),
+    (lambda image, rng: image.resize((20, 30)), "mode=RGB size=20x30"),
+    (lambda image, rng: None, "None"),
+  ],
+)
+def test_an_augmentation_that_breaks_the_contract_is_named(monkeypatch, augment, found):
+  monkeypatch.setitem(AUGMENTATIONS, "odd", lambda text, *, interpolation: augment)
+  transform = TrainTransform(image_size=48, auto_augment="odd-1")
+  with pytest.raises(UserError, match=f"auto_augment 'odd-1' gave .*{found}.*RGB and 48 x 48"):
+    transform(Image.new("RGB", (60, 60)), random.Random(0))

@@ -306,3 +306,15 @@ def test_signals_to_the_group_do_not_reach_workers_that_are_starting(monkeypatch
   batches = read(Numbers(10))
   np.testing.assert_array_equal([batch["x"] for batch in batches], [*map(expected, range(5))])
   assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_what_cannot_be_sent_to_workers_is_said_in_one_line():
+  class Local:
+    def __len__(self):
+      return 4
+
+    def __getitem__(self, index):
+      return {"x": index}
+
+  with pytest.raises(UserError, match=r"cannot be sent to worker processes .*picklable, or set"):
+    next(iterate_batches(Local(), 2, 0, threads=1, prefetch=1, workers=1))

@@ -16,9 +16,11 @@ from gfnet_jax.checkpoints.store import (
   on_one_device,
   read_metadata,
   restore,
+  saved_shapes,
   verify,
 )
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.fit import describe_misfits
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.precision import compute_dtype
 from gfnet_jax.models.variants import create_model
@@ -39,14 +41,18 @@ def save_model(
     class_names: of the classes in order of their index.
 
   Raises:
-    UserError: if the directory cannot be written or holds a checkpoint.
+    UserError: if the config describes another model, or the directory cannot be written
+      or holds a checkpoint.
   """
   directory = Path(directory)
+  _, expected = split(nnx.eval_shape(lambda: create_model(**config)))
+  _, params = split(model)
+  if misfits := describe_misfits(params, {name: x.shape for name, x in expected.items()}):
+    raise UserError(f"the config describes another model than the one to save: {misfits}")
   if list_steps(directory / "checkpoints") or list_steps(directory):
     raise UserError(f"{directory} holds checkpoints already; choose another directory")
   new = not directory.exists()
   checkpoints = Checkpoints(directory / "checkpoints")
-  _, params = split(model)
   checkpoints.save(0, {"params": params}, model_metadata(config, class_names))
   try:
     checkpoints.close()
@@ -71,7 +77,8 @@ def read_model(
     training run, "config"; "precision" is that of the model's dtype.
 
   Raises:
-    UserError: if there is no checkpoint, it is damaged, or the precision is unknown.
+    UserError: if there is no checkpoint, it is damaged or of another version of its
+      network, or the precision is unknown.
   """
   directory, step = find_checkpoint(Path(directory), which)
   try:
@@ -85,6 +92,12 @@ def read_model(
     tree = "ema" if ema else "params"
     if not (checkpoint_path(directory, step) / tree).is_dir():
       raise UserError(f"{directory} holds no averaged weights; train with ema_decay, or omit --ema")
+    expected = {name: x.shape for name, x in shapes.items()}
+    if misfits := describe_misfits(saved_shapes(directory, step, tree), expected):
+      raise UserError(
+        f"{checkpoint_path(directory, step)} was saved by another version of its network: "
+        f"{misfits}; read it with the code that saved it"
+      )
     params = restore(directory, step, {tree: on_one_device(shapes)})[tree]
   except DamagedError as error:
     others = [other for other in list_steps(directory) if other != step]

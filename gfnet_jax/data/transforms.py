@@ -129,7 +129,8 @@ class TrainTransform:
 
     Raises:
       BadImageError: if an opened image turns out to be damaged.
-      UserError: if crop is 'pad' and the framed image is smaller than image_size.
+      UserError: if crop is 'pad' and the framed image is smaller than image_size, or if a
+        crop or an augmentation does not keep its contract.
     """
     image = self._crop(image, rng, self._crop_options)
     if rng.random() < self.flip:
@@ -138,4 +139,10 @@ class TrainTransform:
       image = self._augment(image, rng)
     elif self.color_jitter:
       image = color_jitter(image, self.color_jitter, rng)
+    height, width = self.image_size
+    if getattr(image, "mode", None) != "RGB" or image.size != (width, height):
+      raise UserError(
+        f"crop {self.crop!r} and auto_augment {self.auto_augment!r} gave {image!r}, expected a "
+        f"Pillow image of mode RGB and {width} x {height} pixels"
+      )
     return np.array(image)

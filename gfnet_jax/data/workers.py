@@ -102,6 +102,21 @@ class _Stoppable:
     return self._samples[index]
 
 
+def _packed(samples: Samples) -> BinaryIO:
+  """The samples as a message to the workers.
+
+  Raises:
+    UserError: if they cannot be pickled: a source or an augmentation of one's own, perhaps.
+  """
+  try:
+    return pack(samples)
+  except (AttributeError, TypeError, pickle.PicklingError) as error:
+    raise UserError(
+      f"the source or the augmentation cannot be sent to worker processes ({error}); make them "
+      "picklable, or set data.reading.workers=0"
+    ) from error
+
+
 def _from_workers(
   samples: Samples, batch_size: int, first_batch: int, options: grain.ReadOptions, workers: int
 ) -> Iterator[Any]:
@@ -109,7 +124,7 @@ def _from_workers(
   workers = min(workers, count)
   pool = _WorkerPool()
   try:
-    with pack(samples) as message:
+    with _packed(samples) as message:
       pool.start(message, [(batch_size, first_batch + k, workers, options) for k in range(workers)])
     for i in range(count):
       yield pool.next_batch(i % workers)

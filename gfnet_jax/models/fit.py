@@ -83,14 +83,17 @@ def fit_params(source: Network, target: Network, fresh: Params) -> Params:
   _check(*({n: v for n, v in d.items() if not _is_on_grid(n)} for d in (params, expected)))
   grids = [patch_embed.grid for patch_embed, _ in source.stages()]
   params = fit_to_grids(params, grids, target)
-  has_rule = hasattr(MIXERS[target.mixer], "resize_params")
-  if source.image_size != target.image_size and not has_rule and describe_misfits(params, expected):
+  if misfits := describe_misfits(params, expected):
+    if source.image_size == target.image_size:
+      raise UserError(f"the weights do not fit the model: {misfits}")
+    if hasattr(MIXERS[target.mixer], "resize_params"):
+      raise UserError(f"resize_params of the mixer {target.mixer!r} does not fit it: {misfits}")
+    before, after = (" x ".join(map(str, size.image_size)) for size in (source, target))
     raise UserError(
-      f"the mixer {target.mixer!r} cannot be carried to images of {target.image_size} pixels: "
-      "its parameters depend on the token grid, and it has no resize_params; add one (see "
-      f"models/mixers.py), or keep image_size={source.image_size}"
+      f"the mixer {target.mixer!r} cannot be carried to images of {after} pixels: its parameters "
+      "depend on the token grid, and it has no resize_params; add one (see "
+      f"gfnet_jax/models/mixers.py), or stay at {before} pixels"
     )
-  _check(params, expected)
   fitted = stack_blocks(params, model_params)
   # Copies: JAX on a CPU would share memory with the source.
   fitted = {name: jnp.array(value, copy=True) for name, value in fitted.items()}

@@ -96,6 +96,11 @@ class Block(nnx.Module):
     # Called `filter` whatever the mixer: the official state dict and our checkpoints say so.
     make_mixer = look_up("mixer", mixer, MIXERS)
     self.filter = make_mixer(dim, *grid, backend=backend, dtype=dtype, rngs=rngs)
+    if nnx.to_flat_state(nnx.state(self.filter, nnx.Not(nnx.Param))):
+      raise UserError(
+        f"the mixer {mixer!r} holds arrays that are not nnx.Param, expected none (see mixers.py)"
+      )
+    self.mixer = mixer
     self.norm2 = LayerNorm(dim, rngs=rngs)
     self.mlp = Mlp(dim, int(dim * mlp_ratio), dtype=dtype, rngs=rngs)
     self.drop_path_rate = drop_path_rate
@@ -117,7 +122,13 @@ class Block(nnx.Module):
         blocks are scanned over.
     """
     gamma = self.gamma[...] if self.has_layer_scale else None
-    branch = self.mlp(self.norm2(self.filter(self.norm1(x))), gamma).astype(x.dtype)
+    mixed = self.filter(self.norm1(x))
+    if mixed.shape != x.shape or mixed.dtype != jnp.float32:
+      raise UserError(
+        f"the mixer {self.mixer!r} maps {x.shape} to {mixed.shape} of {mixed.dtype}, expected the "
+        "same shape of float32"
+      )
+    branch = self.mlp(self.norm2(mixed), gamma).astype(x.dtype)
     if key is not None:
       rate = self.drop_path_rate if drop_path_rate is None else drop_path_rate
       branch = drop_path(branch, rate, key)

@@ -14,8 +14,13 @@ checkpoints, fine-tuning and evaluation then know it as `mixer="its-name"`. The 
   "kernel" or "complex_weight".
 - If the shape of a parameter depends on the grid, it has a static method
   `resize_params(params, before, after)`, which `fit.py` calls to carry a model to another
-  image size: from NumPy arrays by name, for the grid `before`, to arrays by the same
-  names for the grid `after`. A grid is (height, width) in tokens.
+  image size: from NumPy arrays by name ("layer.kernel" for a layer inside), for the grid
+  `before`, to arrays by the same names for the grid `after`. A grid is (height, width) in
+  tokens. For a gain (height, width, dim), interpolated as the position embedding is:
+
+    @staticmethod
+    def resize_params(params, before, after):
+      return {"gain": resize_bicubic(params["gain"], after, align_corners=False)}
 """
 
 import jax

@@ -167,7 +167,7 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any], workdir: Path | 
   new, gone = _only_in(now, before), _only_in(before, now)
   if new or gone:
     parts = [f"with {', '.join(new)}"] * bool(new) + [f"without {', '.join(gone)}"] * bool(gone)
-    say(f"warning: this run began with an older config; it goes on {' and '.join(parts)}")
+    say(f"warning: this run began with other config fields; it goes on {' and '.join(parts)}")
 
 
 def _only_in(fields: dict[str, Any], others: dict[str, Any]) -> list[str]:

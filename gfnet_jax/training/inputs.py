@@ -50,8 +50,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> Inputs:
   eval_source = open_source(data, data.eval_split)
   if model.num_classes == 0:
     model.num_classes = len(train_source.class_names)
-  for source in (train_source, eval_source):
-    check_classes(source, model.num_classes)
+  check_classes(train_source, model.num_classes)
   check_same_classes(eval_source.class_names, train_source.class_names, data.eval_split)
   check_fills_a_batch(train_source, data.batch_size)
   steps_per_epoch = len(train_source) / data.batch_size

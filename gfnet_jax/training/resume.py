@@ -131,7 +131,7 @@ def _restore_state(
   if misfits:
     raise UserError(
       f"{directory.parent} holds a run of another network than config.model: {misfits}; set "
-      "another --workdir, or the fields of config.model back to continue"
+      "another --workdir, or config.model or the code of the model back to continue"
     )
   target = jax.tree.map(_with_sharding, shapes, shardings)
   trees = state_to_trees(target)

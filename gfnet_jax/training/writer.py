@@ -61,7 +61,13 @@ class MetricWriter:
     self.close()
 
   def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-    """Writes one line to `kind`.jsonl, durable against a kill, and to TensorBoard."""
+    """Writes one line to a file and to TensorBoard; a kill after that does not lose it.
+
+    Args:
+      kind: "metrics" or "performance", the name of the file.
+      step: number of steps done; a step may have several lines.
+      values: numbers by name.
+    """
     if jax.process_index() != 0:
       return
     with _full_disk_survived(f"{kind} of step {step}"):

@@ -53,7 +53,12 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
   """
   kind = data.get("source", DEFAULT)
   opener = look_up("data.source", kind, SOURCES)
-  source = (pkgutil.resolve_name(opener) if isinstance(opener, str) else opener)(data, split)
+  if isinstance(opener, str):
+    try:
+      opener = pkgutil.resolve_name(opener)
+    except (ImportError, AttributeError) as error:
+      raise UserError(f"data.source {kind!r} stands for {opener} in SOURCES: {error}") from error
+  source = opener(data, split)
   if len(source) == 0:
     raise UserError(
       f"split {split!r} of {data.get('name') or kind} is empty or no valid slice, expected at "
