@@ -115,7 +115,7 @@ def data_section(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
       given.setdefault("eval_split", found.split)
   section |= given
   if "name" not in section:
-    raise UserError("the weights come from elsewhere and name no data set; give one (--data)")
+    raise UserError("the weights come from elsewhere and name no data set; give one with --data")
   return ml_collections.ConfigDict(section)
 
 
