@@ -135,6 +135,14 @@ def test_the_first_python_of_the_readme(saved, directory, pixels, tmp_path, monk
   assert lines == [f"{best.class_name} {best.probability}" for best in expected]
 
 
+def test_folders_named_by_numbers_are_not_the_classes_of_names(saved, tmp_path):
+  for i in range(7):
+    (tmp_path / str(i)).mkdir()
+    Image.new("RGB", (60, 70)).save(tmp_path / str(i) / "0.png")
+  with pytest.raises(gfnet_jax.UserError, match="not those of the training data"):
+    gfnet_jax.evaluate(saved, tmp_path)
+
+
 def test_evaluate_takes_a_folder(saved, tmp_path):
   for i, name in enumerate(NAMES):
     (tmp_path / "val" / name).mkdir(parents=True)

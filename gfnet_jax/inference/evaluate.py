@@ -77,8 +77,10 @@ def evaluate(
   )
   images = open_source(section, section.eval_split)
   check_classes(images, saved.config["num_classes"])
-  by_index = [str(i) for i in range(len(images.class_names))]  # without names of their own
-  if saved.class_names and images.class_names != by_index:
+  # TFDS counts classes that have no names; folders always have some, even if these are numbers.
+  counted = [str(i) for i in range(len(images.class_names))]
+  named = section.source == "folder" or images.class_names != counted
+  if saved.class_names and named:
     check_same_classes(images.class_names, saved.class_names, section.name)
   if section.eval_batch_size < 1:
     raise UserError(f"the batch size is {section.eval_batch_size}, expected at least 1")
