@@ -171,7 +171,7 @@ def test_every_flipped_bit_and_truncation_is_detected(trained, tmp_path, capsys)
 # Orbax leaves threads of its own behind when a write fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_survived(tmp_path, capsys):
-  """Files may not grow beyond 20 kB during the first checkpoints: as if the disk were full."""
+  """Files may not grow beyond 1 kB during the first checkpoints: as if the disk were full."""
   workdir = tmp_path / "run"
   save = loop.Checkpoints.save
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -179,7 +179,7 @@ def test_a_full_disk_is_survived(tmp_path, capsys):
   def save_on_a_full_disk(self, step, trees, metadata):
     full = step < 10
     if full:
-      resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+      resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
     save(self, step, trees, metadata)
     self.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
