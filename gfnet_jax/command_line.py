@@ -15,6 +15,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.text import printable
 
 ROOT = Path(__file__).parent.parent  # holds configs/
 
@@ -43,7 +44,7 @@ def run(main: Callable[[list[str]], None]) -> int:
   try:
     main(sys.argv[1:])
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(error, limit=4000)}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)

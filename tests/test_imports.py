@@ -20,6 +20,7 @@ GROUND = (
   "names",
   "sharding",
   "startup",
+  "text",
 )
 FLOORS = ("models", "data", "checkpoints", "weights", "inference", "training")
 ROOMS = {  # of libraries
