@@ -1,6 +1,7 @@
 """The global filter operation: forward transform, product, inverse transform."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,11 @@ import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
 from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
+from gfnet_jax.models.gradients import custom_gradient
 from gfnet_jax.models.products import sum_over_rows
 from gfnet_jax.sharding import BATCH_AXIS
+
+Axes = str | tuple[str, ...] | None  # of a mesh
 
 
 def global_filter(tokens: jax.Array, weight: jax.Array, backend: str = "auto") -> jax.Array:
@@ -34,44 +38,58 @@ def global_filter(tokens: jax.Array, weight: jax.Array, backend: str = "auto") -
   Raises:
     UserError: for an unknown backend.
   """
-  backend = choose_backend(backend, tokens.shape[1:])
-  mesh = jax.sharding.get_abstract_mesh()
-  if not _is_sharded(mesh, tokens.shape[0]):
-    return _filter(backend, tokens, weight)
-
-  def filter_shard(tokens, weight):
-    # Marked as varying, so that JAX sums our custom gradient over the devices.
-    return _filter(backend, tokens, jax.lax.pcast(weight, BATCH_AXIS, to="varying"))
-
-  batch = PartitionSpec(BATCH_AXIS)
-  return jax.shard_map(filter_shard, mesh=mesh, in_specs=(batch, PartitionSpec()), out_specs=batch)(
-    tokens, weight
-  )
+  filter_tokens = _filter(choose_backend(backend, tokens.shape[1:]))
+  mesh = jax.typeof(tokens).sharding.mesh  # of the array's own type
+  if mesh.empty:
+    mesh = jax.sharding.get_abstract_mesh()
+  batch, channels = _split_axes(tokens, mesh)
+  if batch is None and channels is None:
+    return filter_tokens(tokens, weight)
+  specs = PartitionSpec(batch, None, None, channels), PartitionSpec(None, None, None, channels)
+  if AxisType.Explicit in mesh.axis_types:
+    tokens, weight = map(jax.sharding.reshard, (tokens, weight), specs)
+  return jax.shard_map(filter_tokens, mesh=mesh, in_specs=specs, out_specs=specs[0])(tokens, weight)
 
 
-def _is_sharded(mesh: jax.sharding.AbstractMesh, batch_size: int) -> bool:
-  """Whether the compiler would split the batch over the mesh, and we have not done so yet."""
+def _split_axes(tokens: jax.Array, mesh: jax.sharding.AbstractMesh) -> tuple[Axes, Axes]:
+  """The axes of a mesh over which the batch, and the channels, are to be split."""
+  if AxisType.Explicit in mesh.axis_types:
+    batch, _, _, channels = jax.typeof(tokens).sharding.spec
+    return batch, channels
   if BATCH_AXIS not in mesh.axis_names:
-    return False
-  automatic = mesh.axis_types[mesh.axis_names.index(BATCH_AXIS)] != AxisType.Manual
+    return None, None
+  # Whether the compiler would split the batch over the mesh, and we have not done so yet.
+  automatic = mesh.axis_types[mesh.axis_names.index(BATCH_AXIS)] == AxisType.Auto
   shards = mesh.shape[BATCH_AXIS]
-  return automatic and shards > 1 and batch_size % shards == 0
+  divisible = automatic and shards > 1 and tokens.shape[0] % shards == 0
+  return BATCH_AXIS if divisible else None, None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _filter(backend: str, tokens: jax.Array, weight: jax.Array) -> jax.Array:
-  return _forward(backend, tokens, weight)[0]
+@functools.cache
+def _filter(backend: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """The filter of tokens and weight, computed by a backend."""
+  functions = (_forward, _push_forward, _pull_back)
+  return custom_gradient(*(functools.partial(f, backend) for f in functions))
 
 
 def _forward(backend, tokens, weight):
-  """Returns the filtered tokens, and what the gradient needs."""
+  """Returns the filtered tokens, and what the derivatives need."""
   transform, invert, axes = BACKENDS[backend]
   spectrum = transform(tokens)
   filtered = invert(_multiply(spectrum, weight.transpose(axes)), tokens.shape[2])
   return filtered, (spectrum, weight)
 
 
-def _backward(backend, residuals, gradient):
+def _push_forward(backend, residuals, tangents):
+  """The filter is linear in the tokens and in the weight."""
+  transform, invert, axes = BACKENDS[backend]
+  spectrum, weight = residuals
+  tokens, change = tangents
+  product = _multiply(transform(tokens), weight.transpose(axes))
+  return invert(product + _multiply(spectrum, change.transpose(axes)), tokens.shape[2])
+
+
+def _pull_back(backend, residuals, gradient):
   """Takes one transform and one inverse; automatic differentiation would take more.
 
   The filter is a circular convolution, so its adjoint is the filter with the conjugate
@@ -82,18 +100,15 @@ def _backward(backend, residuals, gradient):
   spectrum, weight = residuals
   width = gradient.shape[2]
   gradient = transform(gradient)
-  conjugate = weight * jnp.array([1.0, -1.0])[:, None, None, None]
+  conjugate = weight * jnp.array([1, -1], weight.dtype)[:, None, None, None]
   a, b, c, d = spectrum[:, 0], spectrum[:, 1], gradient[:, 0], gradient[:, 1]
   products = jnp.stack([a * c + b * d, a * d - b * c], axis=1)
-  columns = jnp.arange(weight.shape[2])
-  copies = jnp.where((columns == 0) | (2 * columns == width), 1.0, 2.0)
+  columns = np.arange(weight.shape[2])
+  copies = np.where((columns == 0) | (2 * columns == width), 1, 2).astype(weight.dtype)
   return (
     invert(_multiply(gradient, conjugate.transpose(axes)), width),
     sum_over_rows(products).transpose(np.argsort(axes)) * copies[None, None, :, None],
   )
-
-
-_filter.defvjp(_forward, _backward)
 
 
 def _multiply(spectrum: jax.Array, weight: jax.Array) -> jax.Array:

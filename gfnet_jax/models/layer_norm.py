@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gfnet_jax.models.gradients import custom_gradient
 from gfnet_jax.models.products import sum_over_rows
 
 EPSILON = 1e-6  # official gfnet.py
@@ -30,11 +31,6 @@ class LayerNorm(nnx.Module):
     return _layer_norm(rows, self.scale[...], self.bias[...]).reshape(x.shape)
 
 
-@jax.custom_vjp
-def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-  return _forward(x, scale, bias)[0]
-
-
 def _forward(x, scale, bias):
   """Returns the result, and what the gradient needs."""
   mean = x.mean(-1, keepdims=True)
@@ -42,7 +38,16 @@ def _forward(x, scale, bias):
   return (x - mean) * factor * scale[None] + bias[None], (x, mean, factor, scale)
 
 
-def _backward(residuals, gradient):
+def _push_forward(residuals, tangents):
+  x, mean, factor, scale = residuals
+  x_tangent, scale_tangent, bias_tangent = tangents
+  normalised = (x - mean) * factor
+  centred = x_tangent - x_tangent.mean(-1, keepdims=True)
+  changed = factor * (centred - normalised * (x_tangent * normalised).mean(-1, keepdims=True))
+  return changed * scale[None] + normalised * scale_tangent[None] + bias_tangent[None]
+
+
+def _pull_back(residuals, gradient):
   """Ioffe and Szegedy's gradient (arXiv:1502.03167, section 3), here over channels."""
   # Without the barrier, XLA's CPU compiler merges this with the forward pass and keeps two
   # arrays of the size of x until here. Other platforms were not measured.
@@ -57,4 +62,4 @@ def _backward(residuals, gradient):
   return x_gradient, sum_over_rows(product), sum_over_rows(gradient)
 
 
-_layer_norm.defvjp(_forward, _backward)
+_layer_norm = custom_gradient(_forward, _push_forward, _pull_back)

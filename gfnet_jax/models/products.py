@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from gfnet_jax.models.gradients import custom_gradient
 
-@jax.custom_vjp
+
 def with_fast_gradient(kernel: jax.Array) -> jax.Array:
   """Returns the kernel (rows, columns), of any float type, for the product x @ kernel.
 
@@ -14,14 +15,10 @@ def with_fast_gradient(kernel: jax.Array) -> jax.Array:
   `jax.set_mesh`: without a mesh it assumes one device, and XLA may gather a sharded
   gradient.
   """
-  return kernel
+  return _identity(kernel)
 
 
-def _forward(kernel):
-  return kernel, None
-
-
-def _backward(_, gradient):
+def _pull_back(residuals, gradient):
   rows, columns = gradient.shape
   # On several devices, fixing the layout would gather a sharded gradient on each.
   one_device = jax.sharding.get_abstract_mesh().size <= 1
@@ -29,7 +26,9 @@ def _backward(_, gradient):
   return (_from_the_narrow_side(gradient) if slow else gradient,)
 
 
-with_fast_gradient.defvjp(_forward, _backward)
+_identity = custom_gradient(
+  lambda kernel: (kernel, ()), lambda residuals, tangents: tangents[0], _pull_back
+)
 
 
 @jax.jit  # run eagerly, a layout constraint would tie the array to its device
