@@ -67,7 +67,7 @@ class Network(nnx.Module):
     for patch_embed, blocks in self.stages():
       x = patch_embed(x).astype(jnp.float32)
       if not outputs:
-        x += repeat_rows(self.pos_embed[...], len(x))
+        x += repeat_rows(self.pos_embed[...], x.shape[0])
       x = blocks(x, keys[len(outputs)], remat=self.remat)
       outputs.append(x)
     return outputs

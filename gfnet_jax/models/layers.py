@@ -199,6 +199,8 @@ class PatchEmbed(nnx.Module):
         f"the model got images of shape {x.shape}, expected (batch, height, width, channels) = "
         f"(batch, {', '.join(map(str, expected))}); use gfnet_jax.resize(model, image_size)"
       )
-    x = x.reshape(-1, rows, patch, columns, patch, self.in_dim).swapaxes(2, 3)
-    tokens = self.proj(x.reshape(-1, patch * patch * self.in_dim))
+    # One axis at a time: with an explicit sharding, JAX refuses to split two at once.
+    x = x.reshape(-1, rows, patch, *x.shape[2:]).reshape(-1, rows, patch, columns, patch, self.in_dim)
+    x = x.swapaxes(2, 3).reshape(-1, rows, columns, patch * patch * self.in_dim)
+    tokens = self.proj(x.reshape(-1, x.shape[-1]))
     return tokens.reshape(-1, rows, columns, tokens.shape[-1])

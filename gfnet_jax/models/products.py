@@ -47,7 +47,7 @@ def sum_over_rows(x: jax.Array) -> jax.Array:
 
   It multiplies by ones: XLA's CPU code for a plain sum is many times slower.
   """
-  return jnp.tensordot(jnp.ones(len(x), x.dtype), x, 1, precision=jax.lax.Precision.HIGHEST)
+  return jnp.tensordot(jnp.ones(x.shape[0], x.dtype), x, 1, precision=jax.lax.Precision.HIGHEST)
 
 
 def repeat_rows(x: jax.Array, n: int) -> jax.Array:
