@@ -36,6 +36,14 @@ def split_batch(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
 
 
+def reshard(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+  """Splits an array with an explicit sharding in another way; returns any other as it is."""
+  own = jax.typeof(x).sharding
+  if AxisType.Explicit not in own.mesh.axis_types or own.spec == spec:
+    return x
+  return jax.sharding.reshard(x, NamedSharding(own.mesh, spec))
+
+
 def shard_state(state: Any, mesh: Mesh, sharding: str) -> Any:
   """The layout of a training state over the mesh.
 

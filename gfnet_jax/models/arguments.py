@@ -1,8 +1,8 @@
 """What models are built from and called with, checked before JAX meets it."""
 
 import operator
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -25,26 +25,41 @@ def as_size(name: str, value: object) -> int:
   return size
 
 
+def as_sizes(**values: object) -> list[int]:
+  """`as_size` of every argument, by its name."""
+  return [as_size(name, value) for name, value in values.items()]
+
+
+def as_sizes_per_stage(name: str, values: Sequence[object], expected: str) -> tuple[int, ...]:
+  """A sequence of sizes as a tuple.
+
+  Raises:
+    UserError: that says what was expected, for anything else.
+  """
+  try:
+    return tuple(as_size(name, value) for value in values)
+  except (TypeError, UserError) as error:
+    raise UserError(f"{name} is {printable(repr(values))}, expected {expected}") from error
+
+
+def check_dtype(dtype: object) -> None:
+  """Raises UserError unless matrix products can be of this type."""
+  try:
+    known = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+  except TypeError:
+    known = False
+  if not known:
+    raise UserError(
+      f"dtype is {printable(repr(dtype))}, expected a float type such as jax.numpy.bfloat16"
+    )
+
+
 def check_rngs(rngs: object) -> None:
   """Raises UserError unless initial weights can be drawn from it."""
   if not isinstance(rngs, nnx.Rngs) or not hasattr(rngs, "params"):
     raise UserError(
       f"rngs is {printable(repr(rngs))}, expected a source of parameters such as flax.nnx.Rngs(0)"
     )
-
-
-def split_key(key: jax.Array, number: int) -> jax.Array:
-  """Splits a PRNG key of stochastic depth.
-
-  Raises:
-    UserError: if it is none, or several.
-  """
-  try:
-    return jax.random.split(key, number)
-  except (TypeError, ValueError) as error:
-    raise UserError(
-      f"key is {printable(repr(key))}, expected one PRNG key such as jax.random.key(0)"
-    ) from error
 
 
 def check_input(what: str, x: object, expected: tuple[int, int, int], advice: str = "") -> None:

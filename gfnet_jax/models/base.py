@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gfnet_jax.errors import UserError
 from gfnet_jax.models.layers import PatchEmbed
 from gfnet_jax.models.products import repeat_rows
 from gfnet_jax.models.stage import Blocks
+from gfnet_jax.text import printable
 
 
 class Network(nnx.Module):
@@ -58,6 +60,9 @@ class Network(nnx.Module):
       images: (batch, height, width, 3), normalised by ImageNet's mean and deviation.
       key: PRNG key of stochastic depth in training; None means inference.
 
+    Raises:
+      UserError: if the images are not what the model was built for, or for a bad key.
+
     Returns:
       One array (batch, rows, columns, channels), float32, per stage; the isotropic
       network has a single stage.
@@ -67,7 +72,7 @@ class Network(nnx.Module):
     for patch_embed, blocks in self.stages():
       x = patch_embed(x).astype(jnp.float32)
       if not outputs:
-        x += repeat_rows(self.pos_embed[...], x.shape[0])
+        x += repeat_rows(self.pos_embed[...].astype(jnp.float32), x.shape[0])
       x = blocks(x, keys[len(outputs)], remat=self.remat)
       outputs.append(x)
     return outputs
@@ -105,4 +110,10 @@ def split_key(key: jax.Array | None, depths: list[int]) -> list[jax.Array | None
   """The PRNG keys (blocks,) of every stage, or None for each in inference."""
   if key is None:
     return [None] * len(depths)
-  return jnp.split(jax.random.split(key, sum(depths)), np.cumsum(depths)[:-1])
+  try:
+    keys = jax.random.split(key, sum(depths))
+  except (TypeError, ValueError) as error:
+    raise UserError(
+      f"key is {printable(repr(key))}, expected one PRNG key such as jax.random.key(0)"
+    ) from error
+  return jnp.split(keys, np.cumsum(depths)[:-1])

@@ -6,12 +6,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
 from gfnet_jax.models.gradients import custom_gradient
 from gfnet_jax.models.products import sum_over_rows
-from gfnet_jax.sharding import BATCH_AXIS
+from gfnet_jax.sharding import BATCH_AXIS, reshard
 
 Axes = str | tuple[str, ...] | None  # of a mesh
 
@@ -19,14 +19,15 @@ Axes = str | tuple[str, ...] | None  # of a mesh
 def global_filter(tokens: jax.Array, weight: jax.Array, backend: str = "auto") -> jax.Array:
   """Filters a grid of tokens in the frequency domain (paper, section 3.2, eq. 3 to 5).
 
-  Under a mesh (`jax.set_mesh`) whose axis "data" shards the batch, every device
-  transforms its own images: XLA does not partition FFTs, and would gather the whole
-  batch on every device. Differentiable in reverse mode.
+  Under a mesh (`jax.set_mesh`) whose axis "data" shards the batch, or with tokens whose
+  explicit sharding splits the batch or the channels, every device transforms its own
+  part: XLA does not partition FFTs, and would gather the whole batch on every device.
+  Differentiable in reverse and in forward mode.
 
   Args:
-    tokens: (batch, height, width, channels), float32.
-    weight: (2, height, width // 2 + 1, channels), float32: the real parts, then the
-      imaginary parts. Once the height is transformed back, the imaginary parts of the
+    tokens: (batch, height, width, channels), any float type.
+    weight: (2, height, width // 2 + 1, channels), any float type: the real parts, then
+      the imaginary parts. Once the height is transformed back, the imaginary parts of the
       DC and Nyquist columns have no effect.
     backend: a name in `fourier_backends.BACKENDS`, or "auto" for the one measured to be
       fastest on this platform for the most similar grid. The precision of its matrix
@@ -38,31 +39,37 @@ def global_filter(tokens: jax.Array, weight: jax.Array, backend: str = "auto") -
   Raises:
     UserError: for an unknown backend.
   """
+  tokens, weight = (jnp.asarray(array, jnp.float32) for array in (tokens, weight))
   filter_tokens = _filter(choose_backend(backend, tokens.shape[1:]))
-  mesh = jax.typeof(tokens).sharding.mesh  # of the array's own type
-  if mesh.empty:
-    mesh = jax.sharding.get_abstract_mesh()
-  batch, channels = _split_axes(tokens, mesh)
-  if batch is None and channels is None:
-    return filter_tokens(tokens, weight)
+  mesh, batch, channels = _find_split(tokens)
   specs = PartitionSpec(batch, None, None, channels), PartitionSpec(None, None, None, channels)
-  if AxisType.Explicit in mesh.axis_types:
-    tokens, weight = map(jax.sharding.reshard, (tokens, weight), specs)
-  return jax.shard_map(filter_tokens, mesh=mesh, in_specs=specs, out_specs=specs[0])(tokens, weight)
+  tokens, weight = map(reshard, (tokens, weight), specs)
+  if not batch and not channels:
+    return filter_tokens(tokens, weight)
+  return jax.shard_map(
+    filter_tokens,
+    mesh=mesh,
+    in_specs=specs,
+    out_specs=specs[0],
+    axis_names={name for name, kind in _axes(mesh) if kind != AxisType.Manual},
+  )(tokens, weight)
 
 
-def _split_axes(tokens: jax.Array, mesh: jax.sharding.AbstractMesh) -> tuple[Axes, Axes]:
-  """The axes of a mesh over which the batch, and the channels, are to be split."""
-  if AxisType.Explicit in mesh.axis_types:
-    batch, _, _, channels = jax.typeof(tokens).sharding.spec
-    return batch, channels
-  if BATCH_AXIS not in mesh.axis_names:
-    return None, None
-  # Whether the compiler would split the batch over the mesh, and we have not done so yet.
-  automatic = mesh.axis_types[mesh.axis_names.index(BATCH_AXIS)] == AxisType.Auto
-  shards = mesh.shape[BATCH_AXIS]
-  divisible = automatic and shards > 1 and tokens.shape[0] % shards == 0
-  return BATCH_AXIS if divisible else None, None
+def _find_split(tokens: jax.Array) -> tuple[AbstractMesh, Axes, Axes]:
+  """The mesh, and its axes over which the batch and the channels are to be split."""
+  sharding = jax.typeof(tokens).sharding
+  if AxisType.Explicit in sharding.mesh.axis_types:
+    batch, _, _, channels = sharding.spec
+    return sharding.mesh, batch, channels
+  mesh = jax.sharding.get_abstract_mesh()
+  # Whether the compiler would split the batch, and we have not done so yet.
+  automatic = (BATCH_AXIS, AxisType.Auto) in _axes(mesh)
+  batch = automatic and mesh.shape[BATCH_AXIS] > 1 and tokens.shape[0] % mesh.shape[BATCH_AXIS] == 0
+  return mesh, BATCH_AXIS if batch else None, None
+
+
+def _axes(mesh: AbstractMesh) -> list[tuple[str, AxisType]]:
+  return list(zip(mesh.axis_names, mesh.axis_types, strict=True))
 
 
 @functools.cache

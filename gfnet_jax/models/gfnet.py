@@ -1,5 +1,6 @@
 """GFNet and its hierarchical form (paper, sections 3.3 and 3.4; official gfnet.py)."""
 
+import numbers
 from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.arguments import as_sizes, as_sizes_per_stage, check_dtype, check_rngs
 from gfnet_jax.models.base import Network
 from gfnet_jax.models.image_size import ImageSize, as_height_width, divide
 from gfnet_jax.models.initializers import normal_init
@@ -38,7 +40,8 @@ class GFNet(Network):
     rngs: source of the initial weights.
 
   Raises:
-    UserError: if the patches do not divide the image, or a name is unknown.
+    UserError: if the patches do not divide the image, a size is no positive integer, a name
+      is unknown, or rngs has no parameters.
   """
 
   def __init__(
@@ -60,6 +63,15 @@ class GFNet(Network):
     rngs: nnx.Rngs,
   ):
     image_size = as_height_width(image_size)
+    patch_size, embed_dim, depth, num_classes, in_dim = as_sizes(
+      patch_size=patch_size,
+      embed_dim=embed_dim,
+      depth=depth,
+      num_classes=num_classes,
+      in_dim=in_dim,
+    )
+    check_dtype(dtype)
+    check_rngs(rngs)
     self._remember(locals())
     self.image_size, self.mixer, self.remat = image_size, mixer, remat
     grid = divide(image_size, patch_size)
@@ -111,7 +123,7 @@ class GFNetPyramid(Network):
 
   Raises:
     UserError: if the patches and the halvings do not divide the image, a stage has no
-      blocks, or a name is unknown.
+      blocks, a size is no positive integer, a name is unknown, or rngs has no parameters.
   """
 
   def __init__(
@@ -134,12 +146,16 @@ class GFNetPyramid(Network):
     rngs: nnx.Rngs,
   ):
     image_size = as_height_width(image_size)
-    embed_dims, depths = tuple(embed_dims), tuple(depths)
+    patch_size, num_classes, in_dim = as_sizes(
+      patch_size=patch_size, num_classes=num_classes, in_dim=in_dim
+    )
+    embed_dims = as_sizes_per_stage("embed_dims", embed_dims, "channels of every stage")
+    depths = as_sizes_per_stage("depths", depths, "at least one block in every stage")
+    check_dtype(dtype)
+    check_rngs(rngs)
     self._remember(locals())
     if len(embed_dims) != len(depths):
       raise UserError(f"embed_dims {embed_dims} and depths {depths} must have one entry per stage")
-    if min(depths) < 1:
-      raise UserError(f"depths is {depths}, expected at least one block in every stage")
     self.image_size, self.mixer, self.remat = image_size, mixer, remat
     patches = [patch_size] + [2] * (len(depths) - 1)
     grids = [divide(image_size, int(np.prod(patches[: i + 1]))) for i in range(len(depths))]
@@ -205,6 +221,6 @@ def drop_path_rates(last: float, depth: int) -> list[float]:
   Raises:
     UserError: if the last rate is not in [0, 1).
   """
-  if not 0 <= last < 1:
-    raise UserError(f"drop_path_rate is {last}, expected at least 0 and less than 1")
+  if not isinstance(last, numbers.Real) or not 0 <= last < 1:
+    raise UserError(f"drop_path_rate is {last!r}, expected at least 0 and less than 1")
   return np.linspace(0, last, depth, dtype=np.float32).tolist()

@@ -1,6 +1,8 @@
 """Image sizes, and the token grids that they are divided into."""
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.arguments import as_size
+from gfnet_jax.text import printable
 
 ImageSize = int | tuple[int, int]
 
@@ -8,13 +10,22 @@ ImageSize = int | tuple[int, int]
 def as_height_width(image_size: ImageSize) -> tuple[int, int]:
   """Returns (height, width) for an image size given as one side or as a pair, in pixels.
 
+  The integers may be NumPy's or JAX's, and the pair any sequence.
+
   Raises:
     UserError: if it is neither a positive integer nor a pair of them.
   """
-  sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-  if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-    raise UserError(f"image_size is {image_size!r}, expected a side or (height, width) in pixels")
-  return sides
+  try:
+    sides = tuple(image_size)
+  except TypeError:
+    sides = (image_size, image_size)
+  try:
+    height, width = (as_size("side", side) for side in sides)
+  except ValueError as error:  # of another number of sides, or a UserError
+    raise UserError(
+      f"image_size is {printable(repr(image_size))}, expected a side or (height, width) in pixels"
+    ) from error
+  return height, width
 
 
 def divide(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:

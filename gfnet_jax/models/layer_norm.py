@@ -14,7 +14,7 @@ class LayerNorm(nnx.Module):
   """Normalises the last axis (arXiv:1607.06450), with the official epsilon.
 
   Mean and variance are computed in float32 in two passes, as in PyTorch.
-  Differentiable in reverse mode.
+  Differentiable in reverse and in forward mode.
 
   Args:
     dim: channels.
@@ -27,8 +27,10 @@ class LayerNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps (..., dim) of any float type to the same shape, float32."""
-    rows = x.astype(jnp.float32).reshape(-1, x.shape[-1])
-    return _layer_norm(rows, self.scale[...], self.bias[...]).reshape(x.shape)
+    rows, scale, bias = (
+      array.astype(jnp.float32) for array in (x, self.scale[...], self.bias[...])
+    )
+    return _layer_norm(rows.reshape(-1, x.shape[-1]), scale, bias).reshape(x.shape)
 
 
 def _forward(x, scale, bias):

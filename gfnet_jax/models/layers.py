@@ -6,18 +6,22 @@ type of the matrix products. Names follow the official state dict (gfnet.py).
 
 import functools
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.arguments import check_input
 from gfnet_jax.models.initializers import normal_init, uniform_init
 from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.mixers import MIXERS
 from gfnet_jax.models.products import with_fast_gradient
 from gfnet_jax.names import look_up
+from gfnet_jax.sharding import reshard
 
 
 @jax.checkpoint  # otherwise the erf of the network's widest array is kept for the gradient
@@ -74,7 +78,7 @@ class Block(nnx.Module):
     rngs: source of the initial weights.
 
   Raises:
-    UserError: for an unknown mixer or backend.
+    UserError: for an unknown mixer or backend, or an mlp_ratio without hidden channels.
   """
 
   def __init__(
@@ -90,6 +94,10 @@ class Block(nnx.Module):
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
+    if not isinstance(mlp_ratio, numbers.Real) or not 1 <= dim * mlp_ratio < math.inf:
+      raise UserError(
+        f"mlp_ratio is {mlp_ratio!r}, expected a number that makes hidden channels of {dim}"
+      )
     if layer_scale_init is not None:
       self.gamma = nnx.Param(jnp.full((dim,), layer_scale_init, jnp.float32))
     self.norm1 = LayerNorm(dim, rngs=rngs)
@@ -190,17 +198,18 @@ class PatchEmbed(nnx.Module):
     """Maps (batch, rows * patch, columns * patch, in_dim) to (batch, rows, columns, dim).
 
     Raises:
-      UserError: if the height, width or channels are not what it was built for.
+      UserError: if the height, width or channels are not what it was built for, or the
+        images are no real numbers.
     """
     (rows, columns), patch = self.grid, self.patch_size
     expected = (rows * patch, columns * patch, self.in_dim)
-    if x.ndim != 4 or x.shape[1:] != expected:
-      raise UserError(
-        f"the model got images of shape {x.shape}, expected (batch, height, width, channels) = "
-        f"(batch, {', '.join(map(str, expected))}); use gfnet_jax.resize(model, image_size)"
-      )
+    advice = "; use gfnet_jax.resize(model, image_size)"
+    check_input("the model got images", x, expected, advice)
+    x = reshard(x, PartitionSpec(*jax.typeof(x).sharding.spec[:1]))  # splits the batch alone
     # One axis at a time: with an explicit sharding, JAX refuses to split two at once.
-    x = x.reshape(-1, rows, patch, *x.shape[2:]).reshape(-1, rows, patch, columns, patch, self.in_dim)
+    x = x.reshape(-1, rows, patch, *x.shape[2:]).reshape(
+      -1, rows, patch, columns, patch, self.in_dim
+    )
     x = x.swapaxes(2, 3).reshape(-1, rows, columns, patch * patch * self.in_dim)
     tokens = self.proj(x.reshape(-1, x.shape[-1]))
     return tokens.reshape(-1, rows, columns, tokens.shape[-1])

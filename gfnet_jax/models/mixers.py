@@ -29,7 +29,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gfnet_jax.errors import UserError
+from gfnet_jax.models.arguments import as_sizes, check_input, check_rngs
 from gfnet_jax.models.fourier import global_filter
 from gfnet_jax.models.fourier_backends import choose_backend
 from gfnet_jax.models.initializers import normal_init
@@ -50,7 +50,8 @@ class GlobalFilter(nnx.Module):
     rngs: source of the initial weights, N(0, 0.02^2) for real and imaginary parts.
 
   Raises:
-    UserError: for an unknown backend.
+    UserError: for an unknown backend, a size that is no positive integer, or rngs that
+      have no parameters.
   """
 
   def __init__(
@@ -63,6 +64,8 @@ class GlobalFilter(nnx.Module):
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
+    dim, height, width = as_sizes(dim=dim, height=height, width=width)
+    check_rngs(rngs)
     choose_backend(backend, (height, width, dim))  # so that a mistake shows at once
     # Pairs first: a trailing axis of 2 would be padded to 128 lanes on a TPU.
     shape = (2, height, width // 2 + 1, dim)
@@ -73,15 +76,12 @@ class GlobalFilter(nnx.Module):
     """Filters (batch, height, width, dim) of any float type; returns float32.
 
     Raises:
-      UserError: if the grid or the channels differ from the filter's.
+      UserError: if the grid or the channels differ from the filter's, or the tokens are
+        no real numbers.
     """
     expected = (*self.grid, self.complex_weight.shape[-1])
-    if tokens.ndim != 4 or tokens.shape[1:] != expected:
-      raise UserError(
-        f"GlobalFilter got tokens of shape {tokens.shape}, "
-        f"expected (batch, height, width, channels) = (batch, {', '.join(map(str, expected))})"
-      )
-    return global_filter(tokens.astype(jnp.float32), self.complex_weight[...], self.backend)
+    check_input("GlobalFilter got tokens", tokens, expected)
+    return global_filter(tokens, self.complex_weight[...], self.backend)
 
   @staticmethod
   def resize_params(

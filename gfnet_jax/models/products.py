@@ -11,9 +11,9 @@ def with_fast_gradient(kernel: jax.Array) -> jax.Array:
 
   If the kernel has more rows than columns, a CPU then computes its gradient,
   x.T @ gradient, as the transpose of gradient.T @ x: products from the narrow side are
-  faster. Differentiable in reverse mode. On several devices, call it under
-  `jax.set_mesh`: without a mesh it assumes one device, and XLA may gather a sharded
-  gradient.
+  faster. Differentiable in reverse and in forward mode. On several devices, call it
+  under `jax.set_mesh`, or with explicit shardings: otherwise it assumes one device, and
+  XLA may gather a sharded gradient.
   """
   return _identity(kernel)
 
@@ -21,7 +21,8 @@ def with_fast_gradient(kernel: jax.Array) -> jax.Array:
 def _pull_back(residuals, gradient):
   rows, columns = gradient.shape
   # On several devices, fixing the layout would gather a sharded gradient on each.
-  one_device = jax.sharding.get_abstract_mesh().size <= 1
+  meshes = jax.sharding.get_abstract_mesh(), jax.typeof(gradient).sharding.mesh
+  one_device = all(mesh.size <= 1 for mesh in meshes)
   slow = rows > columns and one_device and jax.default_backend() == "cpu"
   return (_from_the_narrow_side(gradient) if slow else gradient,)
 

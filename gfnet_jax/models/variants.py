@@ -72,10 +72,6 @@ def create_model(
     raise UserError(
       f"unknown option {unknown[0]!r} of {name}, expected one of {', '.join(sorted(known))}"
     )
-  sizes = {"num_classes": num_classes} | {n: v for n, v in overrides.items() if type(v) is int}
-  for size, value in sizes.items():
-    if value < 1:
-      raise UserError(f"{size} is {value}, expected at least 1")
   return module(
     image_size,
     **{**settings, **overrides},
