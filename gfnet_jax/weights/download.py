@@ -12,7 +12,7 @@ from pathlib import Path
 import tqdm
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.weights.files import looks_like_html
+from gfnet_jax.weights.kinds import looks_like_html
 
 # The official repository's model zoo, which publishes no checksums.
 OFFICIAL_ADDRESSES = {
