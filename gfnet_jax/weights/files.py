@@ -91,18 +91,15 @@ def write_state_dict(path: Path | str, weights: Mapping[str, np.ndarray]) -> Non
 
 
 def _read_head(path: Path) -> bytes:
-  """The first bytes of a regular file that is neither empty, too large nor of another kind."""
-  try:
+  """The first bytes of a file of acceptable size."""
+  with _reading(path):
     mode, size = path.stat().st_mode, path.stat().st_size
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait
-      raise UserError(f"{path} is a pipe or device, expected a file of weights; give its path")
-    with path.open("rb") as file:
-      head = file.read(HEAD)
-  except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
-    reason = getattr(error, "strerror", None) or error
-    raise UserError(
-      f"cannot read {printable(path)} ({reason}); expected a file of weights"
-    ) from error
+    is_special = not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    if not is_special:
+      with path.open("rb") as file:
+        head = file.read(HEAD)
+  if is_special:  # opening a pipe would wait
+    raise UserError(f"{path} is a pipe or device, expected a file of weights; give its path")
   if size > FILE_LIMIT:
     raise UserError(
       f"{path} has {size} bytes, expected at most {FILE_LIMIT} of a GFNet; is it the right file?"
@@ -115,11 +112,22 @@ def _read_head(path: Path) -> bytes:
   return head
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+  """Raises UserError if a file cannot be read."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f"cannot read {printable(path)} ({error.strerror}); expected a file of weights"
+    ) from error
+
+
 def _read(path: Path) -> Any:
   """The content of one file of any format."""
   head = _read_head(path)
   try:
-    with path.open("rb") as file:
+    with _reading(path), path.open("rb") as file:
       return _reader(head)(file)
   except DamagedFileError as error:
     raise UserError(f"{path} cannot be used: {error}; delete it and get the file again") from error
@@ -151,7 +159,7 @@ def _reader(head: bytes) -> Callable[[BinaryIO], Any]:
 def _read_shards(index: Path) -> dict[str, Any]:
   """The tensors in the files that an index names."""
   try:
-    with index.open("rb") as file:
+    with _reading(index), index.open("rb") as file:
       shards = read_index(file)
   except DamagedFileError as error:
     raise UserError(f"{index} cannot be used: {error}; get the file again") from error

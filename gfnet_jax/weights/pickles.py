@@ -43,28 +43,11 @@ class Opaque:
 
 MARK = Opaque("a mark")
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-LITERALS = [
-  "INT",
-  "BININT",
-  "BININT1",
-  "BININT2",
-  "LONG",
-  "LONG1",
-  "LONG4",
-  "FLOAT",
-  "BINFLOAT",
-  "STRING",
-  "BINSTRING",
-  "SHORT_BINSTRING",
-  "UNICODE",
-  "BINUNICODE",
-  "SHORT_BINUNICODE",
-  "BINUNICODE8",
-  "BINBYTES",
-  "SHORT_BINBYTES",
-  "BINBYTES8",
-  "BYTEARRAY8",
-]
+LITERALS = {  # instructions that push their argument
+  *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+  *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+  *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BYTEARRAY8"),
+}
 
 
 class Objects(Protocol):
@@ -134,6 +117,8 @@ class _Machine:
       case _ if name in CONSTANTS:
         stack.append(CONSTANTS[name])
       case "BINPUT" | "LONG_BINPUT" | "PUT":
+        if not 0 <= argument < 1 << 32:  # larger ones could be made to collide
+          raise ValueError("an impossible place in the memo")
         memo[argument] = stack[-1]
       case "MEMOIZE":
         memo[len(memo)] = stack[-1]
@@ -150,7 +135,7 @@ class _Machine:
       case "GLOBAL":
         stack.append(self.objects.allow(argument.replace(" ", ".")))
       case "STACK_GLOBAL":
-        attribute, module = stack.pop(), stack.pop()
+        attribute, module = expect(stack.pop(), str), expect(stack.pop(), str)
         stack.append(self.objects.allow(f"{module}.{attribute}"))
       case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
         if name == "NEWOBJ_EX":
@@ -202,7 +187,10 @@ class _Machine:
         if isinstance(expect(stack[-1], dict | Opaque), dict):
           stack[-1].update(dict_of(items))
       case _:
-        raise ValueError(f"the instruction {name}, which weights do not need")
+        raise UnsuitableFileError(
+          f"its pickle has an instruction that torch.save does not write unless asked for another "
+          f"protocol ({name}); load it in PyTorch and save it again"
+        )
 
 
 def expect(value: Any, types: Any) -> Any:

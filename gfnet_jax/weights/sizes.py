@@ -20,6 +20,7 @@ def check_shape(shape: Sequence[int]) -> None:
       f"it holds a tensor of {len(shape)} dimensions, expected at most {DIMENSIONS}; save the "
       "state dict of the network alone"
     )
+  check_count(max(shape, default=0))  # before multiplying numbers of any length
   check_count(math.prod(max(side, 1) for side in shape))
 
 
@@ -27,6 +28,6 @@ def check_count(numbers: int) -> None:
   """Raises UnsuitableFileError for so many numbers."""
   if numbers > NUMBERS_LIMIT:
     raise UnsuitableFileError(
-      f"it holds {float(numbers):.3g} numbers, expected at most {NUMBERS_LIMIT}, more than twice "
-      "those of the largest network; is it the right file?"
+      f"it holds {min(numbers, 10**30):.3g} numbers, expected at most {NUMBERS_LIMIT}, more than "
+      "twice those of the largest network; is it the right file?"
     )

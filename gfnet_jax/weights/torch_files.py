@@ -51,7 +51,13 @@ def read_archive(file: BinaryIO) -> Any:
 
   if f"{folder}/byteorder" in extents:
     _check_byteorder(bytes(read("byteorder")[:10]).decode("ascii", "replace"))
-  value, _ = interpret(_bounded(read("data.pkl")), TorchObjects(load_storage))
+  pickle = read("data.pkl")
+  if len(pickle) > SIZE_LIMIT:
+    raise UnsuitableFileError(
+      f"its pickle has {len(pickle)} bytes, expected at most {SIZE_LIMIT}; save the state dict "
+      "alone"
+    )
+  value, _ = interpret(bytes(pickle), TorchObjects(load_storage))
   return value
 
 
@@ -80,7 +86,7 @@ def read_older_file(file: BinaryIO) -> Any:
     raise DamagedFileError("the pickles at its beginning are not those of torch.save")
   _check_byteorder("little" if system.get("little_endian") is True else "big")
   storages = _locate(content, position, keys, sizes)
-  value, _ = interpret(_bounded(content[start:]), TorchObjects(lambda key, _: storages[key]))
+  value, _ = interpret(bytes(content[start:position]), TorchObjects(lambda key, _: storages[key]))
   return value
 
 
@@ -100,10 +106,6 @@ def _locate(
   if storages.keys() != sizes.keys() or position != len(content):
     raise DamagedFileError("its storages do not fill it")
   return storages
-
-
-def _bounded(pickle: memoryview) -> bytes:
-  return bytes(pickle[:SIZE_LIMIT])
 
 
 def _check_byteorder(found: str) -> None:

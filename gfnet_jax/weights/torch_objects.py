@@ -46,8 +46,10 @@ STORAGE = re.compile(rf"torch\.(?:storage\.)?({'|'.join(STORAGES)})Storage")
 REBUILD = "torch._utils._rebuild_"
 DICTS = ("collections.OrderedDict", "collections.defaultdict")
 ALLOWED = re.compile(
-  r"""argparse\.Namespace | types\.SimpleNamespace | _codecs\.encode | copyreg\._reconstructor
+  r"""argparse\.Namespace | types\.SimpleNamespace | _codecs\.encode
   | (?:builtins|__builtin__)\.(?:set|frozenset|bytearray|complex|slice|range|object)
+  | (?:builtins|__builtin__)\.(?:bool|int|float|str|bytes|list|dict|tuple)
+  | (?:copyreg|copy_reg)\._reconstructor
   | collections\.(?:OrderedDict|defaultdict|Counter|deque)
   | datetime\.\w+ | decimal\.Decimal | uuid\.UUID | pathlib\.(?:_local\.)?\w*Path
   | numpy\.(?:dtype|ndarray) | numpy\.dtypes\.\w+
