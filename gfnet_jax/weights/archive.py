@@ -9,6 +9,7 @@ import struct
 import zipfile
 from typing import BinaryIO
 
+from gfnet_jax.text import printable
 from gfnet_jax.weights.kinds import DamagedFileError, UnsuitableFileError, other_archive
 
 STREAMED = 0x8  # flag: sum and sizes come after the content
@@ -48,7 +49,7 @@ def verify_archive(file: BinaryIO) -> Extents:
   except Exception as error:  # damage can show as any exception
     if kind := other_archive(names):
       raise UnsuitableFileError(str(kind)) from error
-    raise DamagedFileError(f"its zip archive is damaged ({error})") from error
+    raise DamagedFileError(f"its zip archive is damaged ({printable(error)})") from error
   if kind := other_archive(names):
     raise UnsuitableFileError(str(kind))
   return extents

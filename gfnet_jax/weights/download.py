@@ -32,6 +32,7 @@ CACHE_DIRECTORY = Path("~/.cache/gfnet_jax")
 TIMEOUT = 30  # seconds without a byte
 TIME_LIMIT = 6 * 3600  # seconds of one call; the next one resumes
 CHUNK = 1 << 20  # bytes
+VERSION = re.compile(r"[\x20-\x7e]{1,200}")  # ETag or Last-Modified
 NAME_LENGTH = 100  # of a cached file, without the digits in front
 
 
@@ -149,7 +150,7 @@ def _download_rest(address: str, partial: Path, deadline: float) -> bool:
 
   with response:
     offset, total = _extent(response, offset)
-    _check_length(address, total or 0)
+    _check_length(address, total or 0, partial)
     with _network():
       chunk = response.read1(CHUNK)
     _remember_version(response, version)
@@ -160,7 +161,7 @@ def _download_rest(address: str, partial: Path, deadline: float) -> bool:
       while chunk:
         file.write(chunk)
         progress.update(len(chunk))
-        _check_length(address, file.tell())
+        _check_length(address, file.tell(), partial)
         if time.monotonic() > deadline:
           return False
         with _network():
@@ -181,8 +182,9 @@ def _request(
   headers = {"User-Agent": "gfnet_jax", "Accept-Encoding": "identity"}
   if offset:
     headers["Range"] = f"bytes={offset}-"
-    if version.exists():  # the whole file is sent if it has changed
-      headers["If-Range"] = version.read_text("ascii", errors="replace")
+    known = version.read_text("ascii", errors="replace") if version.exists() else ""
+    if VERSION.fullmatch(known):  # the whole file is sent if it has changed
+      headers["If-Range"] = known
   # Spaces and letters outside of ASCII as servers expect them.
   address = urllib.parse.quote(address, safe="!#$%&'()*+,/:;=?@[]~", errors="surrogatepass")
   request = urllib.request.Request(address, headers=headers)
@@ -214,7 +216,7 @@ def _extent(response: http.client.HTTPResponse, offset: int) -> tuple[int, int |
   if response.status != http.HTTPStatus.PARTIAL_CONTENT:
     length = response.headers.get("Content-Length")
     if length is not None and not re.fullmatch(r"[0-9]{1,18}", length):
-      raise _ConnectionFailedError(f"the server says that the length is {printable(length, 40)!r}")
+      raise _ConnectionFailedError(f"the server says that the length is '{printable(length, 40)}'")
     return 0, None if length is None else int(length)
   extent = re.fullmatch(
     r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", response.headers.get("Content-Range", "")
@@ -224,8 +226,9 @@ def _extent(response: http.client.HTTPResponse, offset: int) -> tuple[int, int |
   return offset, int(extent[3])
 
 
-def _check_length(address: str, length: int) -> None:
+def _check_length(address: str, length: int, partial: Path) -> None:
   if length > FILE_LIMIT:
+    partial.unlink(missing_ok=True)
     raise UserError(
       f"{printable(address)} has {length} bytes or more, expected at most {FILE_LIMIT}; is it the "
       "right address?"
@@ -236,7 +239,7 @@ def _remember_version(response: http.client.HTTPResponse, path: Path) -> None:
   """Keeps what tells this version of a file from others, for the header If-Range."""
   tag = response.headers.get("ETag", "W/")
   version = response.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
-  if re.fullmatch(r"[\x20-\x7e]{1,200}", version):
+  if VERSION.fullmatch(version):
     path.write_text(version)
   else:
     path.unlink(missing_ok=True)

@@ -163,12 +163,19 @@ def _read_shards(index: Path) -> dict[str, Any]:
       shards = read_index(file)
   except DamagedFileError as error:
     raise UserError(f"{index} cannot be used: {error}; get the file again") from error
+  keys: dict[str, set[str]] = {}
+  for key, name in shards.items():
+    keys.setdefault(name, set()).add(key)
+  for name in keys:
+    if not index.with_name(name).exists():
+      raise UserError(
+        f"{index} names {printable(name)}, which is not beside it; get all of its files"
+      )
   content = {}
-  for name in dict.fromkeys(shards.values()):
+  for name in keys:
     shard = index.with_name(name)
     tensors = _read(shard)
-    expected = {key for key, file in shards.items() if file == name}
-    if not isinstance(tensors, Mapping) or set(tensors) != expected:
+    if not isinstance(tensors, Mapping) or set(tensors) != keys[name]:
       raise UserError(f"{shard} does not hold the tensors that {index} says; get both again")
     content |= tensors
   return {key: content[key] for key in shards}

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from gfnet_jax.text import printable
+
 HEAD = 1024  # bytes that tell
 
 
@@ -85,7 +87,7 @@ def other_archive(names: Iterable[str]) -> Kind | None:
     if any(name.endswith(part) for name in names):
       return kind
   inside = [name for name in names if name.endswith(WEIGHTS)]
-  return Kind(f"a zip archive around {inside[0]}", UNPACK) if inside else None
+  return Kind(f"a zip archive around {printable(inside[0])}", UNPACK) if inside else None
 
 
 def looks_like_html(head: bytes) -> bool:

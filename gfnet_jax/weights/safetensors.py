@@ -107,7 +107,7 @@ def read_index(file: BinaryIO) -> dict[str, str]:
     ) from error
   for name in shards.values():
     if name in ("", ".", "..") or re.search(r"[/\\\x00]", name) or len(name) > 255:
-      raise DamagedFileError(f"its index names {printable(name)!r}, expected a file beside it")
+      raise DamagedFileError(f"its index names '{printable(name)}', expected a file beside it")
   return shards
 
 
