@@ -101,7 +101,7 @@ def _cached_path(address: str, cache: Path) -> Path:
     or parts.scheme not in ("http", "https")
     or not re.fullmatch(r"[\w.:\[\]-]+", parts.hostname or "", re.ASCII)
     or port == 0
-    or re.search(r"[\x00-\x20\x7f]", address)
+    or re.search(r"[\x00-\x1f\x7f]", address)
   ):
     raise UserError(
       f"cannot download {printable(address)}, expected an address like https://host/file.pth"

@@ -193,7 +193,8 @@ def _as_float32(weights: Content, path: Path) -> StateDict:
     check_count(sum(array.size for array in weights.values()))
   except UnsuitableFileError as error:
     raise UserError(f"{path} cannot be used: {error}") from error
-  return {key: np.array(array, np.float32, order="C") for key, array in weights.items()}
+  with np.errstate(all="ignore"):  # what is too large becomes infinite, which is told
+    return {key: np.array(array, np.float32, order="C") for key, array in weights.items()}
 
 
 def _refuse_nan(weights: StateDict, path: Path) -> None:

@@ -80,10 +80,12 @@ class Storage:
 
   Attributes:
     dtype: of its elements, or "bytes".
+    size: in bytes.
     buffer: its bytes, or None where they are not known yet: its tensors are Opaque then.
   """
 
   dtype: str
+  size: int
   buffer: memoryview | None
 
 
@@ -100,6 +102,7 @@ class TorchObjects:
 
   def __init__(self, load_storage: LoadStorage):
     self.load_storage = load_storage
+    self.storages: dict[str, Storage] = {}
 
   def allow(self, name: str) -> Global:
     if ALLOWED.fullmatch(name) or STORAGE.fullmatch(name):
@@ -109,12 +112,20 @@ class TorchObjects:
   def load(self, identifier: Any) -> Storage:
     match identifier:
       case ("storage", Global(name=name), str(key), str(), int(count), *views):
-        storage = STORAGE.fullmatch(name)
+        match = STORAGE.fullmatch(name)
         # Before PyTorch 0.4 there could be views of storages, in place of None.
-        if storage and count >= 0 and all(view is None for view in views):
-          dtype, size = STORAGES[storage[1]]
-          return Storage(dtype, self.load_storage(key, count * size))
+        if match and count >= 0 and all(view is None for view in views):
+          dtype, size = STORAGES[match[1]]
+          return self._storage(key, dtype, count * size)
     raise ValueError("a storage of an unknown kind")
+
+  def _storage(self, key: str, dtype: str, size: int) -> Storage:
+    if key not in self.storages:
+      self.storages[key] = Storage(dtype, size, self.load_storage(key, size))
+    storage = self.storages[key]
+    if (storage.dtype, storage.size) != (dtype, size):
+      raise ValueError("a storage of two kinds")
+    return storage
 
   def call(self, name: str, arguments: tuple) -> Any:
     if name in DICTS:
