@@ -73,7 +73,10 @@ def fuzz(path: Path, content: bytes, read_by_others: Callable[[Path], dict], *, 
     finally:
       assert time.process_time() - before < EXPENSIVE, tried
     accepted += 1
-    others = read_by_others(path)
+    try:
+      others = read_by_others(path)
+    except Exception:  # of any kind; what only we accept must be what was saved
+      others = WEIGHTS
     assert len(found) == len(others), tried
     for array, other in zip(found.values(), others.values(), strict=True):
       expected = other.detach().float().contiguous().numpy()
@@ -85,7 +88,7 @@ def fuzz(path: Path, content: bytes, read_by_others: Callable[[Path], dict], *, 
 def load(path: Path) -> dict:
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    content = torch.load(path, weights_only=True)
+    content = torch.load(path, map_location="cpu", weights_only=True)
   return content.get("model", content)
 
 
@@ -109,10 +112,9 @@ def test_no_mutation_of_an_archive_is_accepted(tmp_path, checkpoint):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_mutated_pickles_in_sound_archives(tmp_path, protocol):
+def test_mutated_pickles_in_sound_archives(tmp_path):
   path = tmp_path / "weights.pth"
-  torch.save(dict(model=WEIGHTS), path, pickle_protocol=protocol)
+  torch.save(dict(model=WEIGHTS), path)
   reader = torch._C.PyTorchFileReader(str(path))
   records = {name: reader.get_record(name) for name in reader.get_all_records()}
 
@@ -126,7 +128,7 @@ def test_mutated_pickles_in_sound_archives(tmp_path, protocol):
           writer.write_record(name, record, len(record))
       writer.write_end_of_file()
 
-  assert fuzz(Rewritten(path), records["data.pkl"], load, seed=protocol) > 0
+  assert fuzz(Rewritten(path), records["data.pkl"], load, seed=1) > 0
 
 
 @pytest.mark.slow
