@@ -17,8 +17,8 @@ Back to PyTorch, for the official code (.safetensors works as well):
 
   python convert_torch_weights.py --to-torch runs/digits digits.pth
 
-Files may be training checkpoints or plain state dicts. Nothing in a file is run, damage
-is detected, and unless everything fits nothing is written.
+Files may be training checkpoints or plain state dicts, with or without a head. Nothing in
+a file is run, damage is detected, and unless everything fits nothing is written.
 """
 
 import argparse
@@ -31,7 +31,9 @@ from gfnet_jax.command_line import ArgumentParser, run
 def main(arguments: list[str]) -> None:
   parser = ArgumentParser(prog="convert_torch_weights.py", description=__doc__)
   parser.add_argument(
-    "source", help="file (.pth, .safetensors), address or name; with --to-torch a checkpoint"
+    "source",
+    help="file (.pth, .safetensors, or the index of several: *.index.json), address or name; with "
+    "--to-torch a checkpoint",
   )
   parser.add_argument("destination", type=Path, help="new directory; with --to-torch a new file")
   parser.add_argument(
@@ -52,6 +54,12 @@ def main(arguments: list[str]) -> None:
   group.add_argument(
     "--num-classes", type=_positive, help="a number other than the file's gets a fresh head"
   )
+  group.add_argument(
+    "--in-channels",
+    dest="in_dim",
+    type=_positive,
+    help="of the images: weights for 3 channels are summed for 1, repeated for more",
+  )
   group.add_argument("--allow-nan", action="store_true", help="accept NaN and infinite weights")
   group.add_argument("--sha256", metavar="SUM", help="the sum that the file must have")
   group.add_argument("--cache", type=Path, help="of downloads (default: ~/.cache/gfnet_jax)")
@@ -59,7 +67,8 @@ def main(arguments: list[str]) -> None:
   source, destination = options.pop("source"), options.pop("destination")
   to_torch, which, ema = (options.pop(name) for name in ("to_torch", "which", "ema"))
   if to_torch and options:
-    parser.error(f"--to-torch takes no --{min(options).replace('_', '-')}")
+    flag = {"name": "arch", "in_dim": "in-channels"}.get(min(options), min(options))
+    parser.error(f"--to-torch takes no --{flag.replace('_', '-')}")
   if which and not to_torch:
     parser.error("--which needs --to-torch")
 

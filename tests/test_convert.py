@@ -115,6 +115,30 @@ def test_another_size_and_number_of_classes(files, convert, tmp_path):
   assert model(jnp.zeros((1, 64, 96, 3))).shape == (1, 3)
 
 
+def test_a_wrapped_file_without_a_head_for_grey_images(weights, convert, tmp_path):
+  path, directory = tmp_path / "weights.pth", tmp_path / "grey"
+  wrapped = {
+    f"module._orig_mod.{key}": torch.from_numpy(array)
+    for key, array in weights.items()
+    if not key.startswith("head.")
+  }
+  torch.save({"state_dict": wrapped, "accuracy": np.float64(0.8)}, path)
+  code, output, error = convert(path, directory)
+  assert (code, output) == (2, "")
+  assert "have no head" in error
+  assert not directory.exists()
+  code, output, _ = convert(path, directory, "--num-classes", 3, "--in-channels", 1)
+  assert (code, output.count("\n")) == (0, 1)
+  assert output.endswith(f"name {NAME}, image_size 224, num_classes 3, in_dim 1\n")
+  model, _ = read_model(directory)
+  assert model.patch_embed.in_dim == 1
+  assert 0 < np.abs(model.head.kernel[...]).max() < 0.1
+  stem = weights["patch_embed.proj.weight"].sum(1)
+  np.testing.assert_allclose(
+    model.patch_embed.proj.kernel[...], stem.transpose(1, 2, 0).reshape(256, -1), rtol=1e-6
+  )
+
+
 def test_a_file_is_read_as_a_model_without_a_checkpoint(files, weights):
   model, config = read_torch_model(files[".pth"], "bf16")
   assert config == dict(name=NAME, image_size=224, num_classes=1000)
@@ -177,6 +201,8 @@ def test_what_does_not_fit_is_refused(files, weights, refused, tmp_path):
 
 def test_flags_that_do_not_belong_together_are_refused(refused):
   refused("--to-torch takes no --image-size", "x", "--to-torch", "--image-size", "32")
+  refused("--to-torch takes no --in-channels", "x", "--to-torch", "--in-channels", "1")
+  refused("--to-torch takes no --arch", "x", "--to-torch", "--arch", NAME)
   refused("--which needs --to-torch", "x", "--which", "best")
   refused("'0' is not a positive integer", "x", "--num-classes", "0")
 

@@ -14,6 +14,7 @@ from flax import nnx
 import gfnet_jax
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import merge, split
+from gfnet_jax.weights.channels import adapt_channels
 from gfnet_jax.weights.state_dict import model_from_torch, recognise
 
 SHAPES = json.loads((Path(__file__).parent / "golden/state_dict_shapes.json").read_text())
@@ -143,6 +144,61 @@ def test_another_number_of_classes_gets_the_head_of_a_fresh_model():
   # Compiled alone, the initialiser rounds some values differently in the last bit.
   np.testing.assert_allclose(model.head.kernel[...], fresh.head.kernel[...], rtol=1e-5)
   np.testing.assert_array_equal(model.norm.bias[...], weights["norm.bias"])
+
+
+def without(weights, *keys):
+  return {key: array for key, array in weights.items() if key not in keys}
+
+
+def test_weights_without_a_head_are_told():
+  weights = without(random_weights(SHAPES["gfnet-ti"]), "head.weight", "head.bias")
+  with pytest.raises(UserError, match=r"have no head .*--num-classes gives them a fresh one"):
+    model_from_torch(weights)
+
+
+def test_half_a_head_is_no_head_to_be_made_anew():
+  weights = without(random_weights(SHAPES["gfnet-ti"]), "head.bias")
+  with pytest.raises(UserError, match=r"1 missing \(head\.bias\)"):
+    model_from_torch(weights)
+
+
+@pytest.mark.parametrize(("name", "in_dim"), [("gfnet-ti", 1), ("gfnet-h-ti", 4)])
+def test_images_of_other_channels_on_request(name, in_dim):
+  weights = random_weights(SHAPES[name])
+  model, config = model_from_torch(weights, in_dim=in_dim)
+  assert config == dict(name=name, image_size=224, num_classes=1000, in_dim=in_dim)
+  stem = "patch_embed.proj.weight" if name == "gfnet-ti" else "patch_embed.0.proj.weight"
+  state_dict = gfnet_jax.to_torch_state_dict(model)
+  assert_same(state_dict, {**weights, stem: adapt_channels(weights[stem], in_dim)})
+  # And what was written for these channels is read again without a request.
+  assert recognise(state_dict) == config
+
+
+def test_three_channels_are_nothing_to_ask_for():
+  weights = random_weights(SHAPES["gfnet-ti"])
+  _, config = model_from_torch(weights, in_dim=3)
+  assert "in_dim" not in config
+
+
+@pytest.mark.parametrize(
+  "key",
+  [
+    "blocks." + "9" * 5000 + ".norm1.weight",
+    "blocks.\u0663.norm1.weight",
+    "blocks.0." + "1" * 30 + ".norm1.weight",
+    "\x1b[2J\n" * 40_000,
+  ],
+)
+def test_absurd_keys_are_told_in_one_short_line(key):
+  with pytest.raises(UserError, match="fit none of the variants") as caught:
+    model_from_torch({key: np.zeros((3, 3), np.float32)})
+  assert str(caught.value).isprintable()
+  model = tiny()
+  state_dict = gfnet_jax.to_torch_state_dict(model) | {key: np.zeros((3, 3), np.float32)}
+  with pytest.raises(UserError, match="1 unexpected") as caught:
+    gfnet_jax.load_torch_state_dict(model, state_dict)
+  assert str(caught.value).isprintable()
+  assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("make", [tiny, tiny_pyramid])

@@ -19,6 +19,7 @@ from gfnet_jax.models.image_size import ImageSize
 from gfnet_jax.models.mixers import MIXERS
 from gfnet_jax.models.resize import resize_bicubic
 from gfnet_jax.models.stage import separate_blocks, stack_blocks
+from gfnet_jax.text import printable
 
 Arrays = dict[str, np.ndarray]
 Grid = tuple[int, int]  # (rows, columns) of tokens
@@ -150,9 +151,8 @@ def describe_misfits(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Shap
 
 def listed(names: Sequence[str]) -> str:
   """The first names, and how many more there are."""
-  names = list(map(str, names))
   more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
-  return ", ".join([*names[:LISTED], *more])
+  return ", ".join([*(printable(name) for name in names[:LISTED]), *more])
 
 
 def _check(params: Arrays, shapes: Mapping[str, Shape]) -> None:

@@ -18,6 +18,7 @@ def import_weights(
   name: str | None = None,
   image_size: ImageSize | None = None,
   num_classes: int | None = None,
+  in_dim: int | None = None,
   ema: bool = False,
   allow_nan: bool = False,
   sha256: str | None = None,
@@ -30,8 +31,9 @@ def import_weights(
     directory: where the checkpoint is written; untouched if an error is raised.
     name: the variant; recognised from the weights if None.
     image_size: the size to resize the weights for, in pixels; the file's own if None.
-    num_classes: outputs of the head; if they differ from the file's, the head gets fresh
-      weights.
+    num_classes: outputs of the head; if they differ from the file's, or it has no head, the
+      head gets fresh weights.
+    in_dim: channels of the images, see `adapt_channels`; the file's own if None.
     ema: take the averaged weights in the file.
     allow_nan: accept NaN and infinite weights.
     sha256: the expected SHA-256 sum of the file, in hexadecimal.
@@ -46,7 +48,7 @@ def import_weights(
   path = fetch(source, sha256=sha256, cache=cache)
   weights = read_state_dict(path, ema=ema, allow_nan=allow_nan)
   model, config = model_from_torch(
-    weights, name=name, image_size=image_size, num_classes=num_classes
+    weights, name=name, image_size=image_size, num_classes=num_classes, in_dim=in_dim
   )
   del weights  # before saving makes its own copy
   save_model(directory, model, config)

@@ -3,16 +3,20 @@
 import hashlib
 import http.client
 import re
-import ssl
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tqdm
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.weights.files import looks_like_html
+from gfnet_jax.text import printable
+from gfnet_jax.weights.kinds import HEAD, HTML, other_kind
+from gfnet_jax.weights.sizes import FILE_LIMIT
 
 # The official repository's model zoo, which publishes no checksums.
 OFFICIAL_ADDRESSES = {
@@ -26,7 +30,14 @@ OFFICIAL_ADDRESSES = {
 }
 CACHE_DIRECTORY = Path("~/.cache/gfnet_jax")
 TIMEOUT = 30  # seconds without a byte
+TIME_LIMIT = 6 * 3600  # seconds of one call; the next one resumes
 CHUNK = 1 << 20  # bytes
+VERSION = re.compile(r"[\x20-\x7e]{1,200}")  # ETag or Last-Modified
+NAME_LENGTH = 100  # of a cached file, without the digits in front
+
+
+class _ConnectionFailedError(Exception):
+  """The network, or what the server says, ended an attempt."""
 
 
 def fetch(source: str, *, sha256: str | None = None, cache: Path = CACHE_DIRECTORY) -> Path:
@@ -41,25 +52,29 @@ def fetch(source: str, *, sha256: str | None = None, cache: Path = CACHE_DIRECTO
     The path of the complete file.
 
   Raises:
-    UserError: if the address fails or answers with an HTML page, the download stops
-      making progress (another call resumes it), or the sum is a different one.
+    UserError: if the address fails, answers with a page or other text or with more than
+      FILE_LIMIT bytes, the download stops making progress or takes longer than TIME_LIMIT
+      (another call resumes it), or the sum is a different one.
   """
-  if Path(source).is_file():
+  if _is_file(source):
     _verify(Path(source), sha256, "is it the right file?")
     return Path(source)
   address = OFFICIAL_ADDRESSES.get(source, source)
   if "://" not in address:
     names = ", ".join(OFFICIAL_ADDRESSES)
-    raise UserError(f"{source} is no file, expected a file, an http(s) address or one of {names}")
-
+    raise UserError(
+      f"{printable(source)} is no file, expected a file, an http(s) address or one of {names}"
+    )
   path = _cached_path(address, cache.expanduser())
   if path.exists():
+    _refuse_other_kinds(address, path)
     _verify(path, sha256, "delete it to download it again")
     return path
   partial = path.with_name(path.name + ".partial")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     _download(address, partial)
+    _refuse_other_kinds(address, partial)
     _verify(partial, sha256, "run again to download it once more", discard=True)
     partial.rename(path)
   except OSError as error:
@@ -67,13 +82,33 @@ def fetch(source: str, *, sha256: str | None = None, cache: Path = CACHE_DIRECTO
   return path
 
 
+def _is_file(source: str) -> bool:
+  try:
+    return Path(source).is_file()
+  except (OSError, ValueError):  # too long for a name, or with a zero byte
+    return False
+
+
 def _cached_path(address: str, cache: Path) -> Path:
   """A file name for an address, different for every address."""
-  parts = urllib.parse.urlsplit(address)
-  if parts.scheme not in ("http", "https") or not parts.hostname:
-    raise UserError(f"cannot download {address}, expected an address like https://host/file.pth")
-  digest = hashlib.sha256(address.encode()).hexdigest()[:16]
-  name = re.sub(r"[^\w.-]", "_", Path(urllib.parse.unquote(parts.path)).name)
+  try:
+    parts = urllib.parse.urlsplit(address)
+    port = parts.port  # a ValueError unless it is a number below 65536
+  except ValueError:
+    parts = port = None
+  if (
+    parts is None
+    or parts.scheme not in ("http", "https")
+    or not re.fullmatch(r"[\w.:\[\]-]+", parts.hostname or "", re.ASCII)
+    or port == 0
+    or re.search(r"[\x00-\x1f\x7f]", address)
+  ):
+    raise UserError(
+      f"cannot download {printable(address)}, expected an address like https://host/file.pth"
+    )
+  digest = hashlib.sha256(address.encode(errors="surrogatepass")).hexdigest()[:16]
+  name = urllib.parse.unquote(parts.path).rpartition("/")[2]
+  name = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[-NAME_LENGTH:]
   return cache / f"{digest}-{name or 'weights'}"
 
 
@@ -81,58 +116,43 @@ def _download(address: str, partial: Path) -> None:
   """Downloads the rest of a file, trying again as long as every attempt adds bytes.
 
   Raises:
-    UserError: if one adds none; the bytes so far are kept for the next call.
+    UserError: if one adds none, or the time is up; the bytes so far are kept for the next
+      call.
   """
+  deadline = time.monotonic() + TIME_LIMIT
   while True:
     before = _size(partial)
     problem = "the connection ended early"
     try:
-      if _download_rest(address, partial):
+      if _download_rest(address, partial, deadline):
         return
-    except (
-      urllib.error.URLError,
-      http.client.HTTPException,
-      ConnectionError,
-      TimeoutError,
-      ssl.SSLError,
-    ) as error:
-      problem = " ".join(str(error).split())
-    if _size(partial) <= before:
+    except _ConnectionFailedError as error:
+      problem = printable(error)
+    late = time.monotonic() > deadline
+    if late or _size(partial) <= before:
+      problem = f"it takes longer than {TIME_LIMIT} s" if late else problem
       raise UserError(
-        f"cannot download {address} ({problem}, {_size(partial)} bytes are kept); run again to "
-        "resume, or download it by other means and give its path"
+        f"cannot download {printable(address)} ({problem}, {_size(partial)} bytes are kept); run "
+        "again to resume, or download it by other means and give its path"
       )
 
 
-def _download_rest(address: str, partial: Path) -> bool:
+def _download_rest(address: str, partial: Path, deadline: float) -> bool:
   """Appends what a file still lacks; returns False if the connection ended too early."""
   offset = _size(partial)
   version = partial.with_name(partial.name + ".version")
-  headers = {"User-Agent": "gfnet_jax", "Accept-Encoding": "identity"}
-  if offset:
-    headers["Range"] = f"bytes={offset}-"
-    if version.exists():
-      headers["If-Range"] = version.read_text()  # sends the whole file if it has changed
-  try:
-    response = urllib.request.urlopen(
-      urllib.request.Request(address, headers=headers), timeout=TIMEOUT
-    )
-  except urllib.error.HTTPError as error:
-    if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not offset:
-      raise
-    if error.headers.get("Content-Range") == f"bytes */{offset}":
+  response = _request(address, offset, version)
+  if response.status == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+    if response.headers.get("Content-Range") == f"bytes */{offset}":
       return True
     partial.unlink()
-    return _download_rest(address, partial)
+    return _download_rest(address, partial, deadline)
 
   with response:
     offset, total = _extent(response, offset)
-    chunk = response.read1(CHUNK)
-    if offset == 0 and looks_like_html(chunk):
-      raise UserError(
-        f"{address} answers with an HTML page, not a file; open it in a browser, download the file "
-        "there and give its path"
-      )
+    _check_length(address, total or 0, partial)
+    with _network():
+      chunk = response.read1(CHUNK)
     _remember_version(response, version)
     with (
       partial.open("ab" if offset else "wb") as file,
@@ -141,30 +161,109 @@ def _download_rest(address: str, partial: Path) -> bool:
       while chunk:
         file.write(chunk)
         progress.update(len(chunk))
-        chunk = response.read1(CHUNK)
+        _check_length(address, file.tell(), partial)
+        if time.monotonic() > deadline:
+          return False
+        with _network():
+          chunk = response.read1(CHUNK)
   if total is not None and _size(partial) < total:
     return False
   version.unlink(missing_ok=True)
+  if total is not None and _size(partial) > total:  # as two downloads at once leave it
+    partial.unlink()
+    raise _ConnectionFailedError(f"more came than the {total} bytes that the server announced")
   return True
+
+
+def _request(
+  address: str, offset: int, version: Path
+) -> http.client.HTTPResponse | urllib.error.HTTPError:
+  """Asks for a file from an offset on; status 416 says that there is nothing."""
+  headers = {"User-Agent": "gfnet_jax", "Accept-Encoding": "identity"}
+  if offset:
+    headers["Range"] = f"bytes={offset}-"
+    known = version.read_text("ascii", errors="replace") if version.exists() else ""
+    if VERSION.fullmatch(known):  # the whole file is sent if it has changed
+      headers["If-Range"] = known
+  # Spaces and letters outside of ASCII as servers expect them.
+  address = urllib.parse.quote(address, safe="!#$%&'()*+,/:;=?@[]~", errors="surrogatepass")
+  request = urllib.request.Request(address, headers=headers)
+  with _network():
+    try:
+      response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+      error.close()
+      if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not offset:
+        raise
+      return error
+    if not isinstance(response, http.client.HTTPResponse):
+      response.close()
+      raise urllib.error.URLError("it was redirected to another protocol than HTTP")
+    return response
+
+
+@contextmanager
+def _network() -> Iterator[None]:
+  """What goes wrong between us and the server, malformed answers included, ends an attempt."""
+  try:
+    yield
+  except (OSError, http.client.HTTPException, ValueError) as error:
+    raise _ConnectionFailedError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _extent(response: http.client.HTTPResponse, offset: int) -> tuple[int, int | None]:
   """(position of a response in the file, size of the file if known); asked for `offset`."""
   if response.status != http.HTTPStatus.PARTIAL_CONTENT:
     length = response.headers.get("Content-Length")
-    return 0, int(length) if length else None
-  extent = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-  if not extent or int(extent[1]) != offset:
-    raise http.client.HTTPException("the server sent a different part of the file")
-  return offset, int(extent[2])
+    if length is not None and not re.fullmatch(r"[0-9]{1,18}", length):
+      raise _ConnectionFailedError(f"the server says that the length is '{printable(length, 40)}'")
+    return 0, None if length is None else int(length)
+  extent = re.fullmatch(
+    r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", response.headers.get("Content-Range", "")
+  )
+  if not extent or int(extent[1]) != offset or not offset <= int(extent[2]) < int(extent[3]):
+    raise _ConnectionFailedError("the server sent a different part of the file")
+  return offset, int(extent[3])
+
+
+def _check_length(address: str, length: int, partial: Path) -> None:
+  if length > FILE_LIMIT:
+    partial.unlink(missing_ok=True)
+    raise UserError(
+      f"{printable(address)} has {length} bytes or more, expected at most {FILE_LIMIT}; is it the "
+      "right address?"
+    )
 
 
 def _remember_version(response: http.client.HTTPResponse, path: Path) -> None:
   """Keeps what tells this version of a file from others, for the header If-Range."""
   tag = response.headers.get("ETag", "W/")
-  version = response.headers.get("Last-Modified") if tag.startswith("W/") else tag
-  if version:
+  version = response.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
+  if VERSION.fullmatch(version):
     path.write_text(version)
+  else:
+    path.unlink(missing_ok=True)
+
+
+def _refuse_other_kinds(address: str, path: Path) -> None:
+  """Removes a download that is plainly no file of weights, as servers send for an error.
+
+  Raises:
+    UserError: if it is one.
+  """
+  with path.open("rb") as file:
+    head = file.read(HEAD)
+  kind = other_kind(head)
+  if head and not kind:
+    return
+  path.unlink()
+  if kind is HTML:
+    raise UserError(
+      f"{printable(address)} answers with an HTML page, not a file; open it in a browser, download "
+      "the file there and give its path"
+    )
+  found = f"a file that cannot be used: {kind}" if kind else "nothing at all; is it the right one?"
+  raise UserError(f"{printable(address)} answers with {found}")
 
 
 def _verify(path: Path, sha256: str | None, advice: str, *, discard: bool = False) -> None:

@@ -17,13 +17,16 @@ from gfnet_jax.models.functional import split, update
 from gfnet_jax.models.image_size import ImageSize
 from gfnet_jax.models.stage import separate_blocks, stack_blocks
 from gfnet_jax.models.variants import VARIANTS, create_model
+from gfnet_jax.weights.channels import adapt_channels
 
 StateDict = Mapping[str, np.ndarray]
 
 POS_EMBED = "pos_embed"
 FILTER = "filter.complex_weight"
 HEAD = ("head.weight", "head.bias")
-BLOCK_KEY = re.compile(r"blocks\.(?:(\d+)\.)?(\d+)\.([a-z]\w*)")  # stage, block, layer
+STEMS = ("patch_embed.proj.weight", "patch_embed.0.proj.weight")
+# Stage, block, layer.
+BLOCK_KEY = re.compile(r"blocks\.(?:(\d{1,4})\.)?(\d{1,4})\.([a-z]\w*)", re.ASCII)
 OFFICIAL_MIXER = "global-filter"
 
 
@@ -111,6 +114,7 @@ def model_from_torch(
   name: str | None = None,
   image_size: ImageSize | None = None,
   num_classes: int | None = None,
+  in_dim: int | None = None,
   **overrides,
 ) -> tuple[Network, dict]:
   """Creates the model that a state dict belongs to, and fills it.
@@ -120,8 +124,9 @@ def model_from_torch(
     name: the variant; recognised by `recognise` if None.
     image_size: the size to resize the weights for, in pixels; the state dict's own if
       None.
-    num_classes: outputs of the head; if they differ from the state dict's, the head
-      gets fresh weights.
+    num_classes: outputs of the head; if they differ from the state dict's, or it has no
+      head, the head gets fresh weights.
+    in_dim: channels of the images, see `adapt_channels`; the state dict's own if None.
     **overrides: arguments of `create_model` that leave the weights as they are, such as
       dtype.
 
@@ -129,15 +134,25 @@ def model_from_torch(
     The model, and the arguments of `create_model` that describe it.
 
   Raises:
-    UserError: as `recognise` and `load_torch_state_dict`.
+    UserError: as `recognise`, `adapt_channels` and `load_torch_state_dict`, and if there is
+      no head and its `num_classes` is not given.
   """
   found = recognise(state_dict, name)
-  config = dict(
-    name=found["name"],
+  config = found | dict(
     image_size=image_size or found["image_size"],
     num_classes=num_classes or found["num_classes"],
   )
-  new_head = config["num_classes"] != found["num_classes"]
+  if in_dim is not None:
+    stems = {key: adapt_channels(state_dict[key], in_dim) for key in STEMS if key in state_dict}
+    state_dict = {**state_dict, **stems}
+    config |= dict(in_dim=in_dim) if in_dim != 3 else {}
+  has_head = any(key in state_dict for key in HEAD)
+  if not has_head and num_classes is None:
+    raise UserError(
+      "the weights have no head (head.weight, head.bias), so that they know no classes; "
+      "convert_torch_weights.py with --num-classes gives them a fresh one, to be trained"
+    )
+  new_head = not has_head or config["num_classes"] != found["num_classes"]
   # Abstract: random weights would be overwritten at once, and cost time and memory.
   model = nnx.eval_shape(lambda: create_model(**config, **overrides))
   load_torch_state_dict(model, state_dict, keep_head=new_head)
@@ -156,14 +171,15 @@ def recognise(state_dict: StateDict, name: str | None = None) -> dict:
     name: the variant, if it is known.
 
   Returns:
-    `name`, `image_size` (a side, or (height, width) if they differ) and `num_classes`.
+    `name`, `image_size` (a side, or (height, width) if they differ), `num_classes`, and
+    `in_dim` unless it is 3.
 
   Raises:
     UserError: if no variant has these blocks and channels.
   """
   shapes = {key: np.shape(array) for key, array in state_dict.items()}
   name = name or _recognise_variant(shapes)
-  stem = shapes.get("patch_embed.proj.weight") or shapes.get("patch_embed.0.proj.weight")
+  stem = shapes.get(STEMS[0]) or shapes.get(STEMS[1])
   grid = _token_grid(state_dict)
   image_size, num_classes = 224, 1000  # if tensors are missing: loading reports it
   if grid and stem:
@@ -171,7 +187,8 @@ def recognise(state_dict: StateDict, name: str | None = None) -> dict:
     image_size = height if height == width else (height, width)
   if head := shapes.get("head.weight"):
     num_classes = head[0]
-  return dict(name=name, image_size=image_size, num_classes=num_classes)
+  channels = dict(in_dim=stem[1]) if stem and len(stem) == 4 and stem[1] != 3 else {}
+  return dict(name=name, image_size=image_size, num_classes=num_classes) | channels
 
 
 def _recognise_variant(shapes: Mapping[str, Shape]) -> str:

@@ -1,0 +1,213 @@
+"""Interprets pickles; nothing that a pickle names is imported or called.
+
+A pickle is a program for a small stack machine. Here every instruction is carried out by
+our own code: dicts, lists, tuples and plain values become themselves, and what the
+classes and functions that it names stand for is up to the caller. Work and memory are
+bounded by the number of instructions, and nothing recurses.
+"""
+
+import dataclasses
+import io
+import pickletools
+from typing import Any, Protocol
+
+from gfnet_jax.text import printable
+from gfnet_jax.weights.kinds import DamagedFileError, UnsuitableFileError
+
+SIZE_LIMIT = 1 << 25  # bytes of one pickle
+INSTRUCTIONS = 1_000_000  # in one pickle; a training checkpoint has some ten thousand
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Global:
+  """A name that a pickle asks for; never looked up."""
+
+  name: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Opaque:
+  """What is known to be harmless, and is no weight.
+
+  Attributes:
+    description: for messages.
+    is_tensor: whether it is a tensor, of a kind that is no weight.
+  """
+
+  description: str
+  is_tensor: bool = False
+
+  def __repr__(self) -> str:
+    return self.description
+
+
+MARK = Opaque("a mark")
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+LITERALS = {  # instructions that push their argument
+  *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+  *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+  *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BYTEARRAY8"),
+}
+
+
+class Objects(Protocol):
+  """What the names in a pickle stand for; see `interpret` for what may be raised."""
+
+  def allow(self, name: str) -> Global:
+    """Called with every name; raises an exception of its own to refuse it."""
+
+  def call(self, name: str, arguments: tuple) -> Any:
+    """What a function or class makes of its arguments."""
+
+  def load(self, identifier: Any) -> Any:
+    """What is stored elsewhere in the file (`persistent_load` in Python's pickle)."""
+
+
+def interpret(data: bytes, objects: Objects) -> tuple[Any, int]:
+  """Carries out one pickle.
+
+  Args:
+    data: bytes that begin with it.
+    objects: what its names stand for; of their exceptions the usual ones for wrong values
+      (ValueError, TypeError, IndexError, KeyError, OverflowError) mean damage.
+
+  Returns:
+    Its value, and the position of its end. Keys of dicts that are no strings are Opaque.
+
+  Raises:
+    DamagedFileError: if it is malformed.
+    UnsuitableFileError: if it is too large.
+  """
+  stream = io.BytesIO(data)
+  machine = _Machine(objects)
+  try:
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+      if count > INSTRUCTIONS:
+        raise UnsuitableFileError(
+          f"its pickle has more than {INSTRUCTIONS} instructions; save the state dict alone"
+        )
+      machine.step(opcode.name, argument)
+    return machine.stack.pop(), stream.tell()
+  except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
+    raise DamagedFileError(f"its pickle is malformed ({printable(error)})") from error
+
+
+class _Machine:
+  def __init__(self, objects: Objects):
+    self.stack: list[Any] = []
+    self.memo: dict[int, Any] = {}
+    self.objects = objects
+
+  def pop_to_mark(self) -> list[Any]:
+    position = len(self.stack) - 1
+    while self.stack[position] is not MARK:  # an IndexError without a mark
+      position -= 1
+    items = self.stack[position + 1 :]
+    del self.stack[position:]
+    return items
+
+  def step(self, name: str, argument: Any) -> None:
+    """Carries out one instruction, by its name in `pickletools`."""
+    stack, memo = self.stack, self.memo
+    match name:
+      case "PROTO" | "FRAME" | "STOP":
+        pass
+      case _ if name in LITERALS:
+        stack.append(argument)
+      case _ if name in CONSTANTS:
+        stack.append(CONSTANTS[name])
+      case "BINPUT" | "LONG_BINPUT" | "PUT":
+        if not 0 <= argument < 1 << 32:  # larger ones could be made to collide
+          raise ValueError("an impossible place in the memo")
+        memo[argument] = stack[-1]
+      case "MEMOIZE":
+        memo[len(memo)] = stack[-1]
+      case "BINGET" | "LONG_BINGET" | "GET":
+        stack.append(memo[argument])
+      case "MARK":
+        stack.append(MARK)
+      case "POP":
+        stack.pop()
+      case "POP_MARK":
+        self.pop_to_mark()
+      case "DUP":
+        stack.append(stack[-1])
+      case "GLOBAL":
+        stack.append(self.objects.allow(argument.replace(" ", ".")))
+      case "STACK_GLOBAL":
+        attribute, module = expect(stack.pop(), str), expect(stack.pop(), str)
+        stack.append(self.objects.allow(f"{module}.{attribute}"))
+      case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
+        if name == "NEWOBJ_EX":
+          stack.pop()
+        arguments, function = stack.pop(), stack.pop()
+        name = expect(function, Global).name
+        stack.append(self.objects.call(name, expect(arguments, tuple)))
+      case "BUILD":  # attributes, which no weight needs
+        stack.pop()
+      case "BINPERSID":
+        stack.append(self.objects.load(stack.pop()))
+      case _:
+        self.step_of_container(name)
+
+  def step_of_container(self, name: str) -> None:
+    stack = self.stack
+    match name:
+      case "EMPTY_LIST":
+        stack.append([])
+      case "EMPTY_DICT":
+        stack.append({})
+      case "EMPTY_TUPLE":
+        stack.append(())
+      case "EMPTY_SET":
+        stack.append(Opaque("a set"))
+      case "LIST":
+        stack.append(self.pop_to_mark())
+      case "DICT":
+        stack.append(dict_of(self.pop_to_mark()))
+      case "TUPLE":
+        stack.append(tuple(self.pop_to_mark()))
+      case "TUPLE1" | "TUPLE2" | "TUPLE3":
+        count = int(name[-1])
+        items = tuple(stack[-count:])
+        del stack[-count:]
+        stack.append(items)
+      case "FROZENSET":
+        self.pop_to_mark()
+        stack.append(Opaque("a set"))
+      case "ADDITEMS":
+        self.pop_to_mark()
+        expect(stack[-1], Opaque)
+      case "APPEND" | "APPENDS":
+        items = [stack.pop()] if name == "APPEND" else self.pop_to_mark()
+        if isinstance(expect(stack[-1], list | Opaque), list):
+          stack[-1].extend(items)
+      case "SETITEM" | "SETITEMS":
+        items = self.pop_to_mark() if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
+        if isinstance(expect(stack[-1], dict | Opaque), dict):
+          stack[-1].update(dict_of(items))
+      case _:
+        raise UnsuitableFileError(
+          f"its pickle has an instruction that torch.save does not write unless asked for another "
+          f"protocol ({name}); load it in PyTorch and save it again"
+        )
+
+
+def expect(value: Any, types: Any) -> Any:
+  """Returns the value, or raises a TypeError if it is of none of the types."""
+  if not isinstance(value, types):
+    raise TypeError(f"a {type(value).__name__} in the wrong place")
+  return value
+
+
+def dict_of(items: list[Any]) -> dict[Any, Any]:
+  """A dict of keys and values in turn. Only text is hashed: others could be made to collide."""
+  return {
+    key if isinstance(key, str) else Opaque(_describe(key)): value
+    for key, value in zip(items[::2], items[1::2], strict=True)
+  }
+
+
+def _describe(value: Any) -> str:
+  is_small = type(value) is int and value.bit_length() <= 64
+  return str(value) if is_small else type(value).__name__
