@@ -19,7 +19,7 @@ from gfnet_jax.training.config_rules import check_config, check_groups, check_pr
 from gfnet_jax.training.initialize import initial_params
 from gfnet_jax.training.inputs import Inputs, open_inputs
 from gfnet_jax.training.program import Program, build_program, model_config
-from gfnet_jax.training.resume import Progress, restore_run
+from gfnet_jax.training.resume import Progress, restore_run, trained_classes
 from gfnet_jax.training.step import TrainState
 
 
@@ -57,7 +57,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> Run
   """Puts a run together, in the order in which it can go wrong; writes nothing."""
   check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
   check_groups(config, mesh)
-  inputs = open_inputs(config)
+  inputs = open_inputs(config, trained_classes(workdir / "checkpoints"))
   check_profile(config, inputs.num_steps)
   program = build_program(config, mesh)
   description = model_metadata(model_config(config), inputs.train_source.class_names)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from gfnet_jax.data.sources.folder import list_images
+from gfnet_jax.data.sources.listing import describe, list_images
 from gfnet_jax.errors import UserError
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
@@ -59,6 +59,8 @@ def list_folder(directory: Path, classes: list[str] | None = None) -> tuple[list
     UserError: if a folder is not named after a class, or holds no images.
   """
   found = list_images(directory)
+  for line in describe(directory, found):
+    print(line)
   names = [os.fsdecode(name) for name in found["classes"].tolist()]
   classes = classes or names
   labels = {name: label for label, name in enumerate(classes)}

@@ -49,12 +49,7 @@ class TfrecordFiles:
       starts = threads.map(_cached_starts, paths)
       starts = list(tqdm(starts, "index TFRecords", len(paths), delay=2, unit="file"))
     for instruction, file_starts in zip(instructions, starts, strict=True):
-      found, expected = len(file_starts) - 1, instruction.examples_in_shard
-      if found != expected:
-        raise UserError(
-          f"{instruction.filename} holds {found} records, its dataset_info.json says {expected}; "
-          "copy the data set again"
-        )
+      check_count(instruction.filename, len(file_starts) - 1, instruction.examples_in_shard)
     # One entry more than there are records: the end of the last one.
     self._starts = [
       file_starts[instruction.skip : instruction.skip + instruction.take + 1]
@@ -84,6 +79,15 @@ class TfrecordFiles:
     if self._verify_crc and masked_crc(data) != checksum:
       raise BadRecordError(f"{self._paths[file]} is damaged at byte {start}: wrong checksum")
     return data
+
+
+def check_count(path: str, found: int, expected: int) -> None:
+  """Raises UserError unless a file holds as many records as dataset_info.json says."""
+  if found != expected:
+    raise UserError(
+      f"{path} holds {found} records, its dataset_info.json says {expected}; "
+      "copy the data set again"
+    )
 
 
 def masked_crc(data: bytes) -> int:
