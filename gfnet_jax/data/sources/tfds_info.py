@@ -48,6 +48,19 @@ def file_format(directory: Path) -> str | None:
   return info.get("fileFormat", "tfrecord") if isinstance(info, dict) else None
 
 
+def split_names(directory: Path) -> list[str]:
+  """The names of a data set's splits.
+
+  Raises:
+    UserError: if its description cannot be read.
+  """
+  info = _read_json(directory / INFO)
+  try:
+    return [str(split["name"]) for split in info["splits"]]
+  except (KeyError, TypeError) as error:
+    raise UserError(f"{directory / INFO} names no splits; copy the data set again") from error
+
+
 def check_info_files(directory: Path) -> None:
   """Makes sure that TFDS can be given a directory.
 
