@@ -26,6 +26,7 @@ from gfnet_jax.data.prepare.archives import Entry
 from gfnet_jax.data.workers import PARENTS_SIGNALS, blocked_signals, exit_with_parent
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory, write_atomically
+from gfnet_jax.text import printable
 
 IMAGES_PER_SHARD = 2048  # 230 MB of ImageNet: the most work that a process loses if it is killed
 
@@ -114,10 +115,13 @@ def _write(shard: _Shard) -> None:
     writer.close()
     temporary.replace(shard.path)
     write_atomically(shard.summary_path, json.dumps(summary._asdict()))
-  except OSError as error:
-    raise UserError(
-      f"{error.filename or shard.path}: {error.strerror}; fix that and run again"
-    ) from error
+  except (OSError, RuntimeError) as error:  # RuntimeError: ArrayRecord's, of a full disk
+    temporary.unlink(missing_ok=True)
+    if isinstance(error, OSError):
+      reason = f"{printable(error.filename or shard.path)}: {error.strerror}"
+    else:
+      reason = f"cannot write {shard.path} ({printable(error)})"
+    raise UserError(f"{reason}; fix that and run again") from error
 
 
 def _verify(shard: _Shard) -> None:

@@ -65,6 +65,7 @@ def list_images(directory: Path) -> Arrays:
     for path, folder in sorted(_walk(directory / name, directory)):
       path = os.path.relpath(path, directory)
       visited.append((path, folder))
+      others["neither file nor folder"] += len(folder.odd)
       for file in sorted(folder.files):
         if file.lower().endswith(EXTENSIONS):
           paths.append(f"{path}/{file}")
@@ -161,7 +162,8 @@ class _Folder(NamedTuple):
   state: str
   contents: str
   below: list[str]
-  files: list[str]
+  files: list[str]  # and links, wherever they lead
+  odd: list[str]  # pipes, sockets and devices
 
 
 def _read(folder: Path) -> _Folder:
@@ -172,16 +174,23 @@ def _read(folder: Path) -> _Folder:
   Raises:
     UserError: if it cannot be read.
   """
-  below, files = [], []
+  below, files, odd = [], [], []
   try:
     state = _state(folder.stat())
     with os.scandir(folder) as entries:
       for entry in entries:
-        if not entry.name.startswith("."):
-          (below if _is_folder(entry) else files).append(entry.name)
+        if entry.name.startswith("."):
+          continue
+        if _is_folder(entry):
+          below.append(entry.name)
+        elif entry.is_file(follow_symlinks=False) or entry.is_symlink():
+          files.append(entry.name)
+        else:
+          odd.append(entry.name)
   except OSError as error:
     raise UserError(f"directory {folder} cannot be read: {error.strerror}") from error
-  return _Folder(state, _digest([*sorted(below), "/", *sorted(files)]), below, files)
+  contents = _digest([*sorted(below), "/", *sorted(files), "/", *sorted(odd)])
+  return _Folder(state, contents, below, files, odd)
 
 
 def _walk(folder: Path, root: Path) -> Iterator[tuple[str, _Folder]]:
