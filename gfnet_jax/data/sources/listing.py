@@ -1,9 +1,7 @@
 """The images in folders of classes: listing them, and whether an earlier listing still holds.
 
-A folder's modification time tells that its contents are the same only where the system keeps
-it. Mounts of object stores (through FUSE) show a constant, the epoch, the time at which they
-were mounted, or that of a marker which never changes. Where a time proves nothing, the names
-in the folder are compared.
+An earlier listing holds if the times of all folders are as they were. Where one of them tells
+nothing, or two are the same, no time is believed, and the names in the folders are compared.
 """
 
 import hashlib
@@ -11,21 +9,20 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from gfnet_jax.data.sources.cache import Arrays
+from gfnet_jax.data.sources.file_times import silent_devices, state, tells
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
 # As torchvision's ImageFolder; upper case counts, too.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 INTEGER = re.compile(r"-?[0-9]+")
-MOUNTS = Path("/proc/self/mountinfo")  # of Linux; man 5 proc
-EARLIEST = 978_307_200 * 10**9  # ns since the epoch, in 2001: times before it are placeholders
 COARSEST = 2 * 10**9  # ns, the steps in which FAT counts time; others are finer
 SHOWN = 5  # kinds of files in a message
 
@@ -93,18 +90,16 @@ def list_images(directory: Path) -> Arrays:
 def is_current(directory: Path, listing: Arrays) -> bool:
   """Whether `list_images` would find the same now, as a look at the folders tells."""
   folders, states, contents = (listing[key].tolist() for key in ("folders", "states", "contents"))
+  paths = [directory / os.fsdecode(folder) for folder in folders]
   try:
-    found = [(directory / os.fsdecode(folder)).stat() for folder in folders]
-    if [_state(status).encode() for status in found] != states:
+    found = [path.stat() for path in paths]
+    if [state(status).encode() for status in found] != states:
       return False
-    times = Counter(status.st_mtime_ns for status in found)
-    latest = int(listing["listed"][0]) - COARSEST
-    silent = _silent_devices()
-    return all(
-      (times[status.st_mtime_ns] == 1 and _proves(status, latest, silent))
-      or _read(directory / os.fsdecode(folder)).contents.encode() == names
-      for folder, status, names in zip(folders, found, contents, strict=True)
-    )
+    latest, silent = int(listing["listed"][0]) - COARSEST, silent_devices()
+    different = len({status.st_mtime_ns for status in found}) == len(found)
+    if different and all(tells(status, latest, silent) for status in found):
+      return True
+    return [_read(path).contents.encode() for path in paths] == contents
   except (OSError, UserError):  # `list_images` will say what
     return False
 
@@ -176,7 +171,7 @@ def _read(folder: Path) -> _Folder:
   """
   below, files, odd = [], [], []
   try:
-    state = _state(folder.stat())
+    status = folder.stat()
     with os.scandir(folder) as entries:
       for entry in entries:
         if entry.name.startswith("."):
@@ -190,7 +185,7 @@ def _read(folder: Path) -> _Folder:
   except OSError as error:
     raise UserError(f"directory {folder} cannot be read: {error.strerror}") from error
   contents = _digest([*sorted(below), "/", *sorted(files), "/", *sorted(odd)])
-  return _Folder(state, contents, below, files, odd)
+  return _Folder(state(status), contents, below, files, odd)
 
 
 def _walk(folder: Path, root: Path) -> Iterator[tuple[str, _Folder]]:
@@ -215,29 +210,6 @@ def _is_folder(entry: os.DirEntry) -> bool:
     return entry.is_dir()
   except OSError:  # a link in a circle, which reading will report as a file
     return False
-
-
-def _proves(status: os.stat_result, latest: int, silent: Collection[int]) -> bool:
-  """Whether a time like this would have changed with the names in the folder."""
-  return EARLIEST <= status.st_mtime_ns <= latest and status.st_dev not in silent
-
-
-def _silent_devices() -> set[int]:
-  """The devices of FUSE, whose folders' times may mean anything."""
-  try:
-    mounts = [line.split() for line in MOUNTS.read_text(errors="replace").splitlines()]
-  except OSError:  # no Linux
-    return set()
-  devices = set()
-  for fields in mounts:
-    if "-" in fields and fields[fields.index("-") + 1].startswith("fuse"):
-      major, _, minor = fields[2].partition(":")
-      devices.add(os.makedev(int(major), int(minor)))
-  return devices
-
-
-def _state(status: os.stat_result) -> str:
-  return _digest([str(x) for x in (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)])
 
 
 def _digest(names: Iterable[str]) -> str:
