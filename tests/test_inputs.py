@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from configs import default
 from gfnet_jax.training.inputs import open_inputs
 from gfnet_jax.training.resume import trained_classes
+from gfnet_jax.training.run import class_order
 
 AS_TEXT = [str(i) for i in (0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9)]
 
@@ -54,3 +57,21 @@ def test_other_classes_are_left_to_be_compared(tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   inputs = open_inputs(folder_config(tmp_path / "data"), [*AS_TEXT[:-1], "z"])
   assert inputs.train_source.class_names == [str(i) for i in range(12)]
+
+
+@pytest.mark.parametrize("field", ["distillation.teacher", "init_checkpoint"])
+def test_a_run_has_the_labels_of_the_model_that_it_learns_from(tmp_path, field):
+  config, workdir = default.get_config(), tmp_path / "run"
+  assert class_order(config, workdir) is None
+  checkpoint = tmp_path / "older/checkpoints/00000005"
+  checkpoint.mkdir(parents=True)
+  (checkpoint / "metadata.json").write_text(json.dumps({"class_names": AS_TEXT}))
+  for source in (checkpoint, checkpoint.parent, tmp_path / "older"):
+    config.update_from_flattened_dict({field: str(source)})
+    assert class_order(config, workdir) == AS_TEXT
+  (workdir / "checkpoints/00000001").mkdir(parents=True)
+  metadata = json.dumps({"class_names": ["its", "own"]})
+  (workdir / "checkpoints/00000001/metadata.json").write_text(metadata)
+  assert class_order(config, workdir) == ["its", "own"]
+  config.update_from_flattened_dict({field: "gfnet-ti"})  # official weights name no classes
+  assert class_order(config, tmp_path / "new") is None

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gfnet_jax.checkpoints.model import model_metadata
-from gfnet_jax.checkpoints.store import WRITE_TIMEOUT, Checkpoints
+from gfnet_jax.checkpoints.store import WRITE_TIMEOUT, Checkpoints, find_checkpoint
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import write_atomically
 from gfnet_jax.inference.saved_model import check_source
@@ -57,11 +57,26 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> Run
   """Puts a run together, in the order in which it can go wrong; writes nothing."""
   check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
   check_groups(config, mesh)
-  inputs = open_inputs(config, trained_classes(workdir / "checkpoints"))
+  inputs = open_inputs(config, class_order(config, workdir))
   check_profile(config, inputs.num_steps)
   program = build_program(config, mesh)
   description = model_metadata(model_config(config), inputs.train_source.class_names)
   return Run(config, workdir, mesh, inputs, program, description | {"config": config.to_dict()})
+
+
+def class_order(config: ml_collections.ConfigDict, workdir: Path) -> list[str] | None:
+  """The classes of what the run goes on, learns or starts from, in the order of their labels.
+
+  None if that names none. The data may have them in another order, see `in_class_order`.
+  """
+  if names := trained_classes(workdir / "checkpoints"):
+    return names
+  for source in (config.distillation.teacher, config.init_checkpoint):
+    if source and Path(source).is_dir():
+      directory, _ = find_checkpoint(Path(source))
+      if names := trained_classes(directory):
+        return names
+  return None
 
 
 def open_checkpoints(config: ml_collections.ConfigDict, workdir: Path) -> Checkpoints:
