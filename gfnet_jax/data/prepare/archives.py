@@ -20,7 +20,7 @@ from gfnet_jax.text import printable
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VALIDATION_TAR = "ILSVRC2012_img_val.tar"
-MAX_HEADER = 2**20  # bytes, of names longer than usual
+MAX_HEADER = 2**20  # bytes, of names longer than usual, and of zeros at the end
 
 
 class Entry(NamedTuple):
@@ -93,10 +93,14 @@ def list_train_tar(path: Path) -> list[Entry]:
       raise UserError(
         f"{path} holds {printable(archive.name)}, expected one tar file per class of ImageNet"
       )
-    entries += (
-      Entry(label, image.name, str(path), image.offset_data, image.size)
-      for image in _members(path, archive.offset_data, archive.offset_data + archive.size)
-    )
+    prefix = f"{archive.name.removesuffix('.tar')}_"
+    for image in _members(path, archive.offset_data, archive.offset_data + archive.size):
+      if not image.name.startswith(prefix):
+        raise UserError(
+          f"{path} holds {printable(image.name)} in {archive.name}, expected {prefix}...; download "
+          "it again"
+        )
+      entries.append(Entry(label, image.name, str(path), image.offset_data, image.size))
   return sorted(entries)
 
 
@@ -113,6 +117,12 @@ def list_validation_tar(path: Path) -> list[Entry]:
     raise UserError(
       f"{path} holds {len(images)} images, expected {len(classes)}; download it again"
     )
+  for i, image in enumerate(images, 1):
+    if image.name != f"ILSVRC2012_val_{i:08d}.JPEG":
+      raise UserError(
+        f"{path} holds {printable(image.name)}, expected ILSVRC2012_val_{i:08d}.JPEG in its place; "
+        "download it again"
+      )
   return sorted(
     Entry(labels[name], image.name, str(path), image.offset_data, image.size)
     for image, name in zip(images, classes, strict=True)
@@ -144,9 +154,10 @@ def _members(path: Path, start: int, end: int | None = None) -> Iterator[tarfile
             raise tarfile.ReadError(f"{member.name} does not fit")
           if member.isfile():
             yield member
-        # tarfile takes a damaged header for the end, which is a block of zeros.
+        # tarfile takes a damaged header for the end, which is zeros from a block on.
         file.seek(archive.offset)
-        if archive.offset + tarfile.BLOCKSIZE > end or any(file.read(tarfile.BLOCKSIZE)):
+        left = end - archive.offset
+        if left < tarfile.BLOCKSIZE or file.read(left) != bytes(left):
           raise tarfile.ReadError(f"no end at byte {archive.offset}")
   # ValueError and RecursionError: extended headers of nonsense, or in a long row.
   except (OSError, tarfile.TarError, ValueError, RecursionError) as error:

@@ -209,6 +209,12 @@ def _label_feature(builder: tfds.core.DatasetBuilder, name: str) -> tfds.feature
     raise UserError(
       f"{name} has {label.num_classes} classes, expected 1 to {MAX_CLASSES}; copy it again"
     )
+  names = label.names
+  if not len(set(names)) == len(names) == label.num_classes:  # TFDS passes over this
+    raise UserError(
+      f"{name} has {len(names)} names of {label.num_classes} classes, {len(set(names))} of them "
+      "different (label.labels.txt), expected one for each class; copy it again"
+    )
   return label
 
 
