@@ -7,7 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from gfnet_jax.data.sources import folder
-from gfnet_jax.data.sources.folder import FolderSource, list_images
+from gfnet_jax.data.sources.folder import FolderSource
+from gfnet_jax.data.sources.listing import list_images
 from gfnet_jax.data.sources.open import check_same_classes, open_source
 from gfnet_jax.data.sources.records import BadRecordError
 from gfnet_jax.errors import UserError

@@ -1,5 +1,6 @@
 """Models from directories, files and names; predictions and evaluations by the public names."""
 
+import dataclasses
 import re
 
 import jax
@@ -141,6 +142,40 @@ def test_folders_named_by_numbers_are_not_the_classes_of_names(saved, tmp_path):
     Image.new("RGB", (60, 70)).save(tmp_path / str(i) / "0.png")
   with pytest.raises(gfnet_jax.UserError, match="not those of the training data"):
     gfnet_jax.evaluate(saved, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("class_names", "label_of"),
+  [
+    # Of a run that had the integers in the order of text; of official weights; of others' names.
+    (["0", "1", "10", "100", "2", "20", "3"], ["0", "1", "10", "100", "2", "20", "3"].index),
+    (None, ["0", "1", "2", "3", "10", "20", "100"].index),
+    (["100", "20", "3", "10", "1", "2", "0"], ["100", "20", "3", "10", "1", "2", "0"].index),
+  ],
+)
+def test_folders_named_by_integers_have_the_labels_of_the_model(
+  saved, tmp_path, monkeypatch, class_names, label_of
+):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  images, labels = [], []
+  for i, name in enumerate(("0", "1", "2", "3", "10", "20", "100")):
+    path = tmp_path / "images" / name / "0.png"
+    path.parent.mkdir(parents=True)
+    pixels = np.random.default_rng(i).integers(0, 256, (60, 70, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    images.append(path)
+    labels.append(label_of(name))
+  results = gfnet_jax.evaluate(
+    dataclasses.replace(saved, class_names=class_names), tmp_path / "images"
+  )
+  ranked = [[one.index for one in best] for best in saved.predict(images, top=7)]
+  hits = [order.index(label) < 5 for order, label in zip(ranked, labels, strict=True)]
+  assert results["top5"] == pytest.approx(100 * np.mean(hits))
+  probabilities = [
+    next(one.probability for one in best if one.index == label)
+    for best, label in zip(saved.predict(images, top=7), labels, strict=True)
+  ]
+  assert results["loss"] == pytest.approx(-np.log(probabilities).mean(), rel=1e-4)
 
 
 def test_evaluate_takes_a_folder(saved, tmp_path):

@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits
 
 from gfnet_jax.data.pipeline import Reading, train_batches
 from gfnet_jax.data.samples import Share
-from gfnet_jax.data.sources.open import SOURCES, check_classes, open_source, recognise
+from gfnet_jax.data.sources.open import SOURCES, check_classes, open_source
+from gfnet_jax.data.sources.recognise import recognise
 from gfnet_jax.data.sources.records import BadRecordError, Record
 from gfnet_jax.data.sources.tfds import TfdsSource
 from gfnet_jax.data.transforms import TrainTransform
@@ -213,9 +214,11 @@ def test_a_name_alone_tells_the_kind_and_the_split(tmp_path):
   for usual in ("tfds", "tfrecord", "folder"):
     assert recognise(str(tmp_path / "flat"), usual) == ("folder", "")
     assert recognise(str(tmp_path / "split"), usual) == ("folder", "val")
+  for usual in ("tfds", "tfrecord", "folder"):
+    assert recognise(str(tfds_directory), usual) == ("tfrecord", None)
+  assert recognise("imagenet2012") == recognise("imagenet2012", "folder") == ("tfds", None)
+  assert recognise("imagenet2012", "tfrecord") == ("tfrecord", None)
   for name in (str(tfds_directory), "imagenet2012"):
-    assert recognise(name) == recognise(name, "folder") == ("tfds", None)
-    assert recognise(name, "tfrecord") == ("tfrecord", None)
     assert recognise(name, "shades") == ("shades", None)
 
 

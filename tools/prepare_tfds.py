@@ -40,42 +40,23 @@ def main(arguments: list[str]) -> None:
     parser.error(f"--processes is {options.processes}, expected at least 1")
 
   # Importing TFDS takes seconds that --help and typing errors need not wait for.
+  from gfnet_jax.data.prepare import splits
   from gfnet_jax.data.prepare.write import prepare
 
-  version = "5.1.0" if options.name == IMAGENET else "1.0.0"  # 5.1.0 is what TFDS looks for
-  directory = options.output / options.name / version
-  if (directory / "dataset_info.json").is_file():
-    raise UserError(f"{directory} is complete; remove it to prepare it again")
   if not options.source.is_dir():
     raise UserError(f"directory {options.source} not found")
-  classes, splits = list_splits(options.source, options.name)
-  for split, entries in splits.items():
+  registered = splits.find_registered(options.name)
+  version = registered.version if registered else "1.0.0"
+  directory = options.output / options.name / version
+  paths = splits.find_splits(options.source)
+  splits.check_not_complete(directory, paths)
+  classes, images = splits.list_splits(paths, registered.classes if registered else None)
+  if classes == splits.imagenet_classes():
+    splits.check_imagenet(options.source, images)
+  for split, entries in images.items():
     print(f"{split}: {len(entries)} images")
-  prepare(directory, options.name, version, classes, splits, processes=options.processes)
+  prepare(directory, options.name, version, classes, images, processes=options.processes)
   print(f"Done: {directory}")
-
-
-def list_splits(source: Path, name: str) -> tuple[list[str], dict[str, list]]:
-  """The classes, and the images of each split."""
-  from gfnet_jax.data.prepare import archives
-
-  tars = {
-    "train": (source / archives.TRAIN_TAR, archives.list_train_tar),
-    "validation": (source / archives.VALIDATION_TAR, archives.list_validation_tar),
-  }
-  found = {split: listed(path) for split, (path, listed) in tars.items() if path.is_file()}
-  if found:
-    return archives.imagenet_classes(), found
-  folders = sorted(path for path in source.iterdir() if path.is_dir())
-  if not folders:
-    raise UserError(f"{source} holds neither folders nor {archives.TRAIN_TAR}")
-  classes = archives.imagenet_classes() if name == IMAGENET else None
-  splits = {}
-  # `train` before the others: its folders are the classes.
-  for folder in sorted(folders, key=lambda path: path.name != "train"):
-    split = "validation" if folder.name == "val" else folder.name
-    classes, splits[split] = archives.list_folder(folder, classes)
-  return classes, splits
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class _WorkerPool:
 
   def start(self, samples: BinaryIO, tasks: list[tuple]) -> None:
     """Starts one worker per task, (batch_size, first, step, options), and sends it the samples."""
-    with _blocked_signals():
+    with blocked_signals():
       for task in tasks:
         # In the list before it runs: Ctrl-C may come in between, through another thread.
         self._workers.append(_Worker(task))
@@ -168,7 +168,7 @@ class _WorkerPool:
 
 
 @contextlib.contextmanager
-def _blocked_signals() -> Iterator[None]:
+def blocked_signals() -> Iterator[None]:
   """Has processes that are started here begin with PARENTS_SIGNALS blocked.
 
   Otherwise a signal could end them, or print a traceback, before they are able to ignore it.

@@ -17,9 +17,10 @@ from gfnet_jax.data.samples import Share
 from gfnet_jax.data.sources.open import (
   check_classes,
   check_same_classes,
+  in_class_order,
   open_source,
-  recognise,
 )
+from gfnet_jax.data.sources.recognise import recognise
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.errors import UserError
@@ -77,11 +78,12 @@ def evaluate(
   )
   images = open_source(section, section.eval_split)
   check_classes(images, saved.config["num_classes"])
-  # TFDS counts classes that have no names; folders always have some, even if these are numbers.
-  counted = [str(i) for i in range(len(images.class_names))]
-  named = section.source == "folder" or images.class_names != counted
-  if saved.class_names and named:
-    check_same_classes(images.class_names, saved.class_names, section.name)
+  if saved.class_names:
+    images = in_class_order(images, saved.class_names)
+    # TFDS counts classes that have no names; folders always have some, even if these are numbers.
+    counted = [str(i) for i in range(len(images.class_names))]
+    if section.source == "folder" or images.class_names != counted:
+      check_same_classes(images.class_names, saved.class_names, section.name)
   if section.eval_batch_size < 1:
     raise UserError(f"the batch size is {section.eval_batch_size}, expected at least 1")
   structure, params = functional.split(saved.model)
@@ -112,7 +114,8 @@ def data_section(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
   section = DATA | (saved.run_config or {}).get("data", {})
   given = {name: value for name, value in changes.items() if value is not None}
   if "name" in given:
-    found = recognise(given["name"], usual=section["source"])
+    data_dir = given.get("data_dir", section["data_dir"])
+    found = recognise(given["name"], usual=section["source"], data_dir=data_dir)
     if given.setdefault("source", found.source) == found.source and found.split is not None:
       given.setdefault("eval_split", found.split)
   section |= given

@@ -9,7 +9,12 @@ import ml_collections
 from gfnet_jax.data.on_device.erasing import Erasing
 from gfnet_jax.data.pipeline import Batch, Reading, check_fills_a_batch, train_batches
 from gfnet_jax.data.samples import Share
-from gfnet_jax.data.sources.open import check_classes, check_same_classes, open_source
+from gfnet_jax.data.sources.open import (
+  check_classes,
+  check_same_classes,
+  in_class_order,
+  open_source,
+)
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
 from gfnet_jax.training.optimizer import Schedule, make_schedule
@@ -39,8 +44,12 @@ class Inputs(NamedTuple):
   schedule: Schedule
 
 
-def open_inputs(config: ml_collections.ConfigDict) -> Inputs:
+def open_inputs(config: ml_collections.ConfigDict, class_names: list[str] | None = None) -> Inputs:
   """Opens the data; counts the classes for `model.num_classes` if that is 0.
+
+  Args:
+    config: of the run.
+    class_names: in the order of the labels so far, if the run goes on.
 
   Raises:
     UserError: if the data cannot be read, or is not for this model and batch size.
@@ -48,6 +57,8 @@ def open_inputs(config: ml_collections.ConfigDict) -> Inputs:
   data, model = config.data, config.model
   train_source = open_source(data, data.train_split)
   eval_source = open_source(data, data.eval_split)
+  train_source = in_class_order(train_source, class_names or train_source.class_names)
+  eval_source = in_class_order(eval_source, train_source.class_names)
   if model.num_classes == 0:
     model.num_classes = len(train_source.class_names)
   check_classes(train_source, model.num_classes)

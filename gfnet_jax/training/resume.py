@@ -118,6 +118,18 @@ def restore_run(
   return state, Progress.from_metadata(metadata)
 
 
+def trained_classes(directory: Path) -> list[str] | None:
+  """The class names of the newest checkpoint that has some, in the order of their labels.
+
+  Args:
+    directory: of the checkpoints of a run; there may be none yet.
+  """
+  names = (
+    read_metadata(directory, step).get("class_names") for step in list_steps(directory)[::-1]
+  )
+  return next(filter(None, names), None)
+
+
 def _restore_state(
   directory: Path, step: int, shapes: TrainState, shardings: TrainState
 ) -> TrainState:

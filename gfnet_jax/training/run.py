@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gfnet_jax.checkpoints.model import model_metadata
-from gfnet_jax.checkpoints.store import WRITE_TIMEOUT, Checkpoints
+from gfnet_jax.checkpoints.store import WRITE_TIMEOUT, Checkpoints, find_checkpoint
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import write_atomically
 from gfnet_jax.inference.saved_model import check_source
@@ -19,7 +19,7 @@ from gfnet_jax.training.config_rules import check_config, check_groups, check_pr
 from gfnet_jax.training.initialize import initial_params
 from gfnet_jax.training.inputs import Inputs, open_inputs
 from gfnet_jax.training.program import Program, build_program, model_config
-from gfnet_jax.training.resume import Progress, restore_run
+from gfnet_jax.training.resume import Progress, restore_run, trained_classes
 from gfnet_jax.training.step import TrainState
 
 
@@ -57,11 +57,26 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> Run
   """Puts a run together, in the order in which it can go wrong; writes nothing."""
   check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
   check_groups(config, mesh)
-  inputs = open_inputs(config)
+  inputs = open_inputs(config, class_order(config, workdir))
   check_profile(config, inputs.num_steps)
   program = build_program(config, mesh)
   description = model_metadata(model_config(config), inputs.train_source.class_names)
   return Run(config, workdir, mesh, inputs, program, description | {"config": config.to_dict()})
+
+
+def class_order(config: ml_collections.ConfigDict, workdir: Path) -> list[str] | None:
+  """The classes of what the run goes on, learns or starts from, in the order of their labels.
+
+  None if that names none. The data may have them in another order, see `in_class_order`.
+  """
+  if names := trained_classes(workdir / "checkpoints"):
+    return names
+  for source in (config.distillation.teacher, config.init_checkpoint):
+    if source and Path(source).is_dir():
+      directory, _ = find_checkpoint(Path(source))
+      if names := trained_classes(directory):
+        return names
+  return None
 
 
 def open_checkpoints(config: ml_collections.ConfigDict, workdir: Path) -> Checkpoints:

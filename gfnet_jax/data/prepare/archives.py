@@ -5,6 +5,7 @@ ILSVRC2012_img_val.tar only the images. Their classes come from a list in TFDS, 
 order of the images' names.
 """
 
+import io
 import os
 import tarfile
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from gfnet_jax.data.sources.folder import list_images
+from gfnet_jax.data.sources.listing import describe, list_images
 from gfnet_jax.errors import UserError
+from gfnet_jax.text import printable
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VALIDATION_TAR = "ILSVRC2012_img_val.tar"
+MAX_HEADER = 2**20  # bytes, of names longer than usual, and of zeros at the end
 
 
 class Entry(NamedTuple):
@@ -36,7 +39,7 @@ class Entry(NamedTuple):
         return file.read()
       data = os.pread(file.fileno(), self.size, self.offset)
     if len(data) != self.size:
-      raise UserError(f"{self.path} ends within {self.name}; download the archive again")
+      raise UserError(f"{self.path} ends within {printable(self.name)}; download the archive again")
     return data
 
 
@@ -59,13 +62,15 @@ def list_folder(directory: Path, classes: list[str] | None = None) -> tuple[list
     UserError: if a folder is not named after a class, or holds no images.
   """
   found = list_images(directory)
+  for line in describe(directory, found):
+    print(line)
   names = [os.fsdecode(name) for name in found["classes"].tolist()]
   classes = classes or names
   labels = {name: label for label, name in enumerate(classes)}
   if unknown := [name for name in names if name not in labels]:
     raise UserError(
-      f"{directory} has a folder {unknown[0]}, which is none of the data set's {len(classes)} "
-      "classes; remove it or choose another --name"
+      f"{directory} has a folder {printable(unknown[0])}, which is none of the data set's "
+      f"{len(classes)} classes; remove it or choose another --name"
     )
   entries = []
   for path, label in zip(found["paths"].tolist(), found["labels"].tolist(), strict=True):
@@ -85,11 +90,17 @@ def list_train_tar(path: Path) -> list[Entry]:
   for archive in _members(path, 0):
     label = labels.get(archive.name.removesuffix(".tar"))
     if label is None:
-      raise UserError(f"{path} holds {archive.name}, expected one tar file per class of ImageNet")
-    entries += (
-      Entry(label, image.name, str(path), image.offset_data, image.size)
-      for image in _members(path, archive.offset_data)
-    )
+      raise UserError(
+        f"{path} holds {printable(archive.name)}, expected one tar file per class of ImageNet"
+      )
+    prefix = f"{archive.name.removesuffix('.tar')}_"
+    for image in _members(path, archive.offset_data, archive.offset_data + archive.size):
+      if not image.name.startswith(prefix):
+        raise UserError(
+          f"{path} holds {printable(image.name)} in {archive.name}, expected {prefix}...; download "
+          "it again"
+        )
+      entries.append(Entry(label, image.name, str(path), image.offset_data, image.size))
   return sorted(entries)
 
 
@@ -106,23 +117,55 @@ def list_validation_tar(path: Path) -> list[Entry]:
     raise UserError(
       f"{path} holds {len(images)} images, expected {len(classes)}; download it again"
     )
+  for i, image in enumerate(images, 1):
+    if image.name != f"ILSVRC2012_val_{i:08d}.JPEG":
+      raise UserError(
+        f"{path} holds {printable(image.name)}, expected ILSVRC2012_val_{i:08d}.JPEG in its place; "
+        "download it again"
+      )
   return sorted(
     Entry(labels[name], image.name, str(path), image.offset_data, image.size)
     for image, name in zip(images, classes, strict=True)
   )
 
 
-def _members(path: Path, offset: int) -> Iterator[tarfile.TarInfo]:
-  """The files in the tar archive that begins at `offset` bytes; their offsets count from 0."""
+class _HeaderReader(io.BufferedReader):
+  """A file of which headers are read, but not what claims to be one of gigabytes."""
+
+  def read(self, size: int | None = -1) -> bytes:
+    if size is None or not 0 <= size <= MAX_HEADER:
+      raise tarfile.ReadError(f"a header of {size} bytes")
+    return super().read(size)
+
+
+def _members(path: Path, start: int, end: int | None = None) -> Iterator[tarfile.TarInfo]:
+  """The files in the tar archive from `start` to `end` bytes of a file; offsets count from 0.
+
+  Raises:
+    UserError: if it is damaged or cut off, be it between two files.
+  """
   try:
-    with path.open("rb") as file:
-      file.seek(offset)
+    with _HeaderReader(io.FileIO(path)) as file:
+      end = path.stat().st_size if end is None else end
+      file.seek(start)
       with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
+          if member.size < 0 or member.offset_data + member.size > end or member.issparse():
+            raise tarfile.ReadError(f"{member.name} does not fit")
           if member.isfile():
             yield member
-  except (OSError, tarfile.TarError) as error:
-    raise UserError(f"{path} cannot be read as a tar file: {error}; download it again") from error
+        # tarfile takes a damaged header for the end, which is zeros from a block on.
+        file.seek(archive.offset)
+        left = end - archive.offset
+        if left < tarfile.BLOCKSIZE or file.read(left) != bytes(left):
+          raise tarfile.ReadError(f"no end at byte {archive.offset}")
+  # ValueError and RecursionError: extended headers of nonsense, or in a long row.
+  except (OSError, tarfile.TarError, ValueError, RecursionError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(
+      f"{path} cannot be read as a tar file: {printable(error)}; download it again"
+    ) from error
 
 
 def _imagenet_list(name: str) -> list[str]:

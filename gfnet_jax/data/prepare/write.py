@@ -10,8 +10,9 @@ import hashlib
 import json
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +23,10 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 from tqdm import tqdm
 
 from gfnet_jax.data.prepare.archives import Entry
-from gfnet_jax.data.workers import exit_with_parent
+from gfnet_jax.data.workers import PARENTS_SIGNALS, blocked_signals, exit_with_parent
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory, write_atomically
+from gfnet_jax.text import printable
 
 IMAGES_PER_SHARD = 2048  # 230 MB of ImageNet: the most work that a process loses if it is killed
 
@@ -113,10 +115,13 @@ def _write(shard: _Shard) -> None:
     writer.close()
     temporary.replace(shard.path)
     write_atomically(shard.summary_path, json.dumps(summary._asdict()))
-  except OSError as error:
-    raise UserError(
-      f"{error.filename or shard.path}: {error.strerror}; fix that and run again"
-    ) from error
+  except (OSError, RuntimeError) as error:  # RuntimeError: ArrayRecord's, of a full disk
+    temporary.unlink(missing_ok=True)
+    if isinstance(error, OSError):
+      reason = f"{printable(error.filename or shard.path)}: {error.strerror}"
+    else:
+      reason = f"cannot write {shard.path} ({printable(error)})"
+    raise UserError(f"{reason}; fix that and run again") from error
 
 
 def _verify(shard: _Shard) -> None:
@@ -177,25 +182,37 @@ def _checksum(entries: list[Entry]) -> str:
 
 
 def _in_parallel(work: Callable, shards: list[_Shard], processes: int, name: str) -> None:
+  """Calls work(shard) for all shards, each in one of several processes.
+
+  No process has a second shard to do when it is at one: after an error or Ctrl-C, those that
+  are in hand are finished, and no other is begun.
+  """
   context = multiprocessing.get_context("spawn")
-  total = sum(len(shard.entries) for shard in shards)
-  with (
-    ProcessPoolExecutor(processes, context, initializer=_init_process) as pool,
-    tqdm(total=total, desc=name, unit="img", smoothing=0.05) as bar,
-  ):
-    futures = {pool.submit(work, shard): shard for shard in shards}
-    try:
-      for future in as_completed(futures):
-        future.result()
-        bar.update(len(futures[future].entries))
-    except BrokenProcessPool as error:
-      raise UserError("a process was killed (out of memory?); run again to resume") from error
-    finally:
-      pool.shutdown(wait=False, cancel_futures=True)
+  pool = ProcessPoolExecutor(processes, context, initializer=_init_process)
+  total, waiting, begun = sum(len(shard.entries) for shard in shards), shards[::-1], {}
+  try:
+    with tqdm(total=total, desc=name, unit="img", smoothing=0.05) as bar:
+      while waiting or begun:
+        while waiting and len(begun) < processes:
+          shard = waiting.pop()
+          with blocked_signals():  # by the processes, until they ignore them
+            begun[pool.submit(work, shard)] = shard
+        for future in wait(begun, return_when=FIRST_COMPLETED).done:
+          future.result()
+          bar.update(len(begun.pop(future).entries))
+  except BrokenProcessPool as error:
+    raise UserError("a process was killed (out of memory?); run again to resume") from error
+  except KeyboardInterrupt:
+    print("finishing the shards in hand", file=sys.stderr, flush=True)
+    raise
+  finally:
+    # Not by `with`, which would wait for all that was submitted.
+    pool.shutdown(cancel_futures=True)
 
 
 def _init_process() -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS_SIGNALS)
   exit_with_parent()
 
 

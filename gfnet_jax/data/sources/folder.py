@@ -1,25 +1,27 @@
 """Folders of image files, one folder per class (the layout of torchvision's ImageFolder)."""
 
 import os
-from collections.abc import Iterator
+import stat
 from pathlib import Path
 
 import ml_collections
-import numpy as np
 
-from gfnet_jax.data.sources.cache import Arrays, load_arrays, store_arrays
+from gfnet_jax.data.sources.cache import Arrays, cache_file, load_arrays, store_arrays
+from gfnet_jax.data.sources.listing import describe, is_current, is_listing, list_images
 from gfnet_jax.data.sources.records import BadRecordError, Record, required_name
+from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
+from gfnet_jax.text import printable
 
-# As torchvision's ImageFolder; upper case counts, too.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+MAX_BYTES = 2**29  # of a file: more than any image that can be decoded
 
 
 class FolderSource:
   """Image files in DIRECTORY/CLASS/..., in the order of torchvision's ImageFolder.
 
-  A class's label is the position of its folder among the sorted names. The listing is
-  cached, and used until the modification time of one of the folders changes.
+  A class's label is the position of its folder among the sorted names, which are sorted as
+  integers if all of them are. Names that begin with a dot are left out. The listing is
+  cached, and used until one of the folders changes; a line says so.
 
   Args:
     root: directory of the data set.
@@ -31,12 +33,9 @@ class FolderSource:
 
   def __init__(self, root: str, split: str):
     self._directory = Path(root) / split
-    if not self._directory.is_dir():
+    if not os.path.isdir(self._directory):  # noqa: PTH112 (False for a name too long as well)
       raise UserError(f"directory {self._directory} not found; {_expected(root)}")
-    listing = load_arrays("folder", self._directory)
-    if listing is None or not _is_current(self._directory, listing):
-      listing = list_images(self._directory)
-      store_arrays("folder", self._directory, listing)
+    listing = _listing(self._directory)
     self._paths, self._labels = listing["paths"], listing["labels"]
     self.class_names = [os.fsdecode(name) for name in listing["classes"].tolist()]
 
@@ -45,10 +44,7 @@ class FolderSource:
 
   def __getitem__(self, index: int) -> Record:
     path = self._directory / os.fsdecode(self._paths[index])
-    try:
-      return Record(path.read_bytes(), int(self._labels[index]), str(path))
-    except OSError as error:
-      raise BadRecordError(f"{path} cannot be read: {error.strerror}") from error
+    return Record(_read(path), int(self._labels[index]), str(path))
 
 
 def open_folder(data: ml_collections.ConfigDict, split: str) -> FolderSource:
@@ -56,87 +52,41 @@ def open_folder(data: ml_collections.ConfigDict, split: str) -> FolderSource:
   return FolderSource(required_name(data), split)
 
 
-def list_images(directory: Path) -> Arrays:
-  """Finds the images of all classes below a directory.
+def _listing(directory: Path) -> Arrays:
+  """The images of a directory, from the cache if that is current."""
+  listing = load_arrays("listing", directory)
+  if listing is not None and is_listing(listing) and is_current(directory, listing):
+    file = cache_file("listing", directory)
+    say(f"{directory}: no folder has changed, so the listing comes from the cache, {file}")
+  else:
+    listing = list_images(directory)
+    store_arrays("listing", directory, listing)
+  for line in describe(directory, listing):
+    say(line)
+  return listing
 
-  Returns:
-    classes: (classes,) bytes: sorted names of the folders.
-    paths: (images,) bytes: relative to the directory, class by class.
-    labels: (images,) int32.
-    folders, times: (folders,) bytes and int64: every directory that was visited and its
-      modification time, in ns.
+
+def _read(path: Path) -> bytes:
+  """The bytes of a file.
 
   Raises:
-    UserError: if there are no folders, or one has no images.
+    BadRecordError: if it cannot be read; what is no file, such as a pipe, is not waited for.
   """
-  times = [_modified(directory)]
-  classes = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
-  if not classes:
-    raise UserError(
-      f"{directory} holds no folders, expected one per class; set data.name and the splits "
-      "so that DIRECTORY/SPLIT/CLASS/ holds the images"
-    )
-  paths, labels, folders = [], [], [""]
-  for label, name in enumerate(classes):
-    first = len(paths)
-    for folder, time, files in sorted(_walk(directory / name)):
-      folder = os.path.relpath(folder, directory)
-      folders.append(folder)
-      times.append(time)
-      paths += (f"{folder}/{file}" for file in sorted(files) if file.lower().endswith(EXTENSIONS))
-    if len(paths) == first:
-      raise UserError(
-        f"{directory / name} holds no images ({', '.join(EXTENSIONS)}); fill or remove it"
-      )
-    labels += [label] * (len(paths) - first)
-  return dict(
-    classes=_encode(classes),
-    paths=_encode(paths),
-    labels=np.array(labels, np.int32),
-    folders=_encode(folders),
-    times=np.array(times, np.int64),
-  )
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, int, list[str]]]:
-  """Every directory from here down, its modification time in ns, and its files.
-
-  The time is read before the files are listed: a file added in between changes it once more.
-  """
-  below, files = [], []
   try:
-    time = _modified(folder)
-    with os.scandir(folder) as entries:
-      for entry in entries:
-        (below if entry.is_dir() else files).append(entry.name)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 (only it takes a descriptor)
+      status = os.fstat(descriptor)
+      if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+        raise BadRecordError(f"{printable(path)} is no file of at most {MAX_BYTES >> 20} MiB")
+      return file.readall()
   except OSError as error:
-    raise UserError(f"directory {folder} cannot be read: {error.strerror}") from error
-  yield str(folder), time, files
-  for name in below:
-    yield from _walk(folder / name)
-
-
-def _is_current(directory: Path, listing: Arrays) -> bool:
-  try:
-    return all(
-      _modified(directory / os.fsdecode(folder)) == time
-      for folder, time in zip(listing["folders"].tolist(), listing["times"].tolist(), strict=True)
-    )
-  except (OSError, KeyError):
-    return False
-
-
-def _modified(directory: Path) -> int:
-  return directory.stat().st_mtime_ns
-
-
-def _encode(names: list[str]) -> np.ndarray:
-  """Names as bytes of equal length: one object instead of a million, and quick to pickle."""
-  return np.array([os.fsencode(name) for name in names])
+    raise BadRecordError(f"{printable(path)} cannot be read: {error.strerror}") from error
 
 
 def _expected(root: str) -> str:
-  if not Path(root).is_dir():
-    return "set data.name to the directory of the images"
-  folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-  return f"{root} holds {', '.join(folders[:5]) or 'no folders'}; set the split to one of them"
+  if not os.path.isdir(root):  # noqa: PTH112
+    return "set data.name (eval.py: --data) to the directory of the images"
+  with os.scandir(root) as entries:
+    found = sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+  folders = ", ".join(printable(name, 40) for name in found[:5]) or "no folders"
+  return f"{root} holds {folders}; set the split (eval.py: --split) to one of them"

@@ -14,13 +14,12 @@ and enter it in SOURCES: "csv": "my_package.my_module:CsvSource". With config.da
 """
 
 import pkgutil
+from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
 import ml_collections
 
-from gfnet_jax.data.sources.records import Source
+from gfnet_jax.data.sources.records import Record, Source
 from gfnet_jax.errors import UserError
 from gfnet_jax.names import look_up
 
@@ -34,7 +33,6 @@ SOURCES: dict[str, str | Opener] = {
   "folder": "gfnet_jax.data.sources.folder:open_folder",
 }
 DEFAULT = "tfds"
-BUILT_IN = ("tfds", "tfrecord", "folder")  # whose names `recognise` can tell apart
 
 
 def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
@@ -67,41 +65,44 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
   return source
 
 
-class Recognised(NamedTuple):
-  """What a data set's name alone tells about it.
-
-  Attributes:
-    source: its kind, a name in SOURCES.
-    split: the split to evaluate on; None if the name does not tell.
-  """
-
-  source: str
-  split: str | None = None
-
-
-def recognise(name: str, usual: str = DEFAULT) -> Recognised:
-  """Guesses the kind of a data set of which only the name is given.
-
-  A directory that holds no TFDS data set is a folder of images; its split is the
-  directory `val` if there is one, else the directory itself. Anything else is of the
-  usual kind, or of TFDS if that is 'folder'. A usual kind of one's own always stays.
+class Relabelled:
+  """A source whose classes stand in another order, and so have other labels.
 
   Args:
-    name: of a data set, or a directory.
-    usual: the kind of the data set in whose place this one is read.
+    source: the records.
+    class_names: those of the source in the new order.
   """
-  directory = Path(name)
-  if usual not in BUILT_IN:
-    return Recognised(usual)
-  if directory.is_dir() and not (directory / "dataset_info.json").is_file():
-    return Recognised("folder", "val" if (directory / "val").is_dir() else "")
-  return Recognised(DEFAULT if usual == "folder" else usual)
+
+  def __init__(self, source: Source, class_names: list[str]):
+    self._source, self.class_names = source, list(class_names)
+    self._labels = [class_names.index(name) for name in source.class_names]
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Record:
+    record = self._source[index]
+    if not 0 <= record.label < len(self._labels):  # whoever reads it will name it
+      return record
+    return record._replace(label=self._labels[record.label])
+
+
+def in_class_order(source: Source, class_names: list[str]) -> Source:
+  """The source with the classes in another order, if they are the same; else as it is.
+
+  A run of an earlier version has classes named by integers in the order of text, and a data
+  set of TFDS has them in any order.
+  """
+  same = Counter(source.class_names) == Counter(class_names)
+  if source.class_names == class_names or not same or max(Counter(class_names).values()) > 1:
+    return source
+  return Relabelled(source, class_names)
 
 
 def check_same_classes(class_names: list[str], expected: list[str], split: str) -> None:
   """Checks the classes of a split against those that the model was trained on.
 
-  Labels are positions among the sorted names: one class more would shift all after it.
+  Labels are positions among the names: one class more would shift all after it.
 
   Raises:
     UserError: if the names, or their order, differ.

@@ -7,21 +7,57 @@ The files hold serialized tf.train.Example protos in either format. Only the fea
 import contextlib
 import functools
 import io
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_collections
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from gfnet_jax.data.sources import digits
 from gfnet_jax.data.sources.records import BadRecordError, Record, required_name
-from gfnet_jax.data.sources.tfrecord import TfrecordFiles
+from gfnet_jax.data.sources.tfds_info import INFO, KINDS, NAME, check_info_files, prepared_versions
+from gfnet_jax.data.sources.tfrecord import TfrecordFiles, check_count
 from gfnet_jax.errors import UserError
+from gfnet_jax.text import printable
 
-KINDS = {"array_record": "tfds", "tfrecord": "tfrecord"}  # formats by TFDS's name, kinds by ours
+OPENING_THREADS = 16  # opening waits for the disk
+MAX_CLASSES = 10**6  # of a description that is no nonsense
+
+
+def open_array_records(instructions: list) -> Sequence[bytes]:
+  """The records of ArrayRecord files as one sequence.
+
+  Args:
+    instructions: TFDS's file instructions: filename, skip, take and examples_in_shard of
+      every file.
+
+  Raises:
+    UserError: if a file cannot be opened, or the number of its records is not the one in
+      dataset_info.json.
+  """
+  with ThreadPoolExecutor(OPENING_THREADS) as threads:
+    for _ in threads.map(_check_array_record, instructions):
+      pass
+  return ArrayRecordDataSource(instructions)
+
+
+def _check_array_record(instruction) -> None:
+  path = os.fspath(instruction.filename)
+  try:
+    reader = ArrayRecordReader(path)
+    found = reader.num_records()
+    reader.close()
+  except (OSError, RuntimeError, ValueError) as error:
+    raise UserError(
+      f"{path} cannot be read ({printable(error)}); copy the data set again"
+    ) from error
+  check_count(path, found, instruction.examples_in_shard)
 
 
 class TfdsSource:
@@ -48,16 +84,14 @@ class TfdsSource:
     data_dir: str = "",
     *,
     file_format: str = "array_record",
-    open_records: Callable[[list], Sequence[bytes]] = ArrayRecordDataSource,
+    open_records: Callable[[list], Sequence[bytes]] = open_array_records,
   ):
     builder = _open_builder(name, data_dir, file_format)
-    features = dict(builder.info.features or {})
-    if "image" not in features or not isinstance(features.get("label"), tfds.features.ClassLabel):
-      raise UserError(f"{name} has the features {', '.join(features)}; expected image and label")
+    label = _label_feature(builder, name)
     instructions = _file_instructions(builder, name, split)
     # An empty split has no files, which ArrayRecordDataSource refuses.
     self._records = open_records(instructions) if instructions else ()
-    self.class_names = list(features["label"].names)
+    self.class_names = list(label.names)
     self._name = f"{name} {split}"
 
   def __len__(self) -> int:
@@ -94,48 +128,117 @@ def open_tfrecord(data: ml_collections.ConfigDict, split: str) -> TfdsSource:
 
 
 def _open_builder(name: str, data_dir: str, file_format: str) -> tfds.core.DatasetBuilder:
-  if (Path(name) / "dataset_info.json").is_file():
-    builder = tfds.builder_from_directory(name)
+  if os.path.isfile(os.path.join(name, INFO)):  # noqa: PTH113, PTH118 (False for odd names as well)
+    check_info_files(Path(name))
+    with _reading(name):
+      builder = tfds.builder_from_directory(name)
   else:
     builder = _builder_by_name(name, data_dir, file_format)
   found = builder.info.file_format.value
   if found != file_format:
     kind = KINDS.get(found)
-    advice = f"set data.source={kind}" if kind else "prepare it again with that format"
+    advice = (
+      f"give eval.py --source {kind}; in a config, set data.source={kind}"
+      if kind
+      else "prepare it again with that format"
+    )
     raise UserError(f"{builder.data_path} is stored as {found}, expected {file_format}; {advice}")
   return builder
 
 
 def _builder_by_name(name: str, data_dir: str, file_format: str) -> tfds.core.DatasetBuilder:
-  try:
-    builder = tfds.builder(name, data_dir=data_dir or None)
-  except (tfds.core.DatasetNotFoundError, ValueError) as error:  # no such name, or no name
-    raise UserError(
-      f"data set {name!r} not found; expected a TFDS name, a directory with dataset_info.json, or "
-      "a folder of images"
-    ) from error
+  for directory in prepared_versions(name, data_dir):
+    check_info_files(directory)
+  make = functools.partial(_make_builder, name, data_dir)
+  builder = make()
   if not builder.is_prepared() and file_format == "array_record":
-    builder = tfds.builder(name, data_dir=data_dir or None, file_format=file_format)
+    builder = make(file_format=file_format)
     if isinstance(builder, digits.Digits):
       _prepare(builder)
   if not builder.is_prepared():
     raise UserError(
       f"data set {name!r} is not prepared in {builder.data_path}; prepare it there "
-      "(docs/prepare_data.md) or set data_dir"
+      "(docs/prepare_data.md) or set data_dir (eval.py: --data-dir)"
     )
   return builder
 
 
-def _file_instructions(builder: tfds.core.DatasetBuilder, name: str, split: str) -> list:
+def _make_builder(name: str, data_dir: str, **options: str) -> tfds.core.DatasetBuilder:
+  expected = "expected a TFDS name, a directory with dataset_info.json, or a folder of images"
+  found = UserError(f"data set {printable(name)!r} not found; {expected}")
+  stem, colon, version = name.partition(":")
+  # "space:name" is another catalogue's, for which TFDS would ask the network.
+  if not NAME.fullmatch(stem) or (colon and not version[:1].isdecimal()):
+    raise found
   try:
-    return builder.info.splits[split].file_instructions
-  except (ValueError, KeyError) as error:
-    if split.partition("[")[0] in builder.info.splits:
-      raise UserError(f"split {split!r} of {name} is empty or no valid slice") from error
+    with _reading(name):
+      return tfds.builder(name, data_dir=data_dir or None, **options)
+  except tfds.core.DatasetNotFoundError as error:
+    raise found from error
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+  """Turns what TFDS raises for anything but an unknown name into one line.
+
+  Raises:
+    UserError: for all of it.
+  """
+  try:
+    yield
+  except tfds.core.DatasetNotFoundError:
+    raise
+  # AssertionError, KeyError, ParseError, RecursionError, ...: what a broken file leads to.
+  except Exception as error:
     raise UserError(
-      f"split {split!r} of {name} not found in {builder.data_path}, "
-      f"expected one of {', '.join(builder.info.splits)}"
+      f"data set {printable(name)!r} cannot be opened "
+      f"({type(error).__name__}: {printable(error)}); "
+      "name another one or prepare it again (docs/prepare_data.md)"
     ) from error
+
+
+def _label_feature(builder: tfds.core.DatasetBuilder, name: str) -> tfds.features.ClassLabel:
+  """The feature that names the classes; makes sure that there are images beside it."""
+  features = builder.info.features
+  found = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
+  label = found.get("label")
+  if "image" not in found or not isinstance(label, tfds.features.ClassLabel):
+    names = ", ".join(printable(feature, 40) for feature in found) or "none"
+    raise UserError(f"{name} has the features {names}; expected image and label")
+  if not 0 < (label.num_classes or 0) <= MAX_CLASSES:
+    raise UserError(
+      f"{name} has {label.num_classes} classes, expected 1 to {MAX_CLASSES}; copy it again"
+    )
+  names = label.names
+  if not len(set(names)) == len(names) == label.num_classes:  # TFDS passes over this
+    raise UserError(
+      f"{name} has {len(names)} names of {label.num_classes} classes, {len(set(names))} of them "
+      "different (label.labels.txt), expected one for each class; copy it again"
+    )
+  return label
+
+
+def _file_instructions(builder: tfds.core.DatasetBuilder, name: str, split: str) -> list:
+  """TFDS's file instructions of a split; none for an empty one.
+
+  Raises:
+    UserError: if there is no such split, or it is no valid slice.
+  """
+  splits = builder.info.splits
+  invalid = f"split {printable(split)!r} of {name} is empty or no valid slice"
+  try:
+    instructions = splits[split].file_instructions
+  # ValueError, KeyError, OverflowError, RecursionError, ...: TFDS parses it in many steps.
+  except Exception as error:
+    if split.partition("[")[0] in splits or "+" in split:
+      raise UserError(invalid) from error
+    raise UserError(
+      f"split {printable(split)!r} of {name} not found in {builder.data_path}, "
+      f"expected one of {printable(', '.join(splits))}"
+    ) from error
+  if any(instruction.take < 0 for instruction in instructions):  # such as [5:2]
+    raise UserError(invalid)
+  return instructions
 
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:

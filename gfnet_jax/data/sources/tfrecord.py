@@ -9,28 +9,34 @@ import bisect
 import itertools
 import os
 import struct
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
 from tqdm import tqdm
 
-from gfnet_jax.data.sources.cache import load_arrays, store_arrays
+from gfnet_jax.data.sources.cache import Arrays, cache_file, load_arrays, store_arrays
+from gfnet_jax.data.sources.file_times import state, tells
 from gfnet_jax.data.sources.records import BadRecordError
+from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
 
 HEADER = struct.Struct("<QI")  # length, checksum of the length
 FOOTER = struct.Struct("<I")  # checksum of the data
 FRAME = HEADER.size + FOOTER.size  # bytes of a record around its data
 INDEXING_THREADS = 16  # indexing waits for the disk
+SAMPLES = 8  # records of a file whose positions are verified when they come from the cache
 
 
 class TfrecordFiles:
   """The records of several files as one sequence of bytes objects.
 
   The positions of a file's records are found once and cached, for as long as its size and
-  modification time stay the same.
+  times stay the same; a line says so. Those of some records are verified when the cache is
+  read, and that of every record when it is.
 
   Args:
     instructions: TFDS's file instructions: filename, skip, take and examples_in_shard
@@ -46,15 +52,16 @@ class TfrecordFiles:
   def __init__(self, instructions: list, *, verify_crc: bool = False):
     paths = [Path(instruction.filename) for instruction in instructions]
     with ThreadPoolExecutor(INDEXING_THREADS) as threads:
-      starts = threads.map(_cached_starts, paths)
-      starts = list(tqdm(starts, "index TFRecords", len(paths), delay=2, unit="file"))
+      indices = threads.map(_index, paths)
+      indices = list(tqdm(indices, "index TFRecords", len(paths), delay=2, unit="file"))
+    if cached := [path for path, index in zip(paths, indices, strict=True) if index.cached]:
+      say(
+        f"{len(cached)} of {len(paths)} TFRecord files are unchanged, so their indices come from "
+        f"the cache, {cache_file('tfrecord', cached[0])}{' ...' if len(cached) > 1 else ''}"
+      )
+    starts = [index.starts for index in indices]
     for instruction, file_starts in zip(instructions, starts, strict=True):
-      found, expected = len(file_starts) - 1, instruction.examples_in_shard
-      if found != expected:
-        raise UserError(
-          f"{instruction.filename} holds {found} records, its dataset_info.json says {expected}; "
-          "copy the data set again"
-        )
+      check_count(instruction.filename, len(file_starts) - 1, instruction.examples_in_shard)
     # One entry more than there are records: the end of the last one.
     self._starts = [
       file_starts[instruction.skip : instruction.skip + instruction.take + 1]
@@ -77,13 +84,22 @@ class TfrecordFiles:
     start, end = starts[index - self._ends[file] + len(starts) - 1 :][:2].tolist()
     # Opened for every record: a thousand files kept open would exceed the usual limit.
     with self._paths[file].open("rb", buffering=0) as opened:
-      data = os.pread(opened.fileno(), end - start - HEADER.size, start + HEADER.size)
-    if len(data) != end - start - HEADER.size:
-      raise BadRecordError(f"{self._paths[file]} ends at record {index}; it has changed")
-    data, checksum = data[: -FOOTER.size], FOOTER.unpack(data[-FOOTER.size :])[0]
+      data = os.pread(opened.fileno(), end - start, start)
+    if len(data) != end - start or _length(data) != end - start - FRAME:
+      raise BadRecordError(f"{self._paths[file]} has changed since it was opened: record {index}")
+    data, checksum = data[HEADER.size : -FOOTER.size], FOOTER.unpack(data[-FOOTER.size :])[0]
     if self._verify_crc and masked_crc(data) != checksum:
       raise BadRecordError(f"{self._paths[file]} is damaged at byte {start}: wrong checksum")
     return data
+
+
+def check_count(path: str, found: int, expected: int) -> None:
+  """Raises UserError unless a file holds as many records as dataset_info.json says."""
+  if found != expected:
+    raise UserError(
+      f"{path} holds {found} records, its dataset_info.json says {expected}; "
+      "copy the data set again"
+    )
 
 
 def masked_crc(data: bytes) -> int:
@@ -109,8 +125,7 @@ def index_records(path: Path) -> np.ndarray:
         header = os.pread(file.fileno(), HEADER.size, starts[-1])
         if len(header) < HEADER.size:
           break
-        length, checksum = HEADER.unpack(header)
-        if masked_crc(header[:8]) != checksum:
+        if (length := _length(header)) is None:
           raise UserError(
             f"{path} is damaged or no TFRecord file (byte {starts[-1]}); copy it again"
           )
@@ -122,15 +137,42 @@ def index_records(path: Path) -> np.ndarray:
   return np.array(starts, np.int64)
 
 
-def _cached_starts(path: Path) -> np.ndarray:
+class _Index(NamedTuple):
+  """Where the records of a file begin, as from `index_records`, and whether that was cached."""
+
+  starts: np.ndarray
+  cached: bool
+
+
+def _index(path: Path) -> _Index:
   try:
     status = path.stat()
+    cached = load_arrays("tfrecord", path)
+    if cached is not None and tells(status, time.time_ns()) and _is_current(path, status, cached):
+      return _Index(cached["starts"], cached=True)
   except OSError as error:
     raise UserError(f"cannot read {path} ({error.strerror}); copy the data set again") from error
-  stamp = np.array([status.st_size, status.st_mtime_ns], np.int64)
-  cached = load_arrays("tfrecord", path)
-  if cached is not None and np.array_equal(cached.get("stamp", ()), stamp):
-    return cached["starts"]
   starts = index_records(path)
-  store_arrays("tfrecord", path, dict(starts=starts, stamp=stamp))
-  return starts
+  store_arrays("tfrecord", path, dict(starts=starts, state=np.array([state(status)], np.bytes_)))
+  return _Index(starts, cached=False)
+
+
+def _is_current(path: Path, status: os.stat_result, index: Arrays) -> bool:
+  """Whether a cached index is of a file as it is, as its times and some of its records tell."""
+  if index.keys() != {"starts", "state"} or index["state"].tolist() != [state(status).encode()]:
+    return False
+  starts = index["starts"]
+  if len(starts) == 1:  # an empty file
+    return True
+  samples = np.unique(np.linspace(0, len(starts) - 2, SAMPLES).astype(int)).tolist()
+  with path.open("rb", buffering=0) as file:
+    headers = [os.pread(file.fileno(), HEADER.size, starts[i]) for i in samples]
+  return [_length(header) for header in headers] == (np.diff(starts) - FRAME)[samples].tolist()
+
+
+def _length(header: bytes) -> int | None:
+  """The length of the data behind a header; None if it is none."""
+  if len(header) < HEADER.size:
+    return None
+  length, checksum = HEADER.unpack_from(header)
+  return length if masked_crc(header[:8]) == checksum else None
