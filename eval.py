@@ -12,7 +12,6 @@ On a folder of images, DIR/<class>/*.JPEG or DIR/val/<class>/*.JPEG, or on a TFD
 Every image counts once, for any batch size and any number of devices.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def main(arguments: list[str]) -> None:
   parser.add_argument("--data-dir", help="directory of all TFDS data sets")
   parser.add_argument("--batch-size", type=int, help="over all devices (default: as in training)")
   parser.add_argument("--precision", help="highest, default or bf16 (default: as in training)")
-  parser.add_argument("--output", type=Path, help="write the result to this file as JSON")
+  parser.add_argument("--output", type=Path, help="file for the result as JSON; null is not finite")
   add_process_flags(parser)
   options = parser.parse_args(arguments)
 
@@ -49,7 +48,7 @@ def main(arguments: list[str]) -> None:
 
   import gfnet_jax
   from gfnet_jax import distributed
-  from gfnet_jax.files import make_directory, write_atomically
+  from gfnet_jax.files import make_directory, to_json, write_atomically
   from gfnet_jax.inference.metrics import format_results
 
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
@@ -75,7 +74,7 @@ def main(arguments: list[str]) -> None:
   )
   distributed.say(format_results(results))
   if options.output and jax.process_index() == 0:
-    write_atomically(options.output, json.dumps(results, indent=2) + "\n")
+    write_atomically(options.output, to_json(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and JSON that every reader takes."""
 
+import json
+import math
 from pathlib import Path
+from typing import Any
 
 from gfnet_jax.errors import UserError
 
@@ -34,3 +37,19 @@ def write_atomically(path: Path, text: str) -> None:
   except OSError:
     temporary.unlink(missing_ok=True)
     raise
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+  """JSON of nested dictionaries and lists; null for numbers that are not finite.
+
+  JSON has no NaN and no infinity, though Python writes them.
+  """
+  return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {name: _finite(item) for name, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
