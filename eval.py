@@ -15,12 +15,13 @@ Every image counts once, for any batch size and any number of devices.
 import sys
 from pathlib import Path
 
-from gfnet_jax import startup
 from gfnet_jax.command_line import ArgumentParser, add_process_flags, run
-from gfnet_jax.data.sources.open import SOURCES
 
 
 def main(arguments: list[str]) -> None:
+  from gfnet_jax import startup
+  from gfnet_jax.data.sources.open import SOURCES
+
   parser = ArgumentParser(prog="eval.py", description=__doc__)
   model = parser.add_mutually_exclusive_group(required=True)
   model.add_argument(
@@ -52,6 +53,7 @@ def main(arguments: list[str]) -> None:
   from gfnet_jax.inference.metrics import format_results
 
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+  startup.check_devices()
   if options.output:  # before the work, not after
     make_directory(options.output.parent)
     if options.output.is_dir():

@@ -1,23 +1,31 @@
-"""What the scripts share: configs from flags, one-line errors, exit codes."""
+"""What the scripts share: configs from flags, one-line errors, exit codes.
+
+Little is imported with this module, since only `run` is prepared for Ctrl-C.
+"""
 
 import argparse
-import inspect
-import runpy
+import errno
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
-
-import ml_collections
-from absl import flags, logging
-from ml_collections import config_flags
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
+if TYPE_CHECKING:
+  import ml_collections
+
 ROOT = Path(__file__).parent.parent  # holds configs/
+INTERRUPTED, READER_GONE = 128 + signal.SIGINT, 128 + signal.SIGPIPE  # as shells count
+# What a system says of a disk, a name or a limit, wherever it is met: no bugs of ours.
+SYSTEM_ERRORS = {
+  *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
+  *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
+}
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -35,21 +43,58 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main: Callable[[list[str]], None]) -> int:
   """Calls main(arguments) and returns the exit code of the script.
 
-  0 if it succeeds, 2 after one line on standard error for a mistake of the user, 130
-  if interrupted from the keyboard. Other exceptions are bugs and pass with their
-  traceback.
+  0 if it succeeds, 2 after one line on standard error for a mistake of the user or a
+  refusal of the system, 130 if interrupted from the keyboard, 141 if nobody reads the
+  output any more (`| head`). Other exceptions are bugs and pass with their traceback.
   """
-  logging.set_verbosity(logging.FATAL)  # we report what matters of the libraries' errors
-  sys.unraisablehook = _deliver_interrupts
+  before = signal.getsignal(signal.SIGINT)
+  if before is signal.default_int_handler:  # a shell's background jobs ignore it
+    signal.signal(signal.SIGINT, _interrupt)
+  sys.unraisablehook, sys.excepthook = _deliver_interrupts, _report
+  for stream in filter(None, (sys.stdout, sys.stderr)):
+    stream.reconfigure(errors="backslashreplace")  # names that the locale cannot write
   try:
+    _quieten_libraries()
+    code, message = 0, ""
     main(sys.argv[1:])
   except UserError as error:
-    print(f"error: {printable(error, limit=4000)}", file=sys.stderr)
-    return 2
+    code, message = 2, f"error: {printable(error, limit=4000)}"
   except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
-    return 130
-  return 0
+    code, message = INTERRUPTED, "interrupted"
+  except SystemExit as end:  # after --help
+    code, message = end.code or 0, ""
+  except BrokenPipeError:
+    code, message = READER_GONE, ""
+  except OSError as error:
+    if error.errno not in SYSTEM_ERRORS:
+      raise
+    code, message = 2, _describe(error)
+  finally:
+    signal.signal(signal.SIGINT, before)
+  return _finish_output(code, message)
+
+
+def _quieten_libraries() -> None:
+  """We report what matters of the libraries' errors."""
+  import logging
+
+  import absl.logging
+
+  absl.logging.set_verbosity(absl.logging.FATAL)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what Orbax leaves on a full disk
+
+
+def _interrupt(number, frame) -> None:
+  """Ctrl-C: an exception, but the end at once while something is imported.
+
+  Nothing is lost then, and extension modules may crash when an exception comes through.
+  """
+  while frame is not None:
+    if frame.f_code.co_filename.startswith("<frozen importlib"):
+      os.write(2, b"interrupted\n")
+      os._exit(INTERRUPTED)
+    frame = frame.f_back
+  raise KeyboardInterrupt
 
 
 def _deliver_interrupts(unraisable) -> None:
@@ -64,6 +109,47 @@ def _deliver_interrupts(unraisable) -> None:
     sys.__unraisablehook__(unraisable)
 
 
+def _report(kind, error, traceback) -> None:
+  """Prints a traceback, but none of those by the hundred that TensorStore leaves.
+
+  On a full disk, writes that nobody waits for any more report to a loop that is gone.
+  """
+  if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+    sys.__excepthook__(kind, error, traceback)
+
+
+def _describe(error: OSError) -> str:
+  name = printable(error.filename or "the output", limit=1000)
+  return f"error: {name}: {error.strerror}; make room, or choose another place"
+
+
+def _finish_output(code: int, message: str) -> int:
+  """Flushes standard output, prints a last message, and returns the exit code, 0 only if all went.
+
+  What cannot be written is dropped: Python would try again at exit, and say so.
+  """
+  try:
+    if sys.stdout:
+      sys.stdout.flush()
+  except BrokenPipeError:
+    code, message = READER_GONE, ""
+    _drop(sys.stdout)
+  except OSError as error:
+    code, message = code or 2, message or _describe(error)
+    _drop(sys.stdout)
+  try:
+    if sys.stderr:
+      sys.stderr.write(f"{message}\n" if message else "")
+      sys.stderr.flush()
+  except OSError:
+    _drop(sys.stderr)
+  return code
+
+
+def _drop(stream: TextIO) -> None:
+  os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def add_process_flags(parser: ArgumentParser) -> None:
   """The flags that name the processes of a run, for `distributed.initialize`."""
   group = parser.add_argument_group(
@@ -74,7 +160,7 @@ def add_process_flags(parser: ArgumentParser) -> None:
   group.add_argument("--process-id", type=int, help="0, 1, ...: of this process")
 
 
-def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDict:
+def read_config(specifier: str, overrides: list[str]) -> "ml_collections.ConfigDict":
   """Loads a config file and applies `--config.field=value` overrides.
 
   Args:
@@ -86,6 +172,9 @@ def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDi
     UserError: for a file without a config, an unknown field, a value of another type,
       or an argument that is no override.
   """
+  from absl import flags
+  from ml_collections import config_flags
+
   config = _load_config(specifier)
   values = flags.FlagValues()
   original, sys.argv = sys.argv, ["", *overrides]  # config_flags reads overrides from here
@@ -110,7 +199,10 @@ def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDi
   return config
 
 
-def _load_config(specifier: str) -> ml_collections.ConfigDict:
+def _load_config(specifier: str) -> "ml_collections.ConfigDict":
+  import inspect
+  import runpy
+
   path, colon, argument = specifier.partition(":")
   if not Path(path).is_file() and (ROOT / path).is_file():
     path = str(ROOT / path)  # called from another directory

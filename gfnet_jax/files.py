@@ -2,18 +2,22 @@
 
 import json
 import math
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.text import printable
 
 
 def make_directory(directory: Path) -> None:
   """Creates a directory with its parents and makes sure that it can be written.
 
   Raises:
-    UserError: if not.
+    UserError: if not, or if its name is one that `check_name` refuses.
   """
+  check_name(directory)
   probe = directory / ".write-test"
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -26,6 +30,23 @@ def make_directory(directory: Path) -> None:
       f"cannot write to {directory} ({error.strerror}); choose another directory or change its "
       "permissions"
     ) from error
+
+
+def check_name(directory: Path) -> None:
+  """Raises UserError if a name is not the same in UTF-8, in which libraries in C++ take names.
+
+  So it is with letters beyond the encoding of the locale, and with bytes that are no UTF-8.
+  """
+  name = str(directory.absolute())
+  try:
+    same = name.encode() == os.fsencode(name)
+  except UnicodeEncodeError:
+    same = False
+  if not same:
+    raise UserError(
+      f"the name of {printable(name, limit=1000)} is not UTF-8 in this locale (encoding "
+      f"{sys.getfilesystemencoding()}); choose another name, or set LC_ALL=C.UTF-8"
+    )
 
 
 def write_atomically(path: Path, text: str) -> None:

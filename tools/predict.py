@@ -22,7 +22,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project need not be installed
 
-from gfnet_jax import startup
 from gfnet_jax.command_line import ArgumentParser, run
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import to_json
@@ -47,7 +46,10 @@ def main(arguments: list[str]) -> None:
     parser.error("--top and --batch-size must be positive")
   paths = find_images(options.images)
 
+  from gfnet_jax import startup
+
   startup.start()
+  startup.check_devices()
   import gfnet_jax
 
   saved = gfnet_jax.load_model(

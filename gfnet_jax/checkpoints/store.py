@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from gfnet_jax.checkpoints.checksums import flush_to_disk, verify_checksums, write_checksums
 from gfnet_jax.distributed import barrier
 from gfnet_jax.errors import UserError
-from gfnet_jax.files import make_directory
+from gfnet_jax.files import check_name, make_directory
 
 PyTree = Any
 METADATA = "metadata.json"
@@ -242,6 +242,7 @@ def find_checkpoint(
   Raises:
     UserError: if there is none, or the directory is a checkpoint and which means another.
   """
+  check_name(directory)
   number = re.fullmatch(r"0*(\d{1,18})", str(which), re.ASCII)
   step = int(number[1]) if number else None
   if _STEP.fullmatch(directory.name) and (directory / METADATA).is_file():

@@ -4,6 +4,7 @@ Each is a pure function of the seed and of its position, never of workers, threa
 processes.
 """
 
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Collection, Iterator
@@ -168,7 +169,7 @@ def _load(source: Source, index: int, transform: Callable[[Image.Image], np.ndar
 
   Raises:
     BadRecordError: if it cannot be read or decoded, with its name.
-    UserError: if its label is out of range.
+    UserError: if its label is out of range, or the transform does not take it.
   """
   record = source[index]
   if not 0 <= record.label < len(source.class_names):
@@ -182,6 +183,24 @@ def _load(source: Source, index: int, transform: Callable[[Image.Image], np.ndar
     return {"image": transform(image), "label": np.int32(record.label), "clipped": clipped}
   except BadImageError as error:
     raise BadRecordError(f"{record.name} is {error}") from error
+  except UserError as error:
+    raise UserError(f"{record.name}: {error}") from error
+
+
+def try_transforms(
+  train: Source,
+  train_transform: TrainTransform,
+  evaluation: Source,
+  eval_transform: EvalTransform,
+) -> None:
+  """Puts the first image of either split through its transform.
+
+  Raises:
+    UserError: if that cannot be done, which would otherwise show at the first evaluation.
+  """
+  with contextlib.suppress(BadRecordError):  # training replaces it
+    _load(train, 0, lambda image: train_transform(image, random.Random(0)))
+  EvalSamples(evaluation, eval_transform, Share(1))[0]
 
 
 def sample_rng(seed: int, epoch: int, index: int, repetition: int = 0) -> random.Random:
