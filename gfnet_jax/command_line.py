@@ -50,7 +50,7 @@ def run(main: Callable[[list[str]], None]) -> int:
   before = signal.getsignal(signal.SIGINT)
   if before is signal.default_int_handler:  # a shell's background jobs ignore it
     signal.signal(signal.SIGINT, _interrupt)
-  sys.unraisablehook, sys.excepthook = _deliver_interrupts, _report
+  sys.unraisablehook = _unraisable
   for stream in filter(None, (sys.stdout, sys.stderr)):
     stream.reconfigure(errors="backslashreplace")  # names that the locale cannot write
   try:
@@ -97,25 +97,20 @@ def _interrupt(number, frame) -> None:
   raise KeyboardInterrupt
 
 
-def _deliver_interrupts(unraisable) -> None:
-  """Sends an interrupt again that Python dropped because it came during a destructor."""
+def _unraisable(unraisable) -> None:
+  """What Python does with an error that nothing can catch, of a destructor or a callback.
+
+  An interrupt is sent again. Nothing is said of the hundreds of errors that TensorStore
+  leaves on a full disk: writes for which nobody waits any more report to a loop that is gone.
+  """
   if issubclass(unraisable.exc_type, KeyboardInterrupt):
     # A moment later: during this function it would be dropped, too.
     main_thread = threading.main_thread().ident
     timer = threading.Timer(0.05, signal.pthread_kill, (main_thread, signal.SIGINT))
     timer.daemon = True
     timer.start()
-  else:
+  elif str(unraisable.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(unraisable)
-
-
-def _report(kind, error, traceback) -> None:
-  """Prints a traceback, but none of those by the hundred that TensorStore leaves.
-
-  On a full disk, writes that nobody waits for any more report to a loop that is gone.
-  """
-  if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-    sys.__excepthook__(kind, error, traceback)
 
 
 def _describe(error: OSError) -> str:

@@ -83,7 +83,6 @@ def in_process(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
   def run_script(name: str, *arguments) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(startup, "start", lambda: None)
     monkeypatch.chdir(ROOT)
     capsys.readouterr()

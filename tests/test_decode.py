@@ -137,7 +137,7 @@ def test_a_run_names_the_first_clipped_image_once(caplog, tmp_path, workers):
     for batch in eval_batches(source, EvalTransform(33), share=Share(2), reading=reading):
       assert batch.keys() == {"image", "label"}
   [warning] = warnings_of(caplog)
-  assert warning.startswith(f"warning: {tmp_path}/new\\nline/16-bit.png is a grey image of more")
+  assert warning.startswith(f"{tmp_path}/new\\nline/16-bit.png is a grey image of more")
 
 
 def test_training_says_it_too_and_trains_on(caplog, tmp_path):
@@ -153,7 +153,7 @@ def test_training_says_it_too_and_trains_on(caplog, tmp_path):
   )
   assert [sorted(batch) for batch in batches] == 6 * [["bad", "image", "label"]]
   [warning] = warnings_of(caplog)
-  assert f"warning: {tmp_path}/" in warning and "convert such images to 8 bits" in warning
+  assert f"{tmp_path}/" in warning and "convert such images to 8 bits" in warning
 
 
 def test_nothing_is_said_of_other_images(caplog, tmp_path):

@@ -1,13 +1,19 @@
-"""JSON that every reader takes."""
+"""JSON that every reader takes, and names that every library takes."""
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import hypothesis
 import pytest
+from helpers import ROOT
 from hypothesis import strategies as st
 
-from gfnet_jax.files import to_json
+from gfnet_jax.checkpoints.store import find_checkpoint
+from gfnet_jax.errors import UserError
+from gfnet_jax.files import check_name, make_directory, to_json
 
 VALUES = st.recursive(
   st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -50,3 +56,36 @@ def _numbers(value):
   elif isinstance(value, dict | list):
     for item in value.values() if isinstance(value, dict) else value:
       yield from _numbers(item)
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"caf\xe9", b"deep/\x80/er", b"half \xe7\x8c"])
+def test_names_that_are_no_utf_8_are_refused_and_not_made(tmp_path, name, monkeypatch):
+  directory = tmp_path / os.fsdecode(name)
+  for refuse in (make_directory, find_checkpoint):
+    with pytest.raises(UserError, match=r"name of .*\\udc.* is not UTF-8 in this locale"):
+      refuse(directory)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["café", "猫", "ß and 🙂"])
+def test_other_names_are_as_good_as_any(tmp_path, name):
+  check_name(tmp_path / name)
+  make_directory(tmp_path / name)
+
+
+def test_the_locale_decides_which_letters_can_be_written(tmp_path):
+  code = f"""if True:
+    from pathlib import Path
+    from gfnet_jax.errors import UserError
+    from gfnet_jax.files import make_directory
+    for name in ({os.fsencode("é")!r}, {os.fsencode("猫")!r}):
+      try:
+        make_directory(Path({str(tmp_path)!r}) / name.decode("ascii", "surrogateescape"))
+      except UserError as error:
+        assert "(encoding ascii); choose another name, or set LC_ALL=C.UTF-8" in str(error)
+      else:
+        raise AssertionError(name)
+  """
+  ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+  subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | ascii_only, check=True)
+  assert not list(tmp_path.iterdir())

@@ -73,7 +73,7 @@ def is_clipped(image: Image.Image) -> bool:
 def warn_of_clipping(name: str) -> None:
   """Says that an image is one of those that `is_clipped` finds; once, however often it is read."""
   logger.warning(
-    "warning: %s is a grey image of more than 8 bits: values above 255 become white, fractions "
+    "%s is a grey image of more than 8 bits: values above 255 become white, fractions "
     "black, as in the official loader; convert such images to 8 bits (others are not named)",
     printable(name),
   )
