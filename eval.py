@@ -56,8 +56,8 @@ def main(arguments: list[str]) -> None:
   startup.check_devices()
   if options.output:  # before the work, not after
     make_directory(options.output.parent)
-    if options.output.is_dir():
-      parser.error(f"--output {options.output} is a directory, expected a file")
+    if options.output.exists() and not options.output.is_file():
+      parser.error(f"--output {options.output} is a directory or a device, expected a file")
   if options.torch_checkpoint and not options.torch_checkpoint.is_file():
     parser.error(f"--torch-checkpoint {options.torch_checkpoint} is no file; see --checkpoint")
   saved = gfnet_jax.load_model(
@@ -74,9 +74,9 @@ def main(arguments: list[str]) -> None:
     data_dir=options.data_dir,
     batch_size=options.batch_size,
   )
-  distributed.say(format_results(results))
   if options.output and jax.process_index() == 0:
     write_atomically(options.output, to_json(results, indent=2) + "\n")
+  distributed.say(format_results(results))
 
 
 if __name__ == "__main__":
