@@ -12,16 +12,16 @@ On a folder of images, DIR/<class>/*.JPEG or DIR/val/<class>/*.JPEG, or on a TFD
 Every image counts once, for any batch size and any number of devices.
 """
 
-import json
 import sys
 from pathlib import Path
 
-from gfnet_jax import startup
 from gfnet_jax.command_line import ArgumentParser, add_process_flags, run
-from gfnet_jax.data.sources.open import SOURCES
 
 
 def main(arguments: list[str]) -> None:
+  from gfnet_jax import startup
+  from gfnet_jax.data.sources.open import SOURCES
+
   parser = ArgumentParser(prog="eval.py", description=__doc__)
   model = parser.add_mutually_exclusive_group(required=True)
   model.add_argument(
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
   parser.add_argument("--data-dir", help="directory of all TFDS data sets")
   parser.add_argument("--batch-size", type=int, help="over all devices (default: as in training)")
   parser.add_argument("--precision", help="highest, default or bf16 (default: as in training)")
-  parser.add_argument("--output", type=Path, help="write the result to this file as JSON")
+  parser.add_argument("--output", type=Path, help="file for the result as JSON; null is not finite")
   add_process_flags(parser)
   options = parser.parse_args(arguments)
 
@@ -49,14 +49,15 @@ def main(arguments: list[str]) -> None:
 
   import gfnet_jax
   from gfnet_jax import distributed
-  from gfnet_jax.files import make_directory, write_atomically
+  from gfnet_jax.files import make_directory, to_json, write_atomically
   from gfnet_jax.inference.metrics import format_results
 
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+  startup.check_devices()
   if options.output:  # before the work, not after
     make_directory(options.output.parent)
-    if options.output.is_dir():
-      parser.error(f"--output {options.output} is a directory, expected a file")
+    if options.output.exists() and not options.output.is_file():
+      parser.error(f"--output {options.output} is a directory or a device, expected a file")
   if options.torch_checkpoint and not options.torch_checkpoint.is_file():
     parser.error(f"--torch-checkpoint {options.torch_checkpoint} is no file; see --checkpoint")
   saved = gfnet_jax.load_model(
@@ -73,9 +74,9 @@ def main(arguments: list[str]) -> None:
     data_dir=options.data_dir,
     batch_size=options.batch_size,
   )
-  distributed.say(format_results(results))
   if options.output and jax.process_index() == 0:
-    write_atomically(options.output, json.dumps(results, indent=2) + "\n")
+    write_atomically(options.output, to_json(results, indent=2) + "\n")
+  distributed.say(format_results(results))
 
 
 if __name__ == "__main__":

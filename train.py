@@ -16,7 +16,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from gfnet_jax import startup
 from gfnet_jax.command_line import ArgumentParser, add_process_flags, read_config, run
 
 
@@ -35,11 +34,14 @@ def main(arguments: list[str]) -> None:
   options, overrides = parser.parse_known_args(arguments)
   config = read_config(options.config, overrides)
 
+  from gfnet_jax import startup
+
   startup.start()
   import gfnet_jax
   from gfnet_jax import distributed
 
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+  startup.check_devices()
   workdir = options.workdir or Path("runs") / config.name
   if gfnet_jax.train(config, workdir):
     again = f"python eval.py --checkpoint {shlex.quote(str(workdir))}"

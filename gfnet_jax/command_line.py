@@ -1,23 +1,31 @@
-"""What the scripts share: configs from flags, one-line errors, exit codes."""
+"""What the scripts share: configs from flags, one-line errors, exit codes.
+
+Little is imported with this module, since only `run` is prepared for Ctrl-C.
+"""
 
 import argparse
-import inspect
-import runpy
+import errno
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
-
-import ml_collections
-from absl import flags, logging
-from ml_collections import config_flags
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
+if TYPE_CHECKING:
+  import ml_collections
+
 ROOT = Path(__file__).parent.parent  # holds configs/
+INTERRUPTED, READER_GONE = 128 + signal.SIGINT, 128 + signal.SIGPIPE  # as shells count
+# What a system says of a disk, a name or a limit, wherever it is met: no bugs of ours.
+SYSTEM_ERRORS = {
+  *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
+  *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
+}
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -35,33 +43,106 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main: Callable[[list[str]], None]) -> int:
   """Calls main(arguments) and returns the exit code of the script.
 
-  0 if it succeeds, 2 after one line on standard error for a mistake of the user, 130
-  if interrupted from the keyboard. Other exceptions are bugs and pass with their
-  traceback.
+  0 if it succeeds, 2 after one line on standard error for a mistake of the user or a
+  refusal of the system, 130 if interrupted from the keyboard, 141 if nobody reads the
+  output any more (`| head`). Other exceptions are bugs and pass with their traceback.
   """
-  logging.set_verbosity(logging.FATAL)  # we report what matters of the libraries' errors
-  sys.unraisablehook = _deliver_interrupts
+  before = signal.getsignal(signal.SIGINT)
+  if before is signal.default_int_handler:  # a shell's background jobs ignore it
+    signal.signal(signal.SIGINT, _interrupt)
+  sys.unraisablehook = _unraisable
+  for stream in filter(None, (sys.stdout, sys.stderr)):
+    stream.reconfigure(errors="backslashreplace")  # names that the locale cannot write
   try:
+    _quieten_libraries()
+    code, message = 0, ""
     main(sys.argv[1:])
   except UserError as error:
-    print(f"error: {printable(error, limit=4000)}", file=sys.stderr)
-    return 2
+    code, message = 2, f"error: {printable(error, limit=4000)}"
   except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
-    return 130
-  return 0
+    code, message = INTERRUPTED, "interrupted"
+  except SystemExit as end:  # after --help
+    code, message = end.code or 0, ""
+  except BrokenPipeError:
+    code, message = READER_GONE, ""
+  except OSError as error:
+    if error.errno not in SYSTEM_ERRORS:
+      raise
+    code, message = 2, _describe(error)
+  finally:
+    signal.signal(signal.SIGINT, before)
+  return _finish_output(code, message)
 
 
-def _deliver_interrupts(unraisable) -> None:
-  """Sends an interrupt again that Python dropped because it came during a destructor."""
+def _quieten_libraries() -> None:
+  """We report what matters of the libraries' errors."""
+  import logging
+
+  import absl.logging
+
+  absl.logging.set_verbosity(absl.logging.FATAL)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what Orbax leaves on a full disk
+
+
+def _interrupt(number, frame) -> None:
+  """Ctrl-C: an exception, but the end at once while something is imported.
+
+  Nothing is lost then, and extension modules may crash when an exception comes through.
+  """
+  while frame is not None:
+    if frame.f_code.co_filename.startswith("<frozen importlib"):
+      os.write(2, b"interrupted\n")
+      os._exit(INTERRUPTED)
+    frame = frame.f_back
+  raise KeyboardInterrupt
+
+
+def _unraisable(unraisable) -> None:
+  """What Python does with an error that nothing can catch, of a destructor or a callback.
+
+  An interrupt is sent again. Nothing is said of the hundreds of errors that TensorStore
+  leaves on a full disk: writes for which nobody waits any more report to a loop that is gone.
+  """
   if issubclass(unraisable.exc_type, KeyboardInterrupt):
     # A moment later: during this function it would be dropped, too.
     main_thread = threading.main_thread().ident
     timer = threading.Timer(0.05, signal.pthread_kill, (main_thread, signal.SIGINT))
     timer.daemon = True
     timer.start()
-  else:
+  elif str(unraisable.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(unraisable)
+
+
+def _describe(error: OSError) -> str:
+  name = printable(error.filename or "the output", limit=1000)
+  return f"error: {name}: {error.strerror}; make room, or choose another place"
+
+
+def _finish_output(code: int, message: str) -> int:
+  """Flushes standard output, prints a last message, and returns the exit code, 0 only if all went.
+
+  What cannot be written is dropped: Python would try again at exit, and say so.
+  """
+  try:
+    if sys.stdout:
+      sys.stdout.flush()
+  except BrokenPipeError:
+    code, message = READER_GONE, ""
+    _drop(sys.stdout)
+  except OSError as error:
+    code, message = code or 2, message or _describe(error)
+    _drop(sys.stdout)
+  try:
+    if sys.stderr:
+      sys.stderr.write(f"{message}\n" if message else "")
+      sys.stderr.flush()
+  except OSError:
+    _drop(sys.stderr)
+  return code
+
+
+def _drop(stream: TextIO) -> None:
+  os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def add_process_flags(parser: ArgumentParser) -> None:
@@ -74,7 +155,7 @@ def add_process_flags(parser: ArgumentParser) -> None:
   group.add_argument("--process-id", type=int, help="0, 1, ...: of this process")
 
 
-def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDict:
+def read_config(specifier: str, overrides: list[str]) -> "ml_collections.ConfigDict":
   """Loads a config file and applies `--config.field=value` overrides.
 
   Args:
@@ -86,6 +167,9 @@ def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDi
     UserError: for a file without a config, an unknown field, a value of another type,
       or an argument that is no override.
   """
+  from absl import flags
+  from ml_collections import config_flags
+
   config = _load_config(specifier)
   values = flags.FlagValues()
   original, sys.argv = sys.argv, ["", *overrides]  # config_flags reads overrides from here
@@ -110,7 +194,10 @@ def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDi
   return config
 
 
-def _load_config(specifier: str) -> ml_collections.ConfigDict:
+def _load_config(specifier: str) -> "ml_collections.ConfigDict":
+  import inspect
+  import runpy
+
   path, colon, argument = specifier.partition(":")
   if not Path(path).is_file() and (ROOT / path).is_file():
     path = str(ROOT / path)  # called from another directory

@@ -1,16 +1,23 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and JSON that every reader takes."""
 
+import json
+import math
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.text import printable
 
 
 def make_directory(directory: Path) -> None:
   """Creates a directory with its parents and makes sure that it can be written.
 
   Raises:
-    UserError: if not.
+    UserError: if not, or if its name is one that `check_name` refuses.
   """
+  check_name(directory)
   probe = directory / ".write-test"
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -25,6 +32,23 @@ def make_directory(directory: Path) -> None:
     ) from error
 
 
+def check_name(directory: Path) -> None:
+  """Raises UserError if a name is not the same in UTF-8, in which libraries in C++ take names.
+
+  So it is with letters beyond the encoding of the locale, and with bytes that are no UTF-8.
+  """
+  name = str(directory.absolute())
+  try:
+    same = name.encode() == os.fsencode(name)
+  except UnicodeEncodeError:
+    same = False
+  if not same:
+    raise UserError(
+      f"the name of {printable(name, limit=1000)} is not UTF-8 in this locale (encoding "
+      f"{sys.getfilesystemencoding()}); choose another name, or set LC_ALL=C.UTF-8"
+    )
+
+
 def write_atomically(path: Path, text: str) -> None:
   """Replaces the text of a file in one step: a kill leaves the old one or the new one."""
   temporary = path.with_name(path.name + ".tmp")
@@ -34,3 +58,19 @@ def write_atomically(path: Path, text: str) -> None:
   except OSError:
     temporary.unlink(missing_ok=True)
     raise
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+  """JSON of nested dictionaries and lists; null for numbers that are not finite.
+
+  JSON has no NaN and no infinity, though Python writes them.
+  """
+  return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {name: _finite(item) for name, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,6 +6,9 @@ import importlib.util
 import os
 from pathlib import Path
 
+from gfnet_jax.errors import UserError
+from gfnet_jax.text import printable
+
 # Parameters of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
@@ -61,3 +64,22 @@ def cache_compiled_programs() -> None:
     return  # jax has read it
   caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
   jax.config.update("jax_compilation_cache_dir", str(Path(caches) / "gfnet_jax"))
+
+
+def check_devices() -> None:
+  """Starts jax on its devices; several processes must be connected before.
+
+  Raises:
+    UserError: if a platform that JAX_PLATFORMS names is not there, or has no devices.
+  """
+  import jax
+
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # jax asserts that there is any platform
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    reason = printable(str(error).partition(" (")[0] or "no such devices", limit=600)
+    raise UserError(
+      f"JAX_PLATFORMS is {platforms!r}, and jax finds nothing to compute on ({reason}); unset it, "
+      "set it to cpu, or install jax for these devices"
+    ) from error

@@ -128,6 +128,71 @@ def test_the_last_and_the_best_are_kept(checkpoints):
     find_checkpoint(checkpoints, "7")
 
 
+@pytest.fixture
+def described(tmp_path):
+  """Only what finding needs: metadata of a run with averaged weights."""
+  directory = tmp_path / "run" / "checkpoints"
+  metrics = {7: (50, 10), 45: (70, 20), 123456789: (60, 30)}
+  for step, (top1, ema_top1) in metrics.items():
+    path = directory / f"{step:08d}"
+    path.mkdir(parents=True)
+    text = json.dumps({"step": step, "metrics": {"top1": top1, "ema_top1": ema_top1}})
+    (path / "metadata.json").write_text(text)
+  return directory
+
+
+@pytest.mark.parametrize(
+  ("which", "step"),
+  [
+    *[("7", 7), ("00000007", 7), (7, 7), (np.int64(7), 7), ("000000007", 7)],
+    *[("45", 45), ("00000045", 45), ("123456789", 123456789), ("0123456789", 123456789)],
+    *[("last", 123456789), ("best", 45)],
+  ],
+)
+def test_a_checkpoint_is_named_by_its_step_or_its_directory(described, which, step):
+  for directory in (described, described.parent):
+    assert find_checkpoint(directory, which) == (described, step)
+  if which != "best":
+    assert find_checkpoint(described / f"{step:08d}", which) == (described, step)
+
+
+def test_the_best_averaged_weights_are_those_with_the_best_averages(described):
+  assert find_checkpoint(described, "best", best_metric="ema_top1") == (described, 123456789)
+
+
+def test_load_model_takes_the_best_of_what_it_reads(tmp_path, model):
+  """The raw weights were best at the first step, their averages at the second."""
+  _, params = split(model)
+  description = {"model": CONFIG, "class_names": None}
+  checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=3)
+  for step, top1, ema_top1 in ((10, 50, 1), (20, 40, 3), (30, 30, 2)):
+    metadata = {**description, "metrics": {"top1": top1, "ema_top1": ema_top1}}
+    checkpoints.save(step, {"params": params, "ema": params}, metadata)
+  checkpoints.close()
+  assert load_model(tmp_path, "best").step == 10
+  assert load_model(tmp_path, "best", ema=True).step == 20
+
+
+@pytest.mark.parametrize(
+  "which",
+  ["8", "-7", "+7", "7.0", " 7", "\u0667", "\uff19", "step 7", "0x7", "", "9" * 5000, "LAST"],
+)
+def test_what_names_no_checkpoint_is_refused(described, which):
+  with pytest.raises(UserError, match="expected last, best or 7, 45, 123456789"):
+    find_checkpoint(described, which)
+
+
+@pytest.mark.parametrize("which", ["best", "45", "00000045", "other"])
+def test_one_checkpoint_is_not_another_one(described, which):
+  with pytest.raises(UserError, match=f"00000007 is one checkpoint, without '{which}'; name "):
+    find_checkpoint(described / "00000007", which)
+
+
+def test_the_best_needs_an_evaluation(described):
+  with pytest.raises(UserError, match="has the metric eval_f1; take last"):
+    find_checkpoint(described, "best", best_metric="eval_f1")
+
+
 def test_what_was_saved_is_the_state_of_that_step(checkpoints):
   shape = {"x": jax.ShapeDtypeStruct((1000,), jnp.float32)}
   for step, value in ((20, 3), (40, 7), (50, 9)):

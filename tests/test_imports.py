@@ -142,7 +142,7 @@ def test_help_and_mistyped_flags_need_neither_jax_nor_numpy(arguments):
   )
   assert result.returncode == (0 if "--help" in arguments else 2)
   imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-  assert "ml_collections" in imported
+  assert "gfnet_jax.command_line" in imported
   slow = {"jax", "flax", "numpy", "grain", "tensorflow_datasets", "orbax", "PIL", "torch"}
   assert not imported & slow
 

@@ -22,9 +22,9 @@ from gfnet_jax.data.pipeline import (
   eval_batches,
   train_batches,
 )
-from gfnet_jax.data.samples import PADDING, Share, nth_batch, sample_rng
+from gfnet_jax.data.samples import PADDING, Share, nth_batch, sample_rng, try_transforms
 from gfnet_jax.data.sources.records import BadRecordError, Record
-from gfnet_jax.data.transforms import EvalTransform
+from gfnet_jax.data.transforms import EvalTransform, TrainTransform
 from gfnet_jax.errors import UserError
 
 
@@ -345,3 +345,54 @@ def test_a_label_out_of_range_stops_at_once(label):
     train(Mislabelled(16), steps=2, batch_size=8)
   with pytest.raises(DataError, match=message):
     list(eval_batches(Mislabelled(16), EvalTransform(4), share=Share(8), reading=Reading()))
+
+
+class SizedSource:
+  """Images of one size, by name; some cannot be read."""
+
+  class_names = ("one",)
+
+  def __init__(self, name, width, height, *, bad=False):
+    self.name, self.size, self.bad = name, (width, height), bad
+
+  def __len__(self):
+    return 3
+
+  def __getitem__(self, index):
+    png = io.BytesIO()
+    Image.new("L", self.size).save(png, "PNG")
+    return Record(png.getvalue()[: 20 if self.bad else None], 0, f"{self.name}[{index}]")
+
+
+@pytest.mark.parametrize(
+  ("train", "evaluation", "image_size", "crop", "message"),
+  [
+    ((32, 32), (31, 32), 32, "pad", r"val\[0\]: got an image of 32x31 .* expected 32x32"),
+    ((60, 60), (28, 28), 32, "random_resized", r"val\[0\]: got an image of 28x28"),
+    ((32, 16), (16, 32), (16, 32), "random_resized", r"val\[0\]: got an image of 32x16"),
+    ((7, 7), (16, 16), 16, "pad", r"train\[0\]: got an image of 7x7 .* padded by 4, expected"),
+  ],
+)
+def test_images_of_a_wrong_size_are_found_at_the_start(
+  train, evaluation, image_size, crop, message
+):
+  transforms = TrainTransform(image_size=image_size, crop=crop), EvalTransform(image_size)
+  sources = SizedSource("train", *train), SizedSource("val", *evaluation)
+  with pytest.raises(UserError, match=message):
+    try_transforms(sources[0], transforms[0], sources[1], transforms[1])
+
+
+@pytest.mark.parametrize(("train", "evaluation"), [((32, 32), (32, 32)), ((24, 30), (32, 32))])
+def test_images_that_fit_pass(train, evaluation):
+  sources = SizedSource("train", *train), SizedSource("val", *evaluation)
+  try_transforms(
+    sources[0], TrainTransform(image_size=32, crop="pad"), sources[1], EvalTransform(32)
+  )
+
+
+def test_an_unreadable_first_image_matters_for_evaluation_only():
+  good, bad = SizedSource("good", 32, 32), SizedSource("bad", 32, 32, bad=True)
+  transforms = TrainTransform(image_size=32), EvalTransform(32)
+  try_transforms(bad, transforms[0], good, transforms[1])
+  with pytest.raises(UserError, match=r"evaluation image 0: bad\[0\] is not a readable image"):
+    try_transforms(good, transforms[0], bad, transforms[1])

@@ -1,8 +1,11 @@
 """tools/predict.py: the same classes as the model gives, as a table and as JSON."""
 
 import functools
+import io
 import json
+import os
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -94,3 +97,115 @@ def test_mistakes_are_told_in_one_line(directory, predict):
     code, output, error = predict(directory / "named", *arguments)
     assert (code, output) == (2, "")
     assert re.fullmatch(rf"error: [^\n]*{match}[^\n]*\n", error), error
+
+
+@pytest.fixture
+def folder(directory, tmp_path):
+  """Three good images among what is none."""
+  for name in ("1.png", "3.png", "inner/5.png"):
+    path = tmp_path / "photos" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((directory / "images/b.png").read_bytes())
+  return tmp_path / "photos"
+
+
+def bad_files():
+  png = io.BytesIO()
+  Image.effect_noise((60, 70), 99).save(png, "PNG")
+  eps = io.BytesIO()
+  Image.new("RGB", (60, 70)).save(eps, "EPS")
+  return {
+    "empty.jpg": b"",
+    "truncated.png": png.getvalue()[:-2000],
+    "page.jpg": b"<html>404</html>",
+    "really eps.jpeg": eps.getvalue(),
+    "new\nline.gif": b"GIF89a",
+  }
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+@pytest.mark.parametrize("name", bad_files())
+def test_one_bad_file_does_not_end_the_rest(directory, predict, folder, name, batch_size):
+  (folder / name).write_bytes(bad_files()[name])
+  code, output, error = predict(directory / "named", folder, "--json", "--batch-size", batch_size)
+  assert code == 2
+  found = [json.loads(line)["image"] for line in output.splitlines()]
+  assert found == [str(folder / good) for good in ("1.png", "3.png", "inner/5.png")]
+  warning, summary = error.splitlines()
+  visible = (str(folder) + "/" + name).replace("\n", "\\n")
+  assert warning.startswith(f"warning: cannot read {visible}: not a readable image: ")
+  assert summary.startswith("error: 1 of 4 images cannot be read (see the warnings above); ")
+
+
+def test_a_folder_of_bad_files_names_them_all(directory, predict, tmp_path):
+  for name, data in bad_files().items():
+    (tmp_path / name).write_bytes(data)
+  code, output, error = predict(directory / "named", tmp_path)
+  assert (code, output) == (2, "")
+  assert len(error.splitlines()) == 6
+  assert error.endswith(
+    "error: 5 of 5 images cannot be read (see the warnings above); repair or remove them\n"
+  )
+
+
+def test_a_file_that_may_not_be_read_is_one_of_them(directory, predict, folder, monkeypatch):
+  def opened(path, *args, original=Path.open, **options):
+    if path.name == "1.png":
+      raise PermissionError(13, "Permission denied", str(path))
+    return original(path, *args, **options)
+
+  monkeypatch.setattr(Path, "open", opened)
+  code, output, error = predict(directory / "named", folder, "--json")
+  assert (code, output.count("\n")) == (2, 2)
+  assert f"warning: cannot read {folder}/1.png: Permission denied\n" in error
+
+
+def test_what_is_no_image_of_a_folder(directory, predict, folder):
+  """Hidden files, formats that are not read, folders and pipes with names of images."""
+  good = (folder / "1.png").read_bytes()
+  for name in ("._1.png", ".cache/2.png", "document.pdf", "drawing.eps", "icon.psd", "notes.txt"):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(good)
+  (folder / "album.png").mkdir()
+  os.mkfifo(folder / "pipe.png")
+  code, output, error = predict(directory / "named", folder, "--json")
+  assert (code, output.count("\n"), error) == (0, 3, "")
+  code, output, _ = predict(directory / "named", folder / "._1.png", "--json")
+  assert (code, output.count("\n")) == (0, 1), "a hidden file that is named is meant"
+
+
+def test_a_clipped_image_is_named_once(directory, predict, tmp_path, caplog):
+  for name in ("a.png", "b.png", "c.tif"):
+    Image.fromarray(np.full((60, 70), 1000, np.uint16)).save(tmp_path / name)
+  assert predict(directory / "named", tmp_path)[0] == 0
+  [record] = caplog.records
+  assert f"{tmp_path}/a.png is a grey image of more than 8 bits" in record.getMessage()
+
+
+def test_images_of_another_size_are_named(predict, tmp_path):
+  """By a model of small images, which are not resized."""
+  config = CONFIG | dict(image_size=(16, 16))
+  save_model(tmp_path / "small", gfnet_jax.create_model(**config), config, NAMES)
+  for name, size in (("a.png", (16, 16)), ("b.png", (15, 16)), ("c.png", (300, 2))):
+    (tmp_path / "images").mkdir(exist_ok=True)
+    Image.new("RGB", size).save(tmp_path / "images" / name)
+  code, output, error = predict(tmp_path / "small", tmp_path / "images", "--json")
+  assert (code, output.count("\n")) == (2, 1)
+  assert f"warning: {tmp_path}/images/b.png: got an image of 16x15 (height x width)" in error
+  assert "error: 2 of 3 images cannot be read" in error
+
+
+def test_probabilities_that_are_not_finite_are_json(predict, tmp_path):
+  model = gfnet_jax.create_model(**CONFIG)
+  model.head.bias[...] = jnp.full(7, jnp.nan)
+  save_model(tmp_path / "broken", model, CONFIG, NAMES)
+  Image.new("RGB", (60, 70)).save(tmp_path / "a.png")
+  code, output, _ = predict(tmp_path / "broken", tmp_path / "a.png", "--json")
+  assert code == 0
+
+  def refuse(constant):
+    raise AssertionError(f"{constant} is no JSON")
+
+  [line] = output.splitlines()
+  predictions = json.loads(line, parse_constant=refuse)["predictions"]
+  assert [one["probability"] for one in predictions] == 5 * [None]

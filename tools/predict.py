@@ -8,6 +8,8 @@ One JSON object per image, for other programs:
 
   python tools/predict.py runs/gfnet-xs holidays/ --json > predictions.jsonl
 
+An image that cannot be read is named and left out, and the exit code is 2 at the end.
+
 Classes have the names in the checkpoint, or in a file with one name per line; without
 either, as after converting official weights, they are shown by index:
 
@@ -15,15 +17,15 @@ either, as after converting official weights, they are shown by index:
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project need not be installed
 
-from gfnet_jax import startup
 from gfnet_jax.command_line import ArgumentParser, run
 from gfnet_jax.errors import UserError
+from gfnet_jax.files import to_json
+from gfnet_jax.text import printable
 
 
 def main(arguments: list[str]) -> None:
@@ -44,7 +46,10 @@ def main(arguments: list[str]) -> None:
     parser.error("--top and --batch-size must be positive")
   paths = find_images(options.images)
 
+  from gfnet_jax import startup
+
   startup.start()
+  startup.check_devices()
   import gfnet_jax
 
   saved = gfnet_jax.load_model(
@@ -55,32 +60,51 @@ def main(arguments: list[str]) -> None:
     saved = dataclasses.replace(saved, class_names=names)
   show = print_json if options.json else print_table
   predictions = saved.predict_each(paths, top=options.top, batch_size=options.batch_size)
+  bad = 0
   for path, best in zip(paths, predictions, strict=True):
-    show(path, best)
+    if not isinstance(best, UserError):
+      show(path, best)
+    elif len(paths) == 1:
+      raise best
+    else:
+      bad += 1
+      print(f"warning: {printable(best, limit=4000)}", file=sys.stderr, flush=True)
+  if bad:
+    raise UserError(
+      f"{bad} of {len(paths)} images cannot be read (see the warnings above); repair or remove them"
+    )
 
 
 def find_images(paths: list[Path]) -> list[Path]:
   """The files among the paths, and the image files under the folders among them, sorted.
 
+  Files and folders whose names begin with a dot are no images, unless they are named.
+
   Raises:
     UserError: for a path that does not exist, or a folder without images.
   """
-  from PIL import Image
+  from gfnet_jax.data.decode import image_suffixes
 
-  suffixes = Image.registered_extensions()
+  suffixes = image_suffixes()
   images = []
   for path in paths:
     found = (
       [path]
       if path.is_file()
       else sorted(
-        file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in suffixes and file.is_file() and not _is_hidden(file, path)
       )
     )
     if not found:
       raise UserError(f"no images in {path}, expected an image file or a folder with some")
     images += found
   return images
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+  return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def read_class_names(path: Path, num_classes: int) -> list[str]:
@@ -105,13 +129,13 @@ def print_json(path: Path, best: list) -> None:
   predictions = [
     {"index": one.index, "class": one.class_name, "probability": one.probability} for one in best
   ]
-  print(json.dumps({"image": str(path), "predictions": predictions}), flush=True)
+  print(to_json({"image": str(path), "predictions": predictions}), flush=True)
 
 
 def print_table(path: Path, best: list) -> None:
-  print(path)
+  print(printable(path, limit=4000))
   for one in best:
-    print(f"  {one.probability:7.2%}  {one.class_name}", flush=True)
+    print(f"  {one.probability:7.2%}  {printable(one.class_name)}", flush=True)
 
 
 if __name__ == "__main__":

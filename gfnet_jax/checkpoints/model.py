@@ -68,7 +68,7 @@ def read_model(
 
   Args:
     directory: a work directory, a directory of checkpoints, or one checkpoint.
-    which: "last", "best" or a step.
+    which: "last", "best" or a step; the best by the top-1 accuracy of what is read.
     precision: see `compute_dtype`; None for that of the training run, or "default".
     ema: take the moving averages of the parameters.
 
@@ -80,7 +80,8 @@ def read_model(
     UserError: if there is no checkpoint, it is damaged or of another version of its
       network, or the precision is unknown.
   """
-  directory, step = find_checkpoint(Path(directory), which)
+  best_metric = "ema_top1" if ema else "top1"
+  directory, step = find_checkpoint(Path(directory), which, best_metric=best_metric)
   try:
     verify(directory, step)
     metadata = read_metadata(directory, step)

@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from gfnet_jax.checkpoints.checksums import flush_to_disk, verify_checksums, write_checksums
 from gfnet_jax.distributed import barrier
 from gfnet_jax.errors import UserError
-from gfnet_jax.files import make_directory
+from gfnet_jax.files import check_name, make_directory
 
 PyTree = Any
 METADATA = "metadata.json"
@@ -226,20 +226,28 @@ def restore(directory: Path, step: int, trees: Mapping[str, PyTree]) -> dict[str
     return dict(reader.restore(path, args=ocp.args.Composite(**args)))
 
 
-def find_checkpoint(directory: Path, which: str = "last") -> tuple[Path, int]:
+def find_checkpoint(
+  directory: Path, which: str | int = "last", *, best_metric: str = "top1"
+) -> tuple[Path, int]:
   """Finds a checkpoint in a work directory, a directory of checkpoints, or itself.
 
   Args:
     directory: what the user named.
-    which: "last", "best" or a step.
+    which: "last", "best", or a step: a number, or the name of its directory.
+    best_metric: key in the metadata's "metrics" by which the best is the greatest.
 
   Returns:
     (directory of checkpoints, step).
 
   Raises:
-    UserError: if there is none.
+    UserError: if there is none, or the directory is a checkpoint and which means another.
   """
+  check_name(directory)
+  number = re.fullmatch(r"0*(\d{1,18})", str(which), re.ASCII)
+  step = int(number[1]) if number else None
   if _STEP.fullmatch(directory.name) and (directory / METADATA).is_file():
+    if which != "last" and step != int(directory.name):
+      raise UserError(f"{directory} is one checkpoint, without {which!r}; name {directory.parent}")
     return directory.parent, int(directory.name)
   nested = directory / "checkpoints"
   directory = nested if nested.is_dir() else directory
@@ -249,15 +257,14 @@ def find_checkpoint(directory: Path, which: str = "last") -> tuple[Path, int]:
       f"no checkpoint in {directory}; expected a work directory of train.py, or a directory "
       "written by convert_torch_weights.py"
     )
-  if which == "last":
-    return directory, steps[-1]
-  step = best_step(directory, "top1") if which == "best" else which
-  if step is None:
-    raise UserError(f"no checkpoint in {directory} was evaluated; take last instead of best")
-  if str(step) not in map(str, steps):
+  if which in ("last", "best"):
+    step = steps[-1] if which == "last" else best_step(directory, best_metric)
+  if step is None and which == "best":
+    raise UserError(f"no checkpoint in {directory} has the metric {best_metric}; take last")
+  if step not in steps:
     found = ", ".join(map(str, steps))
     raise UserError(f"no checkpoint {which!r} in {directory}, expected last, best or {found}")
-  return directory, int(step)
+  return directory, step
 
 
 def on_one_device(shapes: PyTree) -> PyTree:

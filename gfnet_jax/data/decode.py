@@ -1,24 +1,45 @@
 """Image files to Pillow images of mode RGB, as the official loader decodes them."""
 
 import contextlib
+import functools
 import io
+import logging
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
+from gfnet_jax.text import printable
+
+logger = logging.getLogger(__name__)
+# Raster formats only: for others, such as EPS, Pillow starts external programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+MAX_PIXELS = 120_000_000  # two copies of 4 bytes each, as converting takes, are less than 1 GB
+
 
 class BadImageError(ValueError):
-  """Data that cannot be decoded as an image: corrupt, truncated, empty or a bomb."""
+  """Data that cannot be decoded as an image: corrupt, truncated, empty or too large."""
 
 
-def open_image(data: bytes) -> Image.Image:
-  """Reads the header of an image file in any format that Pillow knows; decodes no pixels.
+def open_image(data: bytes | BinaryIO) -> Image.Image:
+  """Reads the header of an image file in one of FORMATS; decodes no pixels.
+
+  Args:
+    data: the contents of the file, or the opened file, which must stay open until the
+      image is decoded.
 
   Raises:
-    BadImageError: if Pillow cannot read it, with Pillow's reason.
+    BadImageError: if Pillow cannot read it, with Pillow's reason, or if it has more than
+      MAX_PIXELS.
   """
   with _reading_errors():
-    return Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
+  if image.width * image.height > MAX_PIXELS:
+    raise BadImageError(
+      f"too large: {image.width}x{image.height} pixels, expected at most {MAX_PIXELS:,} in all; "
+      "make it smaller"
+    )
+  return image
 
 
 def load_rgb(image: Image.Image) -> Image.Image:
@@ -35,9 +56,32 @@ def load_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def decode_image(data: bytes) -> Image.Image:
-  """`open_image`, then `load_rgb`: from the bytes of a file to a decoded image of mode RGB."""
+def decode_image(data: bytes | BinaryIO) -> Image.Image:
+  """`open_image`, then `load_rgb`: from an image file to a decoded image of mode RGB."""
   return load_rgb(open_image(data))
+
+
+def is_clipped(image: Image.Image) -> bool:
+  """Whether `load_rgb` clips the image's values to 0 ... 255, where it scales others.
+
+  So it is with grey images of 16 or 32 bits or of floats, which become white or black.
+  """
+  return image.mode == "F" or image.mode.startswith("I")
+
+
+@functools.cache
+def warn_of_clipping(name: str) -> None:
+  """Says that an image is one of those that `is_clipped` finds; once, however often it is read."""
+  logger.warning(
+    "%s is a grey image of more than 8 bits: values above 255 become white, fractions "
+    "black, as in the official loader; convert such images to 8 bits (others are not named)",
+    printable(name),
+  )
+
+
+def image_suffixes() -> set[str]:
+  """The endings of the names of files in FORMATS, such as ".jpg", in lower case."""
+  return {end for end, format in Image.registered_extensions().items() if format in FORMATS}
 
 
 @contextlib.contextmanager
@@ -45,7 +89,10 @@ def _reading_errors() -> Iterator[None]:
   try:
     yield
   except UnidentifiedImageError:
-    raise BadImageError("not a readable image: empty or of no known format") from None
+    raise BadImageError(
+      f"not a readable image: empty, damaged, or none of {', '.join(FORMATS)}"
+    ) from None
   # Damaged files raise OSError, SyntaxError, ValueError, struct.error and more.
   except Exception as error:
-    raise BadImageError(f"not a readable image: {error}") from error
+    reason = printable(error) or type(error).__name__
+    raise BadImageError(f"not a readable image: {reason}") from error

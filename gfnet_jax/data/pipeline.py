@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gfnet_jax.data.decode import warn_of_clipping
 from gfnet_jax.data.on_device.erasing import Erasing
 from gfnet_jax.data.samples import EvalSamples, Share, TrainSamples
 from gfnet_jax.data.sources.records import Source
@@ -99,7 +100,7 @@ def train_batches(
   )
   skipped_before = sum(index < first_batch for index in set(skipped))
   batches = iterate_batches(samples, share.rows, first_batch - skipped_before, **reading._asdict())
-  return _raising_data_errors(batches)
+  return _reported(batches)
 
 
 def eval_batches(
@@ -116,15 +117,23 @@ def eval_batches(
   """
   samples = EvalSamples(source, transform, share)
   batches = iterate_batches(samples, share.rows, first_batch=0, **reading._asdict())
-  return _raising_data_errors(batches)
+  return _reported(batches)
 
 
-def _raising_data_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
-  """The batches; closing this closes them."""
+def _reported(batches: Iterator[Batch]) -> Iterator[Batch]:
+  """The batches, with a warning that names the first clipped image; closing this closes them."""
+  named = False
   try:
-    yield from batches
+    for batch in batches:
+      clipped = batch.pop("clipped")  # a worker cannot know what others have said
+      if not named and clipped.any():
+        warn_of_clipping(str(clipped[clipped != ""][0]))
+        named = True
+      yield batch
   except UserError as error:
     raise DataError(str(error)) from error
+  finally:
+    batches.close()
 
 
 def check_fills_a_batch(source: Source, batch_size: int) -> None:

@@ -4,6 +4,7 @@ Each is a pure function of the seed and of its position, never of workers, threa
 processes.
 """
 
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Collection, Iterator
@@ -11,12 +12,14 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
+from PIL import Image
 
-from gfnet_jax.data.decode import BadImageError, decode_image, open_image
+from gfnet_jax.data.decode import BadImageError, is_clipped, load_rgb, open_image
 from gfnet_jax.data.on_device.erasing import Erasing, draw_erasing_boxes
 from gfnet_jax.data.sources.records import BadRecordError, Source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
 from gfnet_jax.errors import UserError
+from gfnet_jax.text import printable
 
 logger = logging.getLogger(__name__)
 PADDING = -1  # the label of the images that fill up the last batch of an evaluation
@@ -56,6 +59,8 @@ def nth_batch(n: int, skipped: Collection[int]) -> int:
 
 class TrainSamples:
   """Augmented training samples of one process; every epoch is a new permutation of the source.
+
+  A sample is a row of the batches of `pipeline.train_batches`, and "clipped" of `_load`.
 
   Args:
     source: the images.
@@ -97,14 +102,15 @@ class TrainSamples:
       try:
         return {**self._sample(candidate, rng), "bad": np.bool_(bad)}
       except BadRecordError as error:
-        logger.warning("training image %d is replaced: %s", candidate, error)
+        reason = printable(error, limit=1000)
+        logger.warning("training image %d is replaced: %s", candidate, reason)
     raise UserError(
       f"training image {index} and {REPLACEMENTS} others cannot be read (see the warnings above); "
       "check the data set"
     )
 
   def _sample(self, index: int, rng: random.Random) -> dict:
-    sample = _load(self._source, index, lambda data: self._transform(open_image(data), rng))
+    sample = _load(self._source, index, lambda image: self._transform(image, rng))
     probability, max_count, _ = self._erasing
     if probability:
       size = sample["image"].shape[:2]
@@ -150,20 +156,20 @@ class EvalSamples:
     index = batch * self._share.batch_size + row
     if index >= len(self._source):
       blank = np.zeros((*self._transform.image_size, 3), np.uint8)
-      return {"image": blank, "label": np.int32(PADDING)}
+      return {"image": blank, "label": np.int32(PADDING), "clipped": np.str_()}
     try:
-      return _load(self._source, index, lambda data: self._transform(decode_image(data)))
+      return _load(self._source, index, lambda image: self._transform(load_rgb(image)))
     except BadRecordError as error:
       # Neither left out nor replaced: that would be another test than the one asked for.
       raise UserError(f"evaluation image {index}: {error}; repair or remove it") from error
 
 
-def _load(source: Source, index: int, transform: Callable[[bytes], np.ndarray]) -> dict:
-  """One record as a sample.
+def _load(source: Source, index: int, transform: Callable[[Image.Image], np.ndarray]) -> dict:
+  """One record as a sample; "clipped" is its name if decoding clips its values, else "".
 
   Raises:
     BadRecordError: if it cannot be read or decoded, with its name.
-    UserError: if its label is out of range.
+    UserError: if its label is out of range, or the transform does not take it.
   """
   record = source[index]
   if not 0 <= record.label < len(source.class_names):
@@ -172,9 +178,29 @@ def _load(source: Source, index: int, transform: Callable[[bytes], np.ndarray]) 
       "correct the data set"
     )
   try:
-    return {"image": transform(record.image), "label": np.int32(record.label)}
+    image = open_image(record.image)
+    clipped = np.str_(record.name if is_clipped(image) else "")
+    return {"image": transform(image), "label": np.int32(record.label), "clipped": clipped}
   except BadImageError as error:
     raise BadRecordError(f"{record.name} is {error}") from error
+  except UserError as error:
+    raise UserError(f"{record.name}: {error}") from error
+
+
+def try_transforms(
+  train: Source,
+  train_transform: TrainTransform,
+  evaluation: Source,
+  eval_transform: EvalTransform,
+) -> None:
+  """Puts the first image of either split through its transform.
+
+  Raises:
+    UserError: if that cannot be done, which would otherwise show at the first evaluation.
+  """
+  with contextlib.suppress(BadRecordError):  # training replaces it
+    _load(train, 0, lambda image: train_transform(image, random.Random(0)))
+  EvalSamples(evaluation, eval_transform, Share(1))[0]
 
 
 def sample_rng(seed: int, epoch: int, index: int, repetition: int = 0) -> random.Random:

@@ -8,12 +8,14 @@ from PIL import Image
 
 from gfnet_jax.data.augmentations import color_jitter, make_augmentation
 from gfnet_jax.data.crops import CROPS, CropOptions
+from gfnet_jax.data.enlarging import enlarged_part
 from gfnet_jax.data.randaugment import INTERPOLATIONS
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.image_size import ImageSize, as_height_width
 from gfnet_jax.names import look_up
 
 RESIZE_FREE_SIZE = 32  # up to this side, images are not resized (official: datasets.py)
+MOSTLY_CUT_OFF = 16  # times the pixels that are kept; thin images grow to any number of them
 
 
 def eval_transform(image: Image.Image, image_size: ImageSize) -> np.ndarray:
@@ -43,11 +45,14 @@ def eval_transform(image: Image.Image, image_size: ImageSize) -> np.ndarray:
         "choose a larger image_size or the images' own"
       )
     return np.array(image)
-  image = image.resize(_covering_width_height(image, size), Image.Resampling.BICUBIC)
+  width, height = _covering_width_height(image, size)
   # Python's round: halves go to the even side, as in torchvision's CenterCrop.
-  top = round((image.height - size[0]) / 2)
-  left = round((image.width - size[1]) / 2)
-  return np.array(image.crop((left, top, left + size[1], top + size[0])))
+  top = round((height - size[0]) / 2)
+  left = round((width - size[1]) / 2)
+  box = (left, top, left + size[1], top + size[0])
+  if height >= image.height and width * height > MOSTLY_CUT_OFF * size[0] * size[1]:
+    return enlarged_part(image, (width, height), box)
+  return np.array(image.resize((width, height), Image.Resampling.BICUBIC).crop(box))
 
 
 def _covering_width_height(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:

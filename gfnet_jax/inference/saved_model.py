@@ -13,7 +13,13 @@ from PIL import Image
 
 from gfnet_jax.checkpoints.model import read_model
 from gfnet_jax.checkpoints.store import find_checkpoint
-from gfnet_jax.data.decode import BadImageError, decode_image, load_rgb
+from gfnet_jax.data.decode import (
+  BadImageError,
+  is_clipped,
+  load_rgb,
+  open_image,
+  warn_of_clipping,
+)
 from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.data.transforms import eval_transform
 from gfnet_jax.errors import UserError
@@ -79,27 +85,45 @@ class SavedModel:
     """
     if isinstance(images, ImageLike) and getattr(images, "ndim", 3) <= 3:
       images = [images]
-    return list(self.predict_each(list(images), top=top, batch_size=batch_size))
+    predictions = []
+    for best in self.predict_each(list(images), top=top, batch_size=batch_size):
+      if isinstance(best, UserError):
+        raise best
+      predictions.append(best)
+    return predictions
 
   def predict_each(
     self, images: Sequence[ImageLike], *, top: int = 5, batch_size: int = 32
-  ) -> Iterator[list[Prediction]]:
-    """As `predict`, yielding the classes of one image after the other."""
+  ) -> Iterator[list[Prediction] | UserError]:
+    """As `predict`, one image after the other; in place of a bad image, what is wrong with it."""
     if top < 1 or batch_size < 1:
       raise UserError(f"top is {top} and batch_size is {batch_size}, expected at least 1 for both")
     top, batch_size = min(top, self.config["num_classes"]), min(batch_size, len(images))
-    _, params = split(self.model)
+    clipped = []
     for start in range(0, len(images), batch_size or 1):
-      chunk = [read_image(image, self.model.image_size) for image in images[start:][:batch_size]]
-      padded = chunk + chunk[-1:] * (batch_size - len(chunk))  # one size, to be compiled once
-      with matmul_precision(self.precision):
-        best = self._classify(params, np.stack(padded), top)
-      for row in zip(*jax.device_get(best), chunk, strict=False):
-        probabilities, indices, _ = row
-        yield [
-          Prediction(int(i), self._name(i), float(p))
-          for i, p in zip(indices, probabilities, strict=True)
-        ]
+      chunk = [
+        _try_to_read(image, self.model.image_size, clipped) for image in images[start:][:batch_size]
+      ]
+      pixels = [image for image in chunk if not isinstance(image, UserError)]
+      predictions = iter(self._predict_batch(pixels, top, batch_size) if pixels else ())
+      for image in chunk:
+        yield image if isinstance(image, UserError) else next(predictions)
+
+  def _predict_batch(
+    self, pixels: list[np.ndarray], top: int, batch_size: int
+  ) -> list[list[Prediction]]:
+    """The classes of at most batch_size arrays of the model's image size."""
+    _, params = split(self.model)
+    padded = pixels + pixels[-1:] * (batch_size - len(pixels))  # one size, to be compiled once
+    with matmul_precision(self.precision):
+      best = jax.device_get(self._classify(params, np.stack(padded), top))
+    return [
+      [
+        Prediction(int(i), self._name(i), float(p))
+        for i, p in zip(indices, probabilities, strict=True)
+      ]
+      for probabilities, indices, _ in zip(*best, pixels, strict=False)
+    ]
 
   @functools.cached_property
   def _classify(self) -> Callable[[Params, np.ndarray, int], tuple[jax.Array, jax.Array]]:
@@ -125,7 +149,8 @@ def load_model(
     source: a work directory of training, a directory of checkpoints or one checkpoint; a
       .pth or .safetensors file for the official code; or the name of a variant, whose
       official weights are then downloaded.
-    which: of the checkpoints: "last", "best" or a step.
+    which: of the checkpoints: "last", "best" (by the top-1 accuracy of the weights that are
+      taken) or a step.
     precision: see `compute_dtype`; None for that of the training run, or "default".
     ema: take the moving averages of the parameters.
 
@@ -169,17 +194,37 @@ def _is_file_of_weights(path: Path) -> bool:
   return path.is_file() or (path.suffix in WEIGHT_FILES and not path.exists())
 
 
-def read_image(image: ImageLike, image_size: tuple[int, int]) -> np.ndarray:
+def _try_to_read(
+  image: ImageLike, image_size: tuple[int, int], clipped: list[str]
+) -> np.ndarray | UserError:
+  """`read_image`, or what it raises."""
+  try:
+    return read_image(image, image_size, clipped)
+  except UserError as error:
+    return error
+
+
+def read_image(
+  image: ImageLike, image_size: tuple[int, int], clipped: list[str] | None = None
+) -> np.ndarray:
   """An image as the model is evaluated on it, (height, width, 3), uint8.
+
+  Args:
+    image: a path, a Pillow image or an array.
+    image_size: of the result.
+    clipped: receives the image's name if `is_clipped`; the first one is warned of.
 
   Raises:
     UserError: if it cannot be read, or is of another type or size.
   """
+  clipped = [] if clipped is None else clipped
   if isinstance(image, str | Path):
     try:
-      return eval_transform(decode_image(Path(image).read_bytes()), image_size)
+      with Path(image).open("rb") as file:  # Pillow takes of a large file only what it needs
+        return _to_pixels(open_image(file), image_size, str(image), clipped)
     except (OSError, BadImageError) as error:
-      raise UserError(f"cannot read {image}: {error}") from error
+      reason = getattr(error, "strerror", None) or error
+      raise UserError(f"cannot read {image}: {reason}") from error
   if isinstance(image, np.ndarray | jax.Array):
     if image.dtype != np.uint8 or not (
       image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
@@ -193,7 +238,27 @@ def read_image(image: ImageLike, image_size: tuple[int, int]) -> np.ndarray:
     raise UserError(
       f"an image is of type {type(image).__name__}, expected a path, a Pillow image or an array"
     )
+  name = str(getattr(image, "filename", "") or "an image")
+  try:
+    return _to_pixels(image, image_size, name, clipped)
+  except BadImageError as error:
+    raise UserError(f"{name} cannot be read: {error}") from error
+
+
+def _to_pixels(
+  image: Image.Image, image_size: tuple[int, int], name: str, clipped: list[str]
+) -> np.ndarray:
+  """An opened image through the evaluation transform, as `read_image`.
+
+  Raises:
+    BadImageError: if it is damaged.
+    UserError: if it is not of a size that the transform takes.
+  """
+  if is_clipped(image):
+    if not clipped:
+      warn_of_clipping(name)
+    clipped.append(name)
   try:
     return eval_transform(load_rgb(image), image_size)
-  except BadImageError as error:
-    raise UserError(f"an image cannot be read: {error}") from error
+  except UserError as error:
+    raise UserError(f"{name}: {error}") from error

@@ -8,7 +8,7 @@ import ml_collections
 
 from gfnet_jax.data.on_device.erasing import Erasing
 from gfnet_jax.data.pipeline import Batch, Reading, check_fills_a_batch, train_batches
-from gfnet_jax.data.samples import Share
+from gfnet_jax.data.samples import Share, try_transforms
 from gfnet_jax.data.sources.open import (
   check_classes,
   check_same_classes,
@@ -52,7 +52,8 @@ def open_inputs(config: ml_collections.ConfigDict, class_names: list[str] | None
     class_names: in the order of the labels so far, if the run goes on.
 
   Raises:
-    UserError: if the data cannot be read, or is not for this model and batch size.
+    UserError: if the data cannot be read, or is not for this model, its image size and
+      the batch size.
   """
   data, model = config.data, config.model
   train_source = open_source(data, data.train_split)
@@ -64,12 +65,17 @@ def open_inputs(config: ml_collections.ConfigDict, class_names: list[str] | None
   check_classes(train_source, model.num_classes)
   check_same_classes(eval_source.class_names, train_source.class_names, data.eval_split)
   check_fills_a_batch(train_source, data.batch_size)
+  train_transform = TrainTransform(
+    image_size=model.image_size, fast_decode=data.fast_decode, **config.augment
+  )
+  eval_transform = EvalTransform(model.image_size)
+  try_transforms(train_source, train_transform, eval_source, eval_transform)
   steps_per_epoch = len(train_source) / data.batch_size
   return Inputs(
     train_source,
     eval_source,
-    TrainTransform(image_size=model.image_size, fast_decode=data.fast_decode, **config.augment),
-    EvalTransform(model.image_size),
+    train_transform,
+    eval_transform,
     Reading(**data.reading),
     steps_per_epoch,
     num_steps=max(1, round(config.num_epochs * steps_per_epoch)),

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from gfnet_jax.files import write_atomically
+from gfnet_jax.files import to_json, write_atomically
 
 
 @contextlib.contextmanager
@@ -73,8 +73,7 @@ class MetricWriter:
     with _full_disk_survived(f"{kind} of step {step}"):
       if not self._events:
         self._open()
-      line = {"step": step} | {name: _finite(value) for name, value in values.items()}
-      self._files[kind].write(json.dumps(line) + "\n")
+      self._files[kind].write(to_json({"step": step} | values) + "\n")
       self._files[kind].flush()
       for name, value in values.items():
         self._write_event(step, summary=scalar(name, value))
@@ -101,11 +100,6 @@ class MetricWriter:
     for file in (*self._files.values(), *([self._events] if self._events else [])):
       with contextlib.suppress(OSError):  # said before
         file.close()
-
-
-def _finite(value: Any) -> Any:
-  """The value; None, which JSON knows, for a number that is not finite."""
-  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager
