@@ -5,6 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.arguments import check_arguments
 from gfnet_jax.models.base import Network
 from gfnet_jax.models.gfnet import GFNet, GFNetPyramid
 from gfnet_jax.models.image_size import ImageSize
@@ -62,9 +63,10 @@ def create_model(
       variant's: drop_path_rate or mixer, for example.
 
   Raises:
-    UserError: for an unknown name or override, or an image size that the patches do not
-      divide.
+    UserError: for an unknown name or override, an argument of another type or beyond what
+      `arguments.ARGUMENTS` allows, or an image size that the patches do not divide.
   """
+  check_arguments({"name": name, "image_size": image_size, "num_classes": num_classes} | overrides)
   module, settings = look_up("model", name, VARIANTS)
   known = module.__init__.__kwdefaults__.keys() | set(module.__init__.__annotations__)
   unknown = sorted(overrides.keys() - known)
@@ -72,10 +74,6 @@ def create_model(
     raise UserError(
       f"unknown option {unknown[0]!r} of {name}, expected one of {', '.join(sorted(known))}"
     )
-  sizes = {"num_classes": num_classes} | {n: v for n, v in overrides.items() if type(v) is int}
-  for size, value in sizes.items():
-    if value < 1:
-      raise UserError(f"{size} is {value}, expected at least 1")
   return module(
     image_size,
     **{**settings, **overrides},
