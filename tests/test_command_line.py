@@ -50,7 +50,7 @@ def test_unknown_fields(name, message):
 @pytest.mark.parametrize(
   ("override", "message"),
   [
-    ("--config.model=3", "model is a section of the config; set one of its fields: model.backend, "),
+    ("--config.model=3", "model is a section of the config; set one of its fields: model."),
     ("--config.data.reading=None", "data.reading is a section"),
     ("--config.seed=many", "config.seed=many"),
     ("--config.seed=1.5", "config.seed=1.5"),

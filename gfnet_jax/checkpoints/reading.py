@@ -1,8 +1,10 @@
 """One checkpoint: what it says of itself and the arrays that it holds, both verified."""
 
 import contextlib
+import inspect
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +96,33 @@ def restore(directory: Path, step: int, trees: Mapping[str, PyTree]) -> dict[str
   """
   args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
   path = checkpoint_path(directory, step)
-  try:
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-      return dict(reader.restore(path.absolute(), args=ocp.args.Composite(**args)))
-  except Exception as error:  # as above
-    raise _unreadable(path, " or ".join(trees), error) from error
+  with _quiet_after_a_failure():
+    try:
+      with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        return dict(reader.restore(path.absolute(), args=ocp.args.Composite(**args)))
+    except Exception as error:  # as above
+      raise _unreadable(path, " or ".join(trees), error) from error
 
 
 def on_one_device(shapes: PyTree) -> PyTree:
   """The same jax.ShapeDtypeStructs, placed on the first local device."""
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+@contextlib.contextmanager
+def _quiet_after_a_failure() -> Iterator[None]:
+  """Keeps Orbax from printing a traceback for every array that was being read when one failed."""
+  before = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    abandoned = inspect.iscoroutine(unraisable.object)
+    if not abandoned and str(unraisable.exc_value) != "Event loop is closed":
+      before(unraisable)
+
+  sys.unraisablehook = hook
+  yield
+  sys.unraisablehook = before  # after a failure it stays: the last of them come later
 
 
 def _unreadable(path: Path, trees: str, error: Exception) -> DamagedError:
