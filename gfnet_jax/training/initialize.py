@@ -44,12 +44,12 @@ def initial_params(
     raise UserError(
       f"init_checkpoint {init_checkpoint}, a {name}, is not the network of config.model: {error}"
     ) from error
-  say(f"Initial weights: {printable(init_checkpoint)}, {_describe(saved, model)}")
+  say(f"Initial weights: {printable(init_checkpoint)}, {describe_weights(saved, model)}")
   return replicate(params, mesh)
 
 
-def _describe(saved: SavedModel, model: Network) -> str:
-  """What weights are loaded and what was done to them, as a part of a line."""
+def describe_weights(saved: SavedModel, model: Network) -> str:
+  """What weights a model begins with and what was done to them, as a part of a line."""
   parts = [f"a {saved.config['name']}" + (f" of step {saved.step}" if saved.step else "")]
   before, after = ("x".join(map(str, m.image_size)) for m in (saved.model, model))
   if before != after:
