@@ -16,7 +16,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from gfnet_jax.command_line import ArgumentParser, add_process_flags, read_config, run
+from gfnet_jax.command_line import ArgumentParser, add_process_flags, run
 
 
 def main(arguments: list[str]) -> None:
@@ -32,10 +32,10 @@ def main(arguments: list[str]) -> None:
   )
   add_process_flags(parser)
   options, overrides = parser.parse_known_args(arguments)
-  config = read_config(options.config, overrides)
-
   from gfnet_jax import startup
+  from gfnet_jax.config_files import read_config
 
+  config = read_config(options.config, overrides)
   startup.start()
   import gfnet_jax
   from gfnet_jax import distributed

@@ -1,4 +1,4 @@
-"""What the scripts share: configs from flags, one-line errors, exit codes.
+"""What the scripts share: flags, one-line errors, exit codes.
 
 Little is imported with this module, since only `run` is prepared for Ctrl-C.
 """
@@ -10,16 +10,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
-if TYPE_CHECKING:
-  import ml_collections
-
-ROOT = Path(__file__).parent.parent  # holds configs/
 INTERRUPTED, READER_GONE = 128 + signal.SIGINT, 128 + signal.SIGPIPE  # as shells count
 # What a system says of a disk, a name or a limit, wherever it is met: no bugs of ours.
 SYSTEM_ERRORS = {
@@ -153,62 +148,3 @@ def add_process_flags(parser: ArgumentParser) -> None:
   group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
   group.add_argument("--num-processes", type=int, help="of the run")
   group.add_argument("--process-id", type=int, help="0, 1, ...: of this process")
-
-
-def read_config(specifier: str, overrides: list[str]) -> "ml_collections.ConfigDict":
-  """Loads a config file and applies `--config.field=value` overrides.
-
-  Args:
-    specifier: path of a Python file with `get_config()`, or "path:argument" for
-      `get_config(argument)`.
-    overrides: command-line arguments, of which all must be overrides.
-
-  Raises:
-    UserError: for a file without a config, an unknown field, a value of another type,
-      or an argument that is no override.
-  """
-  from absl import flags
-  from ml_collections import config_flags
-
-  config = _load_config(specifier)
-  values = flags.FlagValues()
-  original, sys.argv = sys.argv, ["", *overrides]  # config_flags reads overrides from here
-  try:
-    config_flags.DEFINE_config_dict("config", config, flag_values=values)
-    rest = values(sys.argv)[1:]
-  except (KeyError, AttributeError) as error:
-    field = " ".join(
-      str(error.args[0]).strip("\"'").replace("\\n", " ").replace("\\'", "'").split()
-    )
-    given = (override.partition("=")[0].removeprefix("--config.") for override in overrides)
-    field = next((name for name in given if name.split(".")[-1] == field), field)
-    raise UserError(f"unknown config field {field}; see {specifier}") from error
-  except flags.UnrecognizedFlagError as error:
-    raise UserError(f"unknown flag --{error.flagname} (see --help)") from error
-  except (flags.Error, TypeError, ValueError) as error:
-    raise UserError(f"{' '.join(str(error).split())}; see {specifier}") from error
-  finally:
-    sys.argv = original
-  if rest:
-    raise UserError(f"unexpected argument {rest[0]!r} (see --help)")
-  return config
-
-
-def _load_config(specifier: str) -> "ml_collections.ConfigDict":
-  import inspect
-  import runpy
-
-  path, colon, argument = specifier.partition(":")
-  if not Path(path).is_file() and (ROOT / path).is_file():
-    path = str(ROOT / path)  # called from another directory
-  if not Path(path).is_file():
-    raise UserError(f"config file {path} not found; the ready-made ones are in configs/")
-  get_config = runpy.run_path(path).get("get_config")
-  if get_config is None:
-    raise UserError(f"config file {path} has no function get_config()")
-  if colon and not inspect.signature(get_config).parameters:
-    raise UserError(f"config file {path} takes no argument, found {argument!r} after the colon")
-  try:
-    return get_config(argument) if colon else get_config()
-  except (KeyError, ValueError) as error:
-    raise UserError(f"config {specifier}: {error}") from error

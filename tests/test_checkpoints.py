@@ -11,15 +11,8 @@ import pytest
 import gfnet_jax
 from gfnet_jax.checkpoints.checksums import DamagedError
 from gfnet_jax.checkpoints.model import save_model
-from gfnet_jax.checkpoints.store import (
-  Checkpoints,
-  best_step,
-  find_checkpoint,
-  list_steps,
-  on_one_device,
-  restore,
-  verify,
-)
+from gfnet_jax.checkpoints.reading import on_one_device, restore, verify
+from gfnet_jax.checkpoints.store import Checkpoints, best_step, find_checkpoint, list_steps
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import split

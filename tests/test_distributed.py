@@ -31,7 +31,9 @@ FULL = (
 
 
 def losses(workdir: Path) -> list[float]:
-  return [line["train_loss"] for line in read_lines(workdir / "metrics.jsonl") if "epoch" in line]
+  return [
+    line["train_loss"] for line in read_lines(workdir / "metrics.jsonl") if "train_loss" in line
+  ]
 
 
 @pytest.fixture(scope="module")

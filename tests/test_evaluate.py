@@ -1,5 +1,7 @@
 """Evaluation counts every image once for any batch size and number of devices."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.data.pipeline import Reading
 from gfnet_jax.data.sources.tfds import TfdsSource
 from gfnet_jax.data.transforms import EvalTransform
+from gfnet_jax.inference import evaluate
 from gfnet_jax.inference.evaluate import evaluate_params, make_eval_step
 from gfnet_jax.models.functional import split
-from gfnet_jax.sharding import BATCH_AXIS, replicated
+from gfnet_jax.sharding import BATCH_AXIS, make_mesh, replicated
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +76,30 @@ def test_every_image_counts_once(model, expected, devices, batch_size):
   assert results["top1"] == pytest.approx(expected["top1"], abs=1e-9)
   assert results["top5"] == pytest.approx(expected["top5"], abs=1e-9)
   assert results["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("batches", [1, 2, 5])
+def test_the_rate_has_neither_compiling_nor_the_start_of_workers(monkeypatch, batches):
+  clock = SimpleNamespace(now=100.0)
+
+  class Step:
+    def lower(self, params, batch):
+      clock.now += 60.0
+      return SimpleNamespace(compile=lambda: None)
+
+    def __call__(self, params, batch):
+      clock.now += 2.0
+
+  def read(*arguments, **options):
+    clock.now += 30.0
+    yield from range(batches)
+
+  monkeypatch.setattr(evaluate.time, "monotonic", lambda: clock.now)
+  monkeypatch.setattr(evaluate, "eval_batches", read)
+  monkeypatch.setattr(evaluate, "to_devices", lambda batches, mesh: batches)
+  monkeypatch.setattr(evaluate, "summarize", lambda results: {"batches": len(results)})
+  images = range(8 * batches)
+  results = evaluate_params(
+    *(Step(), {}, images, None), batch_size=8, mesh=make_mesh(), reading=Reading()
+  )
+  assert results == {"batches": batches, "images_per_second": 4.0}

@@ -20,7 +20,8 @@ import pytest
 from helpers import finish, read_lines, wait_for_line
 
 from configs.digits import get_config
-from gfnet_jax.checkpoints.store import list_steps, verify
+from gfnet_jax.checkpoints.reading import verify
+from gfnet_jax.checkpoints.store import list_steps
 from gfnet_jax.data.pipeline import DataError, Reading, train_batches
 from gfnet_jax.data.samples import Share
 from gfnet_jax.data.sources.open import open_source
@@ -253,7 +254,9 @@ def test_it_can_be_skipped(poison, tmp_path):
   config = small_config(on_nonfinite="skip")
   poison(config, 11)
   loop.train(config, tmp_path / "run")
-  lines = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "epoch" in line]
+  lines = [
+    line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "skipped_steps" in line
+  ]
   assert [line["skipped_steps"] for line in lines] == [0] * 11 + [1] * 16
 
 
@@ -289,6 +292,35 @@ def test_what_is_not_finite_is_not_saved(poison, tmp_path):
   config.num_epochs = 6.0
   shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000027")
   assert loop.train(config, tmp_path / "run")["images"] == 360
+
+
+@pytest.mark.parametrize(
+  ("keep_every", "eval_every", "kept"),
+  [
+    (1.0, 2.5, [4, 9, 11, 13]),
+    pytest.param(0.5, 3.0, [2, 4, 7, 9, 11, 13], marks=pytest.mark.slow),
+    pytest.param(2.0, 0.75, [9, 13], marks=pytest.mark.slow),
+  ],
+)
+def test_what_is_to_be_kept_is_saved_between_evaluations(tmp_path, keep_every, eval_every, kept):
+  """In three epochs of 4.49 steps; the last evaluation and its step are kept as well."""
+  config = small_config(num_epochs=3.0, eval_every_epochs=eval_every, log_every_steps=9)
+  config.checkpoints.update(keep_every_epochs=keep_every, keep_last=1)
+  loop.train(config, tmp_path / "run")
+  steps = set(list_steps(tmp_path / "run" / "checkpoints"))
+  assert steps >= set(kept)
+  evaluated = [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")]
+  assert steps <= {*kept, *evaluated}
+
+
+@pytest.mark.slow
+def test_a_run_whose_steps_were_skipped_is_no_success(tmp_path):
+  """Also when it is started once more."""
+  config = small_config(on_nonfinite="skip", log_every_steps=9)
+  config.optimizer.update(learning_rate=1e38, clip_norm=0.0, warmup_epochs=0.0)
+  for _ in range(2):
+    with pytest.raises(UserError, match="the model is not trained"):
+      loop.train(config, tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_does_not_outlive_those_after_it(trained, tmp_path):

@@ -13,6 +13,7 @@ from helpers import ROOT
 # From the ground up: a module imports from its own floor and those below.
 GROUND = (
   "command_line",
+  "config_files",
   "distributed",
   "errors",
   "files",

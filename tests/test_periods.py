@@ -24,3 +24,9 @@ def test_every_multiple_is_due_at_the_nearest_step(period, last):
   multiples = [round(i * period) for i in range(1, int(last / period) + 2)]
   expected = {step for step in multiples if step <= last} | {last}
   assert due(Every(period, last), last) == sorted(expected)
+
+
+def test_periods_that_are_absurd():
+  assert due(Every(5e-324), 3) == [1, 2, 3]
+  assert due(Every(1e-300, last=2), 3) == [1, 2, 3]
+  assert due(Every(1e300, last=2), 3) == [2]

@@ -1,5 +1,7 @@
 """Fine-tuning from a checkpoint: another resolution, other classes, fewer epochs."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from helpers import read_lines
@@ -11,7 +13,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import split
 from gfnet_jax.sharding import make_mesh
-from gfnet_jax.training.initialize import initial_params, load_teacher
+from gfnet_jax.training.initialize import describe_weights, initial_params, load_teacher
 
 CONFIG = dict(name="gfnet-ti", image_size=64, num_classes=5, embed_dim=16, depth=2)
 
@@ -36,9 +38,12 @@ def test_parameters_are_those_of_the_checkpoint(pretrained):
     np.testing.assert_array_equal(value, saved[name], err_msg=name)
 
 
-def test_another_number_of_classes_gets_a_fresh_head(pretrained):
+def test_another_number_of_classes_gets_a_fresh_head(pretrained, capsys):
   _, saved = split(load_model(pretrained).model)
   params = start_from(pretrained, num_classes=7)
+  assert capsys.readouterr().out == (
+    f"Initial weights: {pretrained}, a gfnet-ti, with a new head: 7 classes instead of 5\n"
+  )
   assert params["head.kernel"].shape == (16, 7)
   assert np.std(params["head.kernel"]) > 0
   np.testing.assert_array_equal(params["blocks.1.mlp.fc1.kernel"], saved["blocks.1.mlp.fc1.kernel"])
@@ -48,6 +53,24 @@ def test_another_size_resizes_filters_and_position_embedding(pretrained):
   params = start_from(pretrained, image_size=(96, 128))
   assert params["blocks.0.filter.complex_weight"].shape == (2, 6, 5, 16)
   assert params["pos_embed"].shape == (6, 8, 16)
+
+
+@pytest.mark.parametrize(
+  ("classes", "image_size", "step", "said"),
+  [
+    (5, (64, 64), 0, "a gfnet-ti, with its head"),
+    (5, (64, 64), 30, "a gfnet-ti of step 30, with its head"),
+    (7, (64, 64), 0, "a gfnet-ti, with a new head: 7 classes instead of 5"),
+    (5, (96, 128), 0, "a gfnet-ti, resized from 64x64 to 96x128 pixels, with its head"),
+  ],
+)
+def test_what_is_said_of_initial_weights(classes, image_size, step, said):
+  before, after = (
+    SimpleNamespace(image_size=size, head=SimpleNamespace(out_features=count))
+    for size, count in (((64, 64), 5), (image_size, classes))
+  )
+  saved = SimpleNamespace(model=before, config=CONFIG, step=step)
+  assert describe_weights(saved, after) == said
 
 
 def test_another_network_is_refused(pretrained):

@@ -5,24 +5,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
+from jax.typing import DTypeLike
 
 from gfnet_jax.checkpoints.checksums import DamagedError
-from gfnet_jax.checkpoints.store import (
-  Checkpoints,
+from gfnet_jax.checkpoints.metadata import FORMAT
+from gfnet_jax.checkpoints.reading import (
   checkpoint_path,
-  find_checkpoint,
-  list_steps,
   on_one_device,
   read_metadata,
   restore,
   saved_shapes,
   verify,
 )
+from gfnet_jax.checkpoints.store import Checkpoints, find_checkpoint, list_steps
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.fit import describe_misfits
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.precision import compute_dtype
+from gfnet_jax.models.ranges import check_arguments
 from gfnet_jax.models.variants import create_model
 
 
@@ -41,12 +43,13 @@ def save_model(
     class_names: of the classes in order of their index.
 
   Raises:
-    UserError: if the config describes another model, or the directory cannot be written
-      or holds a checkpoint.
+    UserError: if the config describes another model, there are more or fewer names than
+      classes, or the directory cannot be written or holds a checkpoint.
   """
   directory = Path(directory)
-  _, expected = split(nnx.eval_shape(lambda: create_model(**config)))
-  _, params = split(model)
+  described = nnx.eval_shape(lambda: create_model(**config))
+  _check_class_names(class_names, described)
+  (_, expected), (_, params) = split(described), split(model)
   if misfits := describe_misfits(params, {name: x.shape for name, x in expected.items()}):
     raise UserError(f"the config describes another model than the one to save: {misfits}")
   if list_steps(directory / "checkpoints") or list_steps(directory):
@@ -77,27 +80,35 @@ def read_model(
     training run, "config"; "precision" is that of the model's dtype.
 
   Raises:
-    UserError: if there is no checkpoint, it is damaged or of another version of its
-      network, or the precision is unknown.
+    UserError: if there is no checkpoint, it is damaged, does not describe its model or is
+      of another version of its network, or the precision is unknown.
   """
   best_metric = "ema_top1" if ema else "top1"
   directory, step = find_checkpoint(Path(directory), which, best_metric=best_metric)
+  path, tree = checkpoint_path(directory, step), "ema" if ema else "params"
   try:
     verify(directory, step)
     metadata = read_metadata(directory, step)
+    if "model" not in metadata:
+      raise UserError(f"{path} holds no model; name a checkpoint of train.py or of save_model")
+    if not (path / tree).is_dir():
+      raise UserError(f"{directory} holds no averaged weights; train with ema_decay, or omit --ema")
     precision = precision or metadata.get("config", {}).get("precision", "default")
     dtype = compute_dtype(precision)
-    structure, shapes = split(
-      nnx.eval_shape(lambda: create_model(**metadata["model"], dtype=dtype))
-    )
-    tree = "ema" if ema else "params"
-    if not (checkpoint_path(directory, step) / tree).is_dir():
-      raise UserError(f"{directory} holds no averaged weights; train with ema_decay, or omit --ema")
+    saved = saved_shapes(directory, step, tree)
+    if not all(isinstance(array, jax.ShapeDtypeStruct) for array in saved.values()):
+      raise DamagedError(path, f"{tree} holds no arrays by name")
+    try:
+      model = _build(metadata["model"], saved, dtype)
+      _check_class_names(metadata["class_names"], model)
+    except UserError as error:
+      raise UserError(f"{path} does not describe its model: {error}") from error
+    structure, shapes = split(model)
     expected = {name: x.shape for name, x in shapes.items()}
-    if misfits := describe_misfits(saved_shapes(directory, step, tree), expected):
+    if misfits := describe_misfits(saved, expected):
       raise UserError(
-        f"{checkpoint_path(directory, step)} was saved by another version of its network: "
-        f"{misfits}; read it with the code that saved it"
+        f"{path} was saved by another version of its network: {misfits}; read it with the code "
+        "that saved it"
       )
     params = restore(directory, step, {tree: on_one_device(shapes)})[tree]
   except DamagedError as error:
@@ -107,6 +118,33 @@ def read_model(
   return merge(structure, params), metadata | {"precision": precision}
 
 
+def _build(
+  arguments: Mapping[str, Any], saved: Mapping[str, jax.ShapeDtypeStruct], dtype: DTypeLike
+) -> nnx.Module:
+  """The model that a checkpoint describes, without its arrays.
+
+  Raises:
+    UserError: if there is none, or it has more blocks than the checkpoint has arrays for.
+  """
+  if "name" not in arguments or {"dtype", "rngs"} & arguments.keys():
+    raise UserError(f"expected the arguments of create_model, found {', '.join(arguments)}")
+  check_arguments(arguments)
+  blocks = sum(arguments.get("depths") or [arguments.get("depth") or 0])
+  # Each has an array of its own, or a place in a stack; to build them takes long.
+  most = sum(max(x.shape[:1], default=1) if ".stacked." in name else 1 for name, x in saved.items())
+  if blocks > most:
+    raise UserError(f"{blocks} blocks are more than the {most} that its arrays are for")
+  return nnx.eval_shape(lambda: create_model(**arguments, dtype=dtype))
+
+
+def _check_class_names(class_names: list[str] | None, model: nnx.Module) -> None:
+  if class_names is not None and len(class_names) != model.head.out_features:
+    raise UserError(
+      f"there are {len(class_names)} class names for a model of {model.head.out_features} classes; "
+      "expected one for each"
+    )
+
+
 def model_metadata(config: Mapping[str, Any], class_names: list[str] | None) -> dict:
   """What a checkpoint must say about its model for `read_model`."""
-  return {"format": 1, "model": dict(config), "class_names": class_names}
+  return {"format": FORMAT, "model": dict(config), "class_names": class_names}

@@ -13,33 +13,35 @@ The sums are needed because Orbax restores flipped bits without noticing.
 
 import concurrent.futures
 import contextlib
-import json
 import math
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from gfnet_jax.checkpoints.checksums import flush_to_disk, verify_checksums, write_checksums
+from gfnet_jax.checkpoints.checksums import DamagedError, flush_to_disk, write_checksums
+from gfnet_jax.checkpoints.metadata import METADATA, metric_of, serialize_metadata
+from gfnet_jax.checkpoints.reading import checkpoint_path, read_metadata, verify
 from gfnet_jax.distributed import barrier
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import check_name, make_directory
+from gfnet_jax.text import printable
 
 PyTree = Any
-METADATA = "metadata.json"
 WRITE_TIMEOUT = 1200.0  # seconds, of Orbax
-_STEP = re.compile(r"\d{8,}")
+_STEP = re.compile(r"[0-9]{8}|[1-9][0-9]{8,9}")  # as `checkpoint_path` writes it
 
 
 class Checkpoints:
   """The checkpoints of one run: saves in the background and keeps those worth keeping.
 
-  Kept are the newest, the best, and those whose metadata says "keep": true.
+  Kept are the newest, the best, and those whose metadata says "keep": true. What is damaged
+  is named and set aside, never removed.
   A save that fails, for instance on a full disk, is reported and does not end the run.
   All processes of a run call the same methods; process 0 completes what all have written.
   As a context manager it closes itself; an error inside takes precedence over its own.
@@ -129,8 +131,9 @@ class Checkpoints:
 
   def _report(self, step: int, error: Exception) -> None:
     reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+    reason = printable(reason, limit=200)
     self._failure = f"the checkpoint of step {step} could not be written to {self.directory}"
-    self._failure += f" ({reason[:200]})"
+    self._failure += f" ({reason})"
     if jax.process_index() == 0:
       print(f"warning: {self._failure}; the next one will be tried", flush=True)
     self._writer = _make_writer(self._timeout)  # the old one would raise the error once more
@@ -147,20 +150,39 @@ class Checkpoints:
         replaced.rename(final)
 
   def _remove_old(self) -> None:
-    steps = list_steps(self.directory)
-    keep = {*steps[-self._keep_last :], best_step(self.directory, self._best_metric)}
-    for step in steps:
-      if step in keep or read_metadata(self.directory, step).get("keep"):
+    """Removes what need not be kept; what is damaged is named and set aside instead.
+
+    The best is verified whole before others go for its sake, and so is what goes: nobody
+    should learn of a damage by a checkpoint that is no longer there.
+    """
+    metadata = {}
+    for step in list_steps(self.directory):
+      with self._setting_aside(step):
+        metadata[step] = read_metadata(self.directory, step)
+    while (best := _best(metadata, self._best_metric)) is not None:
+      with self._setting_aside(best):
+        verify(self.directory, best)
+        break
+      del metadata[best]
+    keep = {*sorted(metadata)[-self._keep_last :], best}
+    for step in metadata:
+      if step in keep or metadata[step].get("keep"):
         continue
-      # Hidden first: a removal cut off half-way must not leave a damaged checkpoint.
-      hidden = self.directory / f".pending-{step:08d}"
-      checkpoint_path(self.directory, step).rename(hidden)
-      shutil.rmtree(hidden, ignore_errors=True)  # if it fails, the next save tries again
+      with self._setting_aside(step):
+        verify(self.directory, step)
+        # Hidden first: a removal cut off half-way must not leave a damaged checkpoint.
+        hidden = self.directory / f".pending-{step:08d}"
+        checkpoint_path(self.directory, step).rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)  # if it fails, the next save tries again
 
-
-def checkpoint_path(directory: Path, step: int) -> Path:
-  """Where the checkpoint of a step is, or would be."""
-  return directory / f"{step:08d}"
+  @contextlib.contextmanager
+  def _setting_aside(self, step: int) -> Iterator[None]:
+    """Names and sets aside the checkpoint that turns out to be damaged inside."""
+    try:
+      yield
+    except DamagedError as error:
+      print(f"warning: {printable(error, limit=4000)}; set aside", flush=True)
+      set_aside(self.directory, step)
 
 
 def list_steps(directory: Path) -> list[int]:
@@ -171,59 +193,37 @@ def list_steps(directory: Path) -> list[int]:
 
 
 def best_step(directory: Path, metric: str) -> int | None:
-  """The step with the greatest metric, the later one of equals; None without any."""
-  values = {}
-  for step in list_steps(directory):
-    value = read_metadata(directory, step).get("metrics", {}).get(metric)
-    if value is not None:
-      values[step] = value
-  return max(values, key=lambda step: (values[step], step), default=None)
+  """The step with the greatest metric, the later one of equals; None without any.
 
-
-def read_metadata(directory: Path, step: int) -> dict:
-  """The metadata of a checkpoint; {} if it is damaged, which `verify` will report."""
+  Raises:
+    DamagedError: for a checkpoint whose metric cannot be known.
+  """
   try:
-    return json.loads((checkpoint_path(directory, step) / METADATA).read_text())
-  except (OSError, ValueError):
-    return {}
+    return _best({step: read_metadata(directory, step) for step in list_steps(directory)}, metric)
+  except DamagedError as error:
+    error.args = (f"{error}; without it the best cannot be told: choose a step, or move it away",)
+    raise
 
 
-def verify(directory: Path, step: int) -> None:
-  """Raises DamagedError if a file of a checkpoint is missing, altered or unexpected."""
-  verify_checksums(checkpoint_path(directory, step))
+def _best(metadata: Mapping[int, Mapping[str, Any]], metric: str) -> int | None:
+  values = {step: metric_of(of_step, metric) for step, of_step in metadata.items()}
+  evaluated = [step for step, value in values.items() if value is not None]
+  return max(evaluated, key=lambda step: (values[step], step), default=None)
 
 
 def set_aside(directory: Path, step: int) -> None:
-  """Renames a damaged checkpoint, so that it counts neither as the newest nor as the best."""
+  """Renames a damaged checkpoint, so that it counts neither as the newest nor as the best.
+
+  Raises:
+    UserError: if it cannot be renamed.
+  """
   path = checkpoint_path(directory, step)
-  path.rename(directory / f"damaged-{path.name}-{time.time_ns()}")
-
-
-def saved_shapes(directory: Path, step: int, tree: str) -> dict[str, Any]:
-  """The shapes and dtypes of the arrays that a checkpoint holds in one of its trees.
-
-  Returns:
-    Nested dictionaries of jax.ShapeDtypeStruct, by the names of the arrays.
-  """
-  with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-    metadata = handler.metadata((checkpoint_path(directory, step) / tree).absolute())
-  return jax.tree.map(
-    lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), dict(metadata.tree)
-  )
-
-
-def restore(directory: Path, step: int, trees: Mapping[str, PyTree]) -> dict[str, PyTree]:
-  """Restores trees of arrays by name; call `verify` first.
-
-  Args:
-    directory: of the checkpoints.
-    step: which one.
-    trees: name to a tree of jax.ShapeDtypeStruct, with shardings if several devices.
-  """
-  args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
-  path = checkpoint_path(directory, step).absolute()
-  with _make_writer() as reader:
-    return dict(reader.restore(path, args=ocp.args.Composite(**args)))
+  try:
+    path.rename(directory / f"damaged-{path.name}-{time.time_ns()}")
+  except OSError as error:
+    raise UserError(
+      f"cannot set {path} aside ({error.strerror}), which is damaged; move it away"
+    ) from error
 
 
 def find_checkpoint(
@@ -267,13 +267,7 @@ def find_checkpoint(
   return directory, step
 
 
-def on_one_device(shapes: PyTree) -> PyTree:
-  """The same jax.ShapeDtypeStructs, placed on the first local device."""
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-
-
-def _make_writer(timeout: float = WRITE_TIMEOUT) -> ocp.AsyncCheckpointer:
+def _make_writer(timeout: float) -> ocp.AsyncCheckpointer:
   return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), timeout_secs=math.ceil(timeout))
 
 
@@ -289,7 +283,7 @@ def _one_copy(array: jax.Array) -> jax.Array:
 
 
 def _commit(pending: Path, final: Path, metadata: dict) -> None:
-  (pending / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
+  (pending / METADATA).write_text(serialize_metadata(metadata))
   write_checksums(pending)
   old = final.with_name(f".replaced-{final.name}")  # found by the next run after a kill
   if final.exists():  # saved at a preemption, and now again with its evaluation

@@ -80,14 +80,18 @@ def summarize(batches: list[Averages]) -> dict[str, float | int]:
 
 def format_results(results: dict[str, float | int]) -> str:
   """One line for the results of an evaluation."""
-  parts = [
-    f"{metric.title} {results[name]:6.2f} %"
-    if metric.percent
-    else f"{metric.title} {results[name]:.4f}"
-    for name, metric in METRICS.items()
-  ]
   speed = f"{results['images_per_second']:,.0f} images/s"
-  return "   ".join([*parts, f"{results['images']} images", speed])
+  return "   ".join([format_means(results), f"{results['images']} images", speed])
+
+
+def format_means(means: dict[str, float]) -> str:
+  """The means of an evaluation as a part of a line."""
+  return "   ".join(
+    f"{metric.title} {means[name]:6.2f} %"
+    if metric.percent
+    else f"{metric.title} {means[name]:.4f}"
+    for name, metric in METRICS.items()
+  )
 
 
 def rank_of_label(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.base import Network
 from gfnet_jax.models.gfnet import GFNet, GFNetPyramid
 from gfnet_jax.models.image_size import ImageSize
+from gfnet_jax.models.ranges import check_arguments
 from gfnet_jax.names import look_up
 
 
@@ -62,9 +63,10 @@ def create_model(
       variant's: drop_path_rate or mixer, for example.
 
   Raises:
-    UserError: for an unknown name or override, or an image size that the patches do not
-      divide.
+    UserError: for an unknown name or override, an argument of another type or beyond what
+      `arguments.ARGUMENTS` allows, or an image size that the patches do not divide.
   """
+  check_arguments({"name": name, "image_size": image_size, "num_classes": num_classes} | overrides)
   module, settings = look_up("model", name, VARIANTS)
   known = module.__init__.__kwdefaults__.keys() | set(module.__init__.__annotations__)
   unknown = sorted(overrides.keys() - known)

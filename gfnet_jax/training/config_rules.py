@@ -1,19 +1,24 @@
 """What is allowed in a config: a row per field, and the rules that involve several."""
 
-import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 
 from gfnet_jax.data.on_device.erasing import MODES
 from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
+from gfnet_jax.text import printable
 
 NONFINITE = ("stop", "skip", "rollback")
 SHORTEST_TIMEOUT = 5.0  # seconds, of several heartbeats
+MOST_EPOCHS = 1_000_000
+LARGEST_INTEGER = 2**31 - 1  # steps and seeds are int32 on the devices
+SMALLEST, LARGEST = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
 class Range(NamedTuple):
@@ -36,31 +41,62 @@ class Rule(NamedTuple):
 
 
 def _choice(*names: str) -> Range:
-  return Range(names.__contains__, f"one of {', '.join(names)}")
+  return Range(
+    lambda value: isinstance(value, str) and value in names, f"one of {', '.join(names)}"
+  )
 
 
-ANY = Range(lambda value: True, "anything")  # or checked where it is used
-AT_LEAST_ONE = Range(lambda value: value >= 1, "at least 1")
-AT_LEAST_ZERO = Range(lambda value: 0 <= value < math.inf, "at least 0, and finite")
-POSITIVE = Range(lambda value: 0 < value < math.inf, "more than 0, and finite")
-BELOW_ONE = Range(lambda value: 0 <= value < 1, "0 up to, but not, 1")
-SHARE = Range(lambda value: 0 <= value <= 1, "0 to 1")
-TIMEOUT = Range(
+def _number(holds: Callable[[float], bool], expected: str) -> Range:
+  """Real numbers that are finite in float32, in which devices compute, and satisfy more."""
+
+  def is_number(value: Any) -> bool:
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and abs(value) <= LARGEST and holds(value)
+
+  return Range(is_number, expected)
+
+
+def _integer(low: int, high: int = LARGEST_INTEGER) -> Range:
+  def is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
+
+  return Range(is_integer, f"at least {low} and at most {high}, an integer")
+
+
+def _pair_or_none(value: Any) -> bool:
+  return value is None or (
+    isinstance(value, tuple | list) and len(value) == 2 and all(map(SHARE.holds, value))
+  )
+
+
+ANY = Range(lambda value: True, "anything")  # checked where it is used
+TEXT = Range(lambda value: isinstance(value, str) and "\0" not in value, "text")
+FLAG = Range(lambda value: isinstance(value, bool), "True or False")
+AT_LEAST_ONE = _integer(1)
+COUNT = _integer(0)
+BATCH = _integer(1, 2**20)
+AT_LEAST_ZERO = _number(lambda value: value >= 0, "at least 0, and finite")
+POSITIVE = _number(lambda value: value >= SMALLEST, "more than 0, and finite")
+EPOCHS = _number(lambda value: 0 < value <= MOST_EPOCHS, f"more than 0, at most {MOST_EPOCHS}")
+BELOW_ONE = _number(lambda value: 0 <= value < 1, "0 up to, but not, 1")
+SHARE = _number(lambda value: 0 <= value <= 1, "0 to 1")
+PAIR_OF_SHARES = Range(_pair_or_none, "None or a pair of fractions of 1")
+TIMEOUT = _number(
   lambda value: value == 0 or value >= SHORTEST_TIMEOUT,
-  f"0 (never) or at least {SHORTEST_TIMEOUT:.0f}",
+  f"0 (never) or at least {SHORTEST_TIMEOUT:.0f}, and finite",
 )
 
 RULES = {
-  "name": Rule(ANY),
-  "seed": Rule(AT_LEAST_ZERO),
-  "num_epochs": Rule(POSITIVE),
+  "name": Rule(TEXT),
+  "seed": Rule(_integer(0, 2**32 - 1)),
+  "num_epochs": Rule(EPOCHS),
   "log_every_steps": Rule(AT_LEAST_ONE),
   "eval_every_epochs": Rule(POSITIVE),
-  "precision": Rule(ANY),
-  "init_checkpoint": Rule(ANY, may_change=True),
+  "precision": Rule(TEXT),
+  "init_checkpoint": Rule(TEXT, may_change=True),
   "ema_decay": Rule(BELOW_ONE),
   "on_nonfinite": Rule(_choice(*NONFINITE), may_change=True),
-  "sharding": Rule(ANY, may_change=True),
+  "sharding": Rule(TEXT, may_change=True),
   "stall_timeout": Rule(TIMEOUT, may_change=True),
   "model.name": Rule(ANY),
   "model.image_size": Rule(ANY),
@@ -73,12 +109,12 @@ RULES = {
   "model.mixer": Rule(ANY),
   "model.drop_path_rate": Rule(ANY),
   "model.backend": Rule(ANY),
-  "model.remat": Rule(ANY, may_change=True),
-  "model.scan": Rule(ANY),
+  "model.remat": Rule(FLAG, may_change=True),
+  "model.scan": Rule(FLAG),
   "optimizer.learning_rate": Rule(AT_LEAST_ZERO),
-  "optimizer.reference_batch_size": Rule(AT_LEAST_ZERO),
-  "optimizer.schedule": Rule(ANY),
-  "optimizer.warmup_epochs": Rule(ANY),
+  "optimizer.reference_batch_size": Rule(COUNT),
+  "optimizer.schedule": Rule(TEXT),
+  "optimizer.warmup_epochs": Rule(AT_LEAST_ZERO),
   "optimizer.warmup_learning_rate": Rule(AT_LEAST_ZERO),
   "optimizer.final_learning_rate": Rule(AT_LEAST_ZERO),
   "optimizer.beta1": Rule(BELOW_ONE),
@@ -87,58 +123,61 @@ RULES = {
   "optimizer.weight_decay": Rule(AT_LEAST_ZERO),
   "optimizer.clip_norm": Rule(AT_LEAST_ZERO),
   "optimizer.accumulate_steps": Rule(AT_LEAST_ONE),
-  "data.source": Rule(ANY),
-  "data.name": Rule(ANY),
-  "data.data_dir": Rule(ANY, may_change=True),
-  "data.train_split": Rule(ANY),
-  "data.eval_split": Rule(ANY),
-  "data.batch_size": Rule(AT_LEAST_ONE),
-  "data.eval_batch_size": Rule(AT_LEAST_ONE, may_change=True),
-  "data.repeats": Rule(ANY),
+  "data.source": Rule(TEXT),
+  "data.name": Rule(TEXT),
+  "data.data_dir": Rule(TEXT, may_change=True),
+  "data.train_split": Rule(TEXT),
+  "data.eval_split": Rule(TEXT),
+  "data.batch_size": Rule(BATCH),
+  "data.eval_batch_size": Rule(BATCH, may_change=True),
+  "data.repeats": Rule(AT_LEAST_ONE),
   "data.max_bad_fraction": Rule(SHARE, may_change=True),
-  "data.fast_decode": Rule(ANY),
-  "data.verify_crc": Rule(ANY, may_change=True),
-  "data.reading.threads": Rule(AT_LEAST_ZERO, may_change=True),
-  "data.reading.prefetch": Rule(AT_LEAST_ZERO, may_change=True),
-  "data.reading.workers": Rule(AT_LEAST_ZERO, may_change=True),
-  "augment.crop": Rule(ANY),
-  "augment.padding": Rule(ANY),
-  "augment.flip": Rule(ANY),
-  "augment.interpolation": Rule(ANY),
-  "augment.auto_augment": Rule(ANY),
-  "augment.color_jitter": Rule(ANY),
-  "mixing.mixup_alpha": Rule(ANY),
-  "mixing.cutmix_alpha": Rule(ANY),
-  "mixing.cutmix_minmax": Rule(ANY),
-  "mixing.prob": Rule(ANY),
-  "mixing.switch_prob": Rule(ANY),
-  "mixing.mode": Rule(ANY),
-  "mixing.group_size": Rule(ANY),
-  "mixing.smoothing": Rule(ANY),
-  "mixing.new_box": Rule(ANY),
-  "distillation.teacher": Rule(ANY),
-  "distillation.kind": Rule(ANY),
+  "data.fast_decode": Rule(FLAG),
+  "data.verify_crc": Rule(FLAG, may_change=True),
+  "data.reading.threads": Rule(_integer(0, 1024), may_change=True),
+  "data.reading.prefetch": Rule(_integer(0, 1024), may_change=True),
+  "data.reading.workers": Rule(_integer(0, 1024), may_change=True),
+  "augment.crop": Rule(TEXT),
+  "augment.padding": Rule(_integer(0, 65_536)),
+  "augment.flip": Rule(SHARE),
+  "augment.interpolation": Rule(TEXT),
+  "augment.auto_augment": Rule(TEXT),
+  "augment.color_jitter": Rule(_number(lambda value: 0 <= value <= 100, "0 to 100")),
+  "mixing.mixup_alpha": Rule(AT_LEAST_ZERO),
+  "mixing.cutmix_alpha": Rule(AT_LEAST_ZERO),
+  "mixing.cutmix_minmax": Rule(PAIR_OF_SHARES),
+  "mixing.prob": Rule(SHARE),
+  "mixing.switch_prob": Rule(SHARE),
+  "mixing.mode": Rule(TEXT),
+  "mixing.group_size": Rule(COUNT),
+  "mixing.smoothing": Rule(BELOW_ONE),
+  "mixing.new_box": Rule(FLAG),
+  "distillation.teacher": Rule(TEXT),
+  "distillation.kind": Rule(TEXT),
   "distillation.alpha": Rule(SHARE),
   "distillation.temperature": Rule(POSITIVE),
   "erasing.probability": Rule(SHARE),
-  "erasing.max_count": Rule(AT_LEAST_ONE),
+  "erasing.max_count": Rule(_integer(1, 1000)),
   "erasing.mode": Rule(_choice(*MODES)),
   "checkpoints.keep_last": Rule(AT_LEAST_ONE, may_change=True),
-  "checkpoints.keep_every_epochs": Rule(ANY, may_change=True),
-  "checkpoints.every_steps": Rule(ANY, may_change=True),
-  "profile.first_step": Rule(AT_LEAST_ZERO, may_change=True),
-  "profile.last_step": Rule(ANY, may_change=True),
+  "checkpoints.keep_every_epochs": Rule(AT_LEAST_ZERO, may_change=True),
+  "checkpoints.every_steps": Rule(COUNT, may_change=True),
+  "profile.first_step": Rule(COUNT, may_change=True),
+  "profile.last_step": Rule(COUNT, may_change=True),
 }
 NO_RULE = Rule(ANY)  # of fields that a config of one's own adds
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError for the first field whose value is out of its range."""
+  """Raises UserError for the first field that is missing, or whose value is out of its range."""
   fields = flatten(config.to_dict())
+  for field in RULES:
+    if field not in fields:
+      raise UserError(f"the config has no field {field}; begin with configs/default.py")
   for field, value in fields.items():
     allowed = RULES.get(field, NO_RULE).range
     if not allowed.holds(value):
-      raise UserError(f"{field} is {value!r}, expected {allowed.expected}")
+      raise UserError(f"{field} is {printable(repr(value))}, expected {allowed.expected}")
   first, last = config.profile.first_step, config.profile.last_step
   if first and last < first:
     raise UserError(f"profile.last_step is {last}, expected at least {first}")
@@ -176,8 +215,13 @@ def _only_in(fields: dict[str, Any], others: dict[str, Any]) -> list[str]:
   return [f"{name}={fields[name]}" for name in names if fields[name] is not None]
 
 
-def check_profile(config: ml_collections.ConfigDict, num_steps: int) -> None:
-  """Raises UserError if the run has no step that is to be recorded."""
+def check_steps(config: ml_collections.ConfigDict, num_steps: int) -> None:
+  """Raises UserError if the run has too many steps to count, or none that is to be recorded."""
+  if num_steps > LARGEST_INTEGER:
+    raise UserError(
+      f"the run has {num_steps} steps, expected at most {LARGEST_INTEGER}; lower num_epochs, or "
+      "choose a larger data.batch_size"
+    )
   if config.profile.first_step > num_steps:
     raise UserError(
       f"profile.first_step is {config.profile.first_step}, expected at most the run's {num_steps}"

@@ -6,11 +6,14 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
-from gfnet_jax.inference.saved_model import load_model
+from gfnet_jax.inference.saved_model import SavedModel, load_model
+from gfnet_jax.models.base import Network
 from gfnet_jax.models.fit import fit_params
 from gfnet_jax.models.functional import Params, split
 from gfnet_jax.sharding import replicate, replicated
+from gfnet_jax.text import printable
 
 
 def initial_params(
@@ -19,7 +22,8 @@ def initial_params(
   """Fresh parameters, or those of a checkpoint fitted to the model.
 
   Position embedding and mixers are resized to the model's image size by the official
-  rule; the head stays fresh if the checkpoint has another number of classes.
+  rule; the head stays fresh if the checkpoint has another number of classes. A line says
+  what was loaded and changed.
 
   Args:
     make_model: creates the model with fresh parameters.
@@ -32,15 +36,29 @@ def initial_params(
   fresh = jax.jit(lambda: split(make_model())[1], out_shardings=replicated(mesh))()
   if not init_checkpoint:
     return fresh
-  saved = load_model(init_checkpoint)
+  saved, model = load_model(init_checkpoint), nnx.eval_shape(make_model)
   try:
-    params = fit_params(saved.model, nnx.eval_shape(make_model), fresh)
+    params = fit_params(saved.model, model, fresh)
   except UserError as error:
     name = saved.config["name"]
     raise UserError(
       f"init_checkpoint {init_checkpoint}, a {name}, is not the network of config.model: {error}"
     ) from error
+  say(f"Initial weights: {printable(init_checkpoint)}, {describe_weights(saved, model)}")
   return replicate(params, mesh)
+
+
+def describe_weights(saved: SavedModel, model: Network) -> str:
+  """What weights a model begins with and what was done to them, as a part of a line."""
+  parts = [f"a {saved.config['name']}" + (f" of step {saved.step}" if saved.step else "")]
+  before, after = ("x".join(map(str, m.image_size)) for m in (saved.model, model))
+  if before != after:
+    parts.append(f"resized from {before} to {after} pixels")
+  before, after = (m.head.out_features for m in (saved.model, model))
+  parts.append(
+    "with its head" if before == after else f"with a new head: {after} classes instead of {before}"
+  )
+  return ", ".join(parts)
 
 
 def load_teacher(

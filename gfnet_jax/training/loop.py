@@ -111,6 +111,7 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
   logging = Every(config.log_every_steps, last)
   evaluating = Every(config.eval_every_epochs * inputs.steps_per_epoch, last)
   saving = Every(config.checkpoints.every_steps)
+  keeping = kept_steps(run)
   batches = batches_from(config, inputs, progress.batch_of(first + 1), progress.skipped)
   try:
     with (
@@ -127,7 +128,7 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
         state = program.train(state, program.teacher_params, batch, inputs.schedule(step - 1))
         profile.after(step, state)
         progress.step, progress.results = step, {}
-        watch.count()
+        watch.count(state)
         stop = guards.pulse()
         if logging.due(step):
           guards.nonfinite.check(state, progress)
@@ -137,7 +138,7 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
         if evaluating.due(step):
           with watch.paused():
             evaluate_and_save(run, state, progress, guards, writer, bar)
-        elif saving.due(step):
+        elif saving.due(step) or keeping.due(step):
           save(run, state, progress, guards)
         bar.advance()
   except Stopped:
@@ -149,6 +150,7 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
       save(run, state, progress, guards)
       say(f"Everything up to step {progress.step} is saved; the same command goes on from there")
     raise
+  guards.nonfinite.check_result(state, progress)
   return progress.results
 
 
@@ -162,29 +164,30 @@ def log(
   bar: ProgressBar,
 ) -> TrainState:
   """Writes and shows the means since the last line, which begin anew; waits for the device."""
-  norm = run.program.parameter_norm(state.params)
-  sums, skipped_steps, bad_samples, norm = jax.device_get(
-    (state.metrics, state.bad_steps, state.bad_samples, norm)
-  )
-  data = run.config.data
-  check_bad_fraction(
-    int(bad_samples), step * data.batch_size, run.inputs.train_source, data.max_bad_fraction
-  )
-  means = metrics.means(sums)
-  guards.nonfinite.count_skipped(step, int(skipped_steps), finite=bool(means))
-  values = {
-    "epoch": step / run.inputs.steps_per_epoch,
-    "learning_rate": run.inputs.schedule(step - 1),
-    **means,
-    "parameter_norm": float(norm),
-    "skipped_steps": int(skipped_steps),
-    "bad_samples": int(bad_samples),
-  }
   speed = watch.read()
-  writer.write("metrics", step, values)
-  writer.write("performance", step, speed)
-  bar.show(values | speed)
-  return state.replace(metrics=run.program.empty_metrics())
+  with watch.paused():  # what it compiles and computes is no training
+    norm = run.program.parameter_norm(state.params)
+    sums, skipped_steps, bad_samples, norm = jax.device_get(
+      (state.metrics, state.bad_steps, state.bad_samples, norm)
+    )
+    data = run.config.data
+    check_bad_fraction(
+      int(bad_samples), step * data.batch_size, run.inputs.train_source, data.max_bad_fraction
+    )
+    means = metrics.means(sums)
+    guards.nonfinite.count_skipped(step, int(skipped_steps), finite=bool(means))
+    values = {
+      "epoch": step / run.inputs.steps_per_epoch,
+      "learning_rate": run.inputs.schedule(step - 1),
+      **means,
+      "parameter_norm": float(norm),
+      "skipped_steps": int(skipped_steps),
+      "bad_samples": int(bad_samples),
+    }
+    writer.write("metrics", step, values)
+    writer.write("performance", step, speed)
+    bar.show(values | speed)
+    return state.replace(metrics=run.program.empty_metrics())
 
 
 def evaluate_and_save(
@@ -201,11 +204,12 @@ def evaluate_and_save(
   if state.ema:
     averaged = evaluate(run, state.ema, guards)
     results |= {f"ema_{name}": averaged[name] for name in EVAL_METRICS}
-  values = {f"eval_{name}": value for name, value in results.items()}
+  epoch = progress.step / run.inputs.steps_per_epoch
+  values = {"epoch": epoch} | {f"eval_{name}": value for name, value in results.items()}
   speed = {"eval_images_per_second": values.pop("eval_images_per_second")}
   writer.write("metrics", progress.step, values)
   writer.write("performance", progress.step, speed)
-  bar.print_evaluation(progress.step / run.inputs.steps_per_epoch, results)
+  bar.print_evaluation(epoch, results)
   progress.results = results
   save(run, state, progress, guards)
 
@@ -236,7 +240,12 @@ def evaluate(run: Run, params: Params, guards: Guards) -> Results:
 def save(run: Run, state: TrainState, progress: Progress, guards: Guards) -> None:
   """Saves the run, unless its last step was not finite."""
   guards.nonfinite.check(state, progress)
-  kept = Every(run.config.checkpoints.keep_every_epochs * run.inputs.steps_per_epoch)
-  save_run(guards.checkpoints, state, progress, run.description, keep=kept.due(progress.step))
+  keep = kept_steps(run).due(progress.step)
+  save_run(guards.checkpoints, state, progress, run.description, keep=keep)
   guards.nonfinite.saved(progress.step)
   guards.watchdog.advance()
+
+
+def kept_steps(run: Run) -> Every:
+  """The steps whose checkpoints are written whatever else is due, and kept for ever."""
+  return Every(run.config.checkpoints.keep_every_epochs * run.inputs.steps_per_epoch)

@@ -1,5 +1,6 @@
 """What a run does about losses and gradients that are not finite."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from gfnet_jax.training.step import TrainState
 
 MAX_LINES_WITHOUT_MEANS = 10  # in a row, all steps of which were skipped
 MAX_ROLLBACKS = 10  # without a new checkpoint between them
+MAX_STEPS_WITHOUT_MEANS = 10  # at the end of a run, all of which were skipped
 
 
 class RollBack(Exception):
@@ -50,6 +52,7 @@ class NonFinite:
     self._description = description
     self._rollbacks, self._furthest_save = 0, int(state.step)
     self._skipped_steps, self._lines_without_means = int(state.bad_steps), 0
+    self._finite_line = int(state.step)  # the last line of metrics with a finite step before it
 
   def check(self, state: TrainState, progress: Progress) -> None:
     """Deals with a step that was not finite and is not skipped; waits for the device.
@@ -69,7 +72,7 @@ class NonFinite:
       say(f"warning: {what}; going on from the last checkpoint without this batch")
       raise RollBack(batch)
     if self._rollbacks:
-      what += f", after {self._rollbacks} rollbacks"
+      what += f", after {_counted(self._rollbacks, 'rollback')}"
     where = self._save_for_inspection(state, Progress(step - 1, {}, progress.skipped))
     others = [policy for policy in NONFINITE if policy not in ("stop", self._policy)]
     raise UserError(
@@ -97,9 +100,14 @@ class NonFinite:
     Raises:
       UserError: if hardly a step is finite any more.
     """
-    if skipped_steps > self._skipped_steps:
-      say(f"warning: {skipped_steps} steps up to step {step} were not finite, and skipped")
+    if new := skipped_steps - self._skipped_steps:
+      say(
+        f"warning: {_counted(new, 'step')} since the last line of metrics, up to step {step}, "
+        f"{'was' if new == 1 else 'were'} not finite, and skipped: {skipped_steps} of {step} so far"
+      )
     self._skipped_steps = skipped_steps
+    if finite:
+      self._finite_line = step
     self._lines_without_means = 0 if finite else self._lines_without_means + 1
     if self._lines_without_means == MAX_LINES_WITHOUT_MEANS:
       raise UserError(
@@ -107,7 +115,33 @@ class NonFinite:
         "learning rate"
       )
 
+  def check_result(self, state: TrainState, progress: Progress) -> None:
+    """To be called at the end of a run, which is no success if it has not trained its model.
+
+    Raises:
+      UserError: if most steps were skipped, or all of the last ones; or if the last
+        evaluation is not finite.
+    """
+    step, skipped = progress.step, int(state.bad_steps)
+    since = step - self._finite_line
+    if 2 * skipped > step:
+      what = f"{skipped} of {_counted(step, 'step')} were not finite, and skipped"
+    elif skipped and since >= MAX_STEPS_WITHOUT_MEANS:
+      what = f"none of the last {since} steps was finite: they were skipped"
+    elif not math.isfinite(progress.results.get("loss", 0.0)):
+      what = "the loss of the last evaluation is not finite"
+    else:
+      return
+    raise UserError(
+      f"{what}; the model is not trained; lower the learning rate and start again in another "
+      "--workdir"
+    )
+
   def saved(self, step: int) -> None:
     """To be called after every checkpoint: one that is further on allows new rollbacks."""
     if step > self._furthest_save:
       self._rollbacks, self._furthest_save = 0, step
+
+
+def _counted(number: int, noun: str) -> str:
+  return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -11,11 +11,12 @@ class Every:
   """
 
   def __init__(self, period: float, last: int | None = None):
-    self._period, self._last = period, last
+    # Shorter than a step is every step; the quotient of tiny ones would not be finite.
+    self._period, self._last = max(period, 1.0) if period > 0 else 0, last
 
   def due(self, step: int) -> bool:
     """Whether it is due after this step; steps are counted from 1."""
     if step == self._last:
       return True
-    multiple = round(step / self._period) if self._period > 0 else 0
+    multiple = round(step / self._period) if self._period else 0
     return multiple > 0 and step == round(multiple * self._period)

@@ -9,15 +9,8 @@ import jax
 import ml_collections
 
 from gfnet_jax.checkpoints.checksums import DamagedError
-from gfnet_jax.checkpoints.store import (
-  Checkpoints,
-  list_steps,
-  read_metadata,
-  restore,
-  saved_shapes,
-  set_aside,
-  verify,
-)
+from gfnet_jax.checkpoints.reading import read_metadata, restore, saved_shapes, verify
+from gfnet_jax.checkpoints.store import Checkpoints, list_steps, set_aside
 from gfnet_jax.data.samples import nth_batch
 from gfnet_jax.distributed import agree, barrier, say
 from gfnet_jax.errors import UserError

@@ -15,7 +15,7 @@ from gfnet_jax.files import write_atomically
 from gfnet_jax.inference.saved_model import check_source
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.sharding import check_batch_size
-from gfnet_jax.training.config_rules import check_config, check_groups, check_profile
+from gfnet_jax.training.config_rules import check_config, check_groups, check_steps
 from gfnet_jax.training.initialize import initial_params
 from gfnet_jax.training.inputs import Inputs, open_inputs
 from gfnet_jax.training.program import Program, build_program, model_config
@@ -58,7 +58,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> Run
   check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
   check_groups(config, mesh)
   inputs = open_inputs(config, class_order(config, workdir))
-  check_profile(config, inputs.num_steps)
+  check_steps(config, inputs.num_steps)
   program = build_program(config, mesh)
   description = model_metadata(model_config(config), inputs.train_source.class_names)
   return Run(config, workdir, mesh, inputs, program, description | {"config": config.to_dict()})

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from benchmarks import _measure
 
-from gfnet_jax.command_line import read_config
+from gfnet_jax.config_files import read_config
 from gfnet_jax.data.on_device.erasing import Erasing
 from gfnet_jax.models.image_size import as_height_width
 from gfnet_jax.models.precision import matmul_precision

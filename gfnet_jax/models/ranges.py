@@ -1,0 +1,84 @@
+"""What the arguments of `create_model` may be, whether a person or a file gives them."""
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+from gfnet_jax.errors import UserError
+
+LARGEST_SIDE = 65_536  # pixels
+MOST_BLOCKS = 1000
+
+
+class Range(NamedTuple):
+  """Values that an argument may have, and how an error describes them."""
+
+  holds: Callable[[Any], bool]
+  expected: str
+
+
+def _is_whole(value: Any, low: int, high: int) -> bool:
+  return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
+
+
+def _whole(low: int, high: int) -> Range:
+  return Range(
+    lambda value: _is_whole(value, low, high), f"at least {low} and at most {high}, an integer"
+  )
+
+
+def _several(low: int, high: int) -> Range:
+  def holds(value: Any) -> bool:
+    entries = value if isinstance(value, list | tuple) else [None]
+    return len(entries) <= 16 and all(_is_whole(entry, low, high) for entry in entries)
+
+  return Range(holds, f"a list of integers of at most {high}, one entry per stage")
+
+
+def _is_image_size(value: Any) -> bool:
+  sides = value if isinstance(value, list | tuple) else [value]
+  return len(sides) <= 16 and all(_is_whole(side, -LARGEST_SIDE, LARGEST_SIDE) for side in sides)
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+TEXT = Range(lambda value: isinstance(value, str), "a name")
+FLAG = Range(lambda value: isinstance(value, bool), "true or false")
+NUMBER = Range(_is_number, "a finite number")
+POSITIVE = Range(lambda value: _is_number(value) and 0 < value <= 1000, "more than 0, up to 1000")
+
+ARGUMENTS = {  # what else is wrong with them is found where they are used
+  "name": TEXT,
+  "image_size": Range(
+    _is_image_size, f"a side or (height, width) in pixels, at most {LARGEST_SIDE}"
+  ),
+  "num_classes": _whole(1, 10_000_000),
+  "in_dim": _whole(1, 10_000),
+  "patch_size": _whole(1, LARGEST_SIDE),
+  "embed_dim": _whole(1, 1_000_000),
+  "embed_dims": _several(1, 1_000_000),
+  "depth": _whole(1, MOST_BLOCKS),
+  "depths": _several(0, MOST_BLOCKS),
+  "mlp_ratio": POSITIVE,
+  "drop_path_rate": NUMBER,
+  "layer_scale_init": NUMBER,
+  "mixer": TEXT,
+  "backend": TEXT,
+  "remat": FLAG,
+  "scan": FLAG,
+}
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+  """Raises UserError for the first argument of a type or a size that no model can have.
+
+  Nothing is built for that: a depth of a thousand million would otherwise take for ever.
+  Arguments that are not in the table are not looked at.
+  """
+  for name, value in arguments.items():
+    allowed = ARGUMENTS.get(name)
+    if allowed and not allowed.holds(value):
+      raise UserError(f"{name} is {value!r}, expected {allowed.expected}")

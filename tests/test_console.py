@@ -1,0 +1,80 @@
+"""What a run says: rates without what is no training, memory, initial weights, averages."""
+
+import multiprocessing
+import re
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from gfnet_jax.training import console
+from gfnet_jax.training.console import ProgressBar, Stopwatch
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that a test sets forward."""
+  clock = SimpleNamespace(now=100.0)
+  monkeypatch.setattr(console.time, "monotonic", lambda: clock.now)
+  return clock
+
+
+def test_the_first_step_is_not_in_the_rate(clock):
+  watch = Stopwatch(batch_size=8)
+
+  def batches():
+    for seconds in (30.0, 1.0, 1.0, 0.0):
+      clock.now += seconds  # the workers start; later batches are read
+      yield seconds
+
+  steps = watch.waits(batches())
+  next(steps)
+  clock.now += 60.0  # compiles
+  watch.count(jax.numpy.zeros(1))
+  assert not watch.read().keys() & {"images_per_second", "step_seconds", "data_wait_seconds"}
+  for _ in range(2):
+    next(steps)
+    clock.now += 3.0
+    watch.count(None)
+  with watch.paused():
+    clock.now += 1000.0
+  speed = watch.read()
+  assert speed["images_per_second"] == 2.0  # 16 images in 8 seconds
+  assert (speed["step_seconds"], speed["data_wait_seconds"]) == (4.0, 1.0)
+  next(steps)
+  clock.now += 2.0
+  watch.count(None)
+  assert watch.read()["images_per_second"] == 4.0
+
+
+def test_memory_counts_the_workers():
+  alone = Stopwatch(1).read()
+  receiver, sender = multiprocessing.Pipe()
+  child = multiprocessing.get_context("spawn").Process(
+    target=_hold, args=(sender, 200 * 2**20), daemon=True
+  )
+  child.start()
+  assert receiver.poll(None)
+  both = Stopwatch(1).read()
+  child.kill()
+  child.join()
+  assert alone["memory_gib"] == alone["host_memory_gib"] > 0.05
+  assert both["host_memory_gib"] - alone["host_memory_gib"] > 200 / 1024
+
+
+def _hold(sender, size: int) -> None:
+  held = bytearray(b"x") * size
+  sender.send(len(held))
+  sender.poll(None)
+
+
+def test_averaged_weights_are_on_the_screen(capsys):
+  results = {"top1": 50.0, "top5": 75.0, "loss": 1.0, "images": 8, "images_per_second": 100.0}
+  averages = {"ema_top1": 60.0, "ema_top5": 80.0, "ema_loss": 0.5}
+  with ProgressBar(0, 10) as bar:
+    bar.print_evaluation(1.5, results)
+    bar.print_evaluation(1.5, results | averages)
+  line = "epoch    1.50   top-1  50.00 %   top-5  75.00 %   loss 1.0000   8 images   100 images/s"
+  averaged = "averaged        top-1  60.00 %   top-5  80.00 %   loss 0.5000"
+  assert capsys.readouterr().out.splitlines() == [line, line, averaged]
+  assert re.search("top-1", line).start() == re.search("top-1", averaged).start()
