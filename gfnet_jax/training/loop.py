@@ -19,6 +19,7 @@ from gfnet_jax.sharding import make_mesh, to_devices
 from gfnet_jax.training import metrics
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run
 from gfnet_jax.training.inputs import batches_from
+from gfnet_jax.training.lock import Lock
 from gfnet_jax.training.nonfinite import NonFinite, RollBack
 from gfnet_jax.training.periods import Every
 from gfnet_jax.training.profile import Profile
@@ -36,6 +37,7 @@ class Guards(NamedTuple):
 
   checkpoints: Checkpoints
   nonfinite: NonFinite
+  lock: Lock
   watchdog: Watchdog
   preemption: Preemption
 
@@ -43,7 +45,11 @@ class Guards(NamedTuple):
     """Tells that the run is alive; returns whether it is to stop.
 
     Every process calls it once after everything that all of them do together.
+
+    Raises:
+      UserError: if the work directory was moved, removed or taken over.
     """
+    self.lock.check()
     self.watchdog.advance()
     return self.preemption.reached()
 
@@ -74,14 +80,15 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str) -> Results | N
     run = prepare(config, workdir, mesh)
     make_directory(workdir)
     with (
-      Watchdog(workdir / "heartbeats", config.stall_timeout) as watchdog,
+      Lock(workdir) as lock,
+      Watchdog(lock, config.stall_timeout) as watchdog,
       open_checkpoints(config, workdir) as checkpoints,
     ):
       state, progress = start(run, checkpoints)
       write_config(run)
       describe_run(config, workdir, run.program.shapes.params, progress.step, run.inputs.num_steps)
       nonfinite = NonFinite(config, workdir, run.description, state)
-      guards = Guards(checkpoints, nonfinite, watchdog, preemption)
+      guards = Guards(checkpoints, nonfinite, lock, watchdog, preemption)
       while True:
         try:
           results = train_steps(run, state, progress, guards)
@@ -234,7 +241,8 @@ def evaluate(run: Run, params: Params, guards: Guards) -> Results:
 
 
 def save(run: Run, state: TrainState, progress: Progress, guards: Guards) -> None:
-  """Saves the run, unless its last step was not finite."""
+  """Saves the run, unless its last step was not finite or its directory is gone."""
+  guards.lock.confirm()
   guards.nonfinite.check(state, progress)
   kept = Every(run.config.checkpoints.keep_every_epochs * run.inputs.steps_per_epoch)
   save_run(guards.checkpoints, state, progress, run.description, keep=kept.due(progress.step))
