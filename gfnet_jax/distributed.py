@@ -50,7 +50,9 @@ def initialize(
   try:
     environment = None if coordinator else _recognised()
     if environment:
-      coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS") or environment.get_coordinator_address(
+      coordinator = os.environ.get(
+        "JAX_COORDINATOR_ADDRESS"
+      ) or environment.get_coordinator_address(
         timeout_secs=int(CONNECT_TIMEOUT),
         override_coordinator_port=os.environ.get("JAX_COORDINATOR_PORT"),
       )

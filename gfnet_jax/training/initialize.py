@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from gfnet_jax.distributed import together
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.fit import fit_params
@@ -27,20 +28,23 @@ def initial_params(
     mesh: over which the parameters are replicated.
 
   Raises:
-    UserError: if there is no checkpoint or its blocks are not the model's.
+    UserError: in every process, if one finds no checkpoint or its blocks are not the model's.
   """
   fresh = jax.jit(lambda: split(make_model())[1], out_shardings=replicated(mesh))()
   if not init_checkpoint:
     return fresh
-  saved = load_model(init_checkpoint)
-  try:
-    params = fit_params(saved.model, nnx.eval_shape(make_model), fresh)
-  except UserError as error:
-    name = saved.config["name"]
-    raise UserError(
-      f"init_checkpoint {init_checkpoint}, a {name}, is not the network of config.model: {error}"
-    ) from error
-  return replicate(params, mesh)
+
+  def fitted() -> Params:
+    saved = load_model(init_checkpoint)
+    try:
+      return fit_params(saved.model, nnx.eval_shape(make_model), fresh)
+    except UserError as error:
+      name = saved.config["name"]
+      raise UserError(
+        f"init_checkpoint {init_checkpoint}, a {name}, is not the network of config.model: {error}"
+      ) from error
+
+  return replicate(together(fitted), mesh)
 
 
 def load_teacher(

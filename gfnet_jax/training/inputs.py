@@ -1,7 +1,7 @@
 """Where a run's images come from, and how many steps they make."""
 
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -9,6 +9,7 @@ import ml_collections
 from gfnet_jax.data.on_device.erasing import Erasing
 from gfnet_jax.data.pipeline import Batch, Reading, check_fills_a_batch, train_batches
 from gfnet_jax.data.samples import Share
+from gfnet_jax.data.sources.fingerprint import fingerprint
 from gfnet_jax.data.sources.open import check_classes, check_same_classes, open_source
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
@@ -24,6 +25,7 @@ class Inputs(NamedTuple):
     train_transform: augments a training image.
     eval_transform: crops an image of the evaluation.
     reading: how both are read.
+    fingerprints: of the images, "train" and "eval"; see `fingerprint`.
     steps_per_epoch: global batches in the training images, with a fraction.
     num_steps: of the whole run.
     schedule: the learning rate of every step.
@@ -34,6 +36,7 @@ class Inputs(NamedTuple):
   train_transform: TrainTransform
   eval_transform: EvalTransform
   reading: Reading
+  fingerprints: dict[str, Any]
   steps_per_epoch: float
   num_steps: int
   schedule: Schedule
@@ -60,6 +63,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> Inputs:
     TrainTransform(image_size=model.image_size, fast_decode=data.fast_decode, **config.augment),
     EvalTransform(model.image_size),
     Reading(**data.reading),
+    {"train": fingerprint(train_source), "eval": fingerprint(eval_source)},
     steps_per_epoch,
     num_steps=max(1, round(config.num_epochs * steps_per_epoch)),
     schedule=make_schedule(config, steps_per_epoch),

@@ -1,6 +1,7 @@
 """One run at a time in a work directory, whatever machines its processes are on."""
 
 import json
+import shutil
 import time
 import uuid
 from pathlib import Path
@@ -152,6 +153,8 @@ class Lock:
       raise
 
   def _release(self) -> None:
+    if jax.process_count() == 1:
+      shutil.rmtree(self.heartbeats, ignore_errors=True)
     if jax.process_index() == 0:
       self._path.unlink(missing_ok=True)
 

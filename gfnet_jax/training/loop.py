@@ -24,7 +24,16 @@ from gfnet_jax.training.nonfinite import NonFinite, RollBack
 from gfnet_jax.training.periods import Every
 from gfnet_jax.training.profile import Profile
 from gfnet_jax.training.resume import Progress, save_run
-from gfnet_jax.training.run import Run, check, open_checkpoints, prepare, start, write_config
+from gfnet_jax.training.run import (
+  Run,
+  begin,
+  check,
+  is_new,
+  open_checkpoints,
+  prepare,
+  start,
+  write_config,
+)
 from gfnet_jax.training.step import TrainState
 from gfnet_jax.training.watchdog import Watchdog
 from gfnet_jax.training.writer import MetricWriter
@@ -78,13 +87,16 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str) -> Results | N
   mesh = make_mesh()
   with jax.set_mesh(mesh), matmul_precision(config.precision), Preemption() as preemption:
     run = prepare(config, workdir, mesh)
+    # What cannot be begun with is refused before anything is written.
+    fresh = begin(run) if is_new(workdir) else None
     make_directory(workdir)
     with (
       Lock(workdir) as lock,
       Watchdog(lock, config.stall_timeout) as watchdog,
       open_checkpoints(config, workdir) as checkpoints,
     ):
-      state, progress = start(run, checkpoints)
+      state, progress = start(run, checkpoints, fresh)
+      del fresh  # its memory is the first step's
       write_config(run)
       describe_run(config, workdir, run.program.shapes.params, progress.step, run.inputs.num_steps)
       nonfinite = NonFinite(config, workdir, run.description, state)
