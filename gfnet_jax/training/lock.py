@@ -22,6 +22,7 @@ from gfnet_jax.training.heartbeat import (
 )
 
 WATCH = 30  # beats without a sign of life after which a run of another machine is over
+_held = set()  # the runs of this very process, which outlives them in a notebook
 MISSES = 3  # looks in a row at a directory without the lock after which it is gone
 
 
@@ -52,15 +53,18 @@ class Lock:
     run = exchange(uuid.uuid4().hex)[0]
     together(lambda: self._acquire(run))
     self.run = run
+    _held.add(run)
     try:
       together(self._see)
     except BaseException:  # an interrupt, too: nobody will leave what was not entered
+      _held.discard(run)
       self._release()
       raise
     return self
 
   def __exit__(self, kind: type[BaseException] | None, *_) -> None:
     """Also explains an error that comes from the directory's being gone."""
+    _held.discard(self.run)
     if kind is None or issubclass(kind, Exception):  # an interrupt does not wait
       self.confirm()
     if kind is None or jax.process_count() == 1:  # else other processes may still be running
@@ -182,6 +186,8 @@ class Lock:
   def _state(self, entry: dict[str, Any]) -> bool | None:
     """Whether the process of a lock or heartbeat runs; None if it cannot be told."""
     process = process_in(entry)
+    if process == this_process():
+      return entry.get("run") in _held
     return is_running(process) if process else None
 
   def _heartbeats(self, holder: dict[str, Any]) -> list[dict[str, Any]]:

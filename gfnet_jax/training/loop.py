@@ -9,7 +9,7 @@ import ml_collections
 
 from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.data.pipeline import DataError, check_bad_fraction
-from gfnet_jax.distributed import Preemption, say
+from gfnet_jax.distributed import Preemption, say, together
 from gfnet_jax.files import make_directory
 from gfnet_jax.inference.evaluate import evaluate_params
 from gfnet_jax.inference.metrics import METRICS as EVAL_METRICS
@@ -77,10 +77,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str) -> Results | N
 
   Returns:
     The last evaluation: top1 and top5 in percent, loss, images, images_per_second; None
-    if the run was stopped by a signal.
+    if the run was stopped by a signal. Called outside of the main thread, it leaves
+    signals to the program.
 
   Raises:
-    UserError: for anything in the config, the data or the directory that cannot work.
+    UserError: for anything in the config, the data or the directory that cannot work; also
+      if another run uses the directory, or if it is moved or removed meanwhile.
   """
   config, workdir = config.copy_and_resolve_references(), Path(workdir)
   check(config)
@@ -89,7 +91,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str) -> Results | N
     run = prepare(config, workdir, mesh)
     # What cannot be begun with is refused before anything is written.
     fresh = begin(run) if is_new(workdir) else None
-    make_directory(workdir)
+    together(lambda: make_directory(workdir))
     with (
       Lock(workdir) as lock,
       Watchdog(lock, config.stall_timeout) as watchdog,
@@ -97,7 +99,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str) -> Results | N
     ):
       state, progress = start(run, checkpoints, fresh)
       del fresh  # its memory is the first step's
-      write_config(run)
+      together(lambda: write_config(run))
       describe_run(config, workdir, run.program.shapes.params, progress.step, run.inputs.num_steps)
       nonfinite = NonFinite(config, workdir, run.description, state)
       guards = Guards(checkpoints, nonfinite, lock, watchdog, preemption)
