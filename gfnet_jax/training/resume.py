@@ -115,28 +115,30 @@ def restore_run(
   now = flatten(json.loads(json.dumps(description["config"])))  # as JSON has it
   images = _compare_data(metadata, description)
   check_same_run(flatten(metadata["config"]), now, directory.parent, images)
+  _warn_of_data(metadata, description)
   state = _restore_state(directory, step, shapes, shardings)
   barrier("restored")
   return state, Progress.from_metadata(metadata)
 
 
 def _compare_data(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-  """How the training data of two descriptions differ; see `check_same_run`.
-
-  Other images of the evaluation are only a warning: a damaged one may have been removed.
-  """
+  """How the training data of two descriptions differ; see `check_same_run`."""
   classes = describe_classes(before["class_names"], now["class_names"])
+  if "data" not in before:  # of an older version
+    return classes or None
+  images = describe_images(before["data"]["train"], now["data"]["train"])
+  return "; ".join(filter(None, (classes, images))) or images
+
+
+def _warn_of_data(before: dict[str, Any], now: dict[str, Any]) -> None:
+  """Says what is no reason to refuse: a damaged image of the evaluation may have been removed."""
   if "data" not in before:
     say(
       "warning: an older version began this run and did not record its images: whether they are "
       "still the same is not checked; from its next checkpoint on it is"
     )
-    return classes or None
-  data = before["data"]
-  if other := describe_images(data["eval"], now["data"]["eval"]):
+  elif other := describe_images(before["data"]["eval"], now["data"]["eval"]):
     say(f"warning: evaluated on {other}; compare no results across this point")
-  images = describe_images(data["train"], now["data"]["train"])
-  return "; ".join(filter(None, (classes, images))) or images
 
 
 def _restore_state(
