@@ -17,7 +17,7 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import pytest
@@ -94,17 +94,25 @@ def in_process(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., list[subprocess.Popen]]]:
-  """start("train.py", *arguments, processes, devices) starts all processes of a run."""
+  """start("train.py", *arguments, processes, devices) starts all processes of a run.
+
+  `devices` is of each of them, and `last` holds arguments of the last one alone.
+  """
   with contextlib.ExitStack() as stack:
 
-    def start(name: str, *arguments, processes: int, devices: int = 1) -> list[subprocess.Popen]:
+    def start(
+      name: str, *arguments, processes: int, devices: int | Sequence[int] = 1, last: tuple = ()
+    ) -> list[subprocess.Popen]:
+      devices = [devices] * processes if isinstance(devices, int) else devices
       flags = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", processes)
       started = []
       for i in range(processes):
+        own = (*flags, "--process-id", i) if processes > 1 else ()
+        own = (*own, *last) if i == processes - 1 else own
         process = subprocess.Popen(
-          script_command(name, *arguments, *((*flags, "--process-id", i) if processes > 1 else ())),
+          script_command(name, *arguments, *own),
           cwd=ROOT,
-          env=script_environment(devices),
+          env=script_environment(devices[i]),
           stdout=subprocess.PIPE,
           stderr=subprocess.PIPE,
           text=True,

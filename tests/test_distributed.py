@@ -1,15 +1,22 @@
-"""Several real processes: the same losses, the same saved step, and stalls that are named."""
+"""Several processes: starting, the same losses, the same saved step, stalls that are named."""
 
 import json
 import re
 import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import finish, read_lines, wait_for_line
+from helpers import HANGS, ROOT, finish, free_port, read_lines, script_environment, wait_for_line
 
+from gfnet_jax import distributed
 from gfnet_jax.checkpoints.store import list_steps
+from gfnet_jax.distributed import Preemption
+from gfnet_jax.errors import UserError
 
 TRAIN = ("train.py", "--workdir")
 # 31 steps with everything on that could depend on the number of processes.
@@ -157,3 +164,137 @@ def test_a_single_process_saves_on_sigterm_and_goes_on(start, tmp_path, script):
   assert shorter.returncode == 2, "another config does not continue the run"
   assert "num_epochs=50" in shorter.stderr
   assert list_steps(workdir / "checkpoints")[-1] == saved
+
+
+# Starting. What connects is replaced here by what notes its arguments.
+
+SLURM = dict(SLURM_JOB_ID="4097", SLURM_STEP_NODELIST="node[007-9],x", SLURM_LOCALID="0")
+OPEN_MPI = dict(OMPI_MCA_orte_hnp_uri="1531576320.0;tcp://10.96.0.1,10.148.0.1:34911")
+OPEN_MPI |= dict(OMPI_COMM_WORLD_LOCAL_RANK="0")
+
+
+@pytest.fixture
+def connect(monkeypatch):
+  """connect(environment, *arguments, lasts=False): what jax is told; lasts: it waits for ever.
+
+  Returns:
+    The arguments of jax.distributed.initialize, or the exit code if this process ends.
+  """
+  told, over = [], threading.Event()
+
+  def initialize(*arguments, initialization_timeout):
+    told.append(arguments)
+    if told[0] is None:
+      assert over.wait(HANGS)
+
+  def end(code):
+    told.append(code)
+    over.set()
+
+  def connect(environment, *arguments, lasts=False):
+    for name, value in environment.items():
+      monkeypatch.setenv(name, value)
+    told.extend([None] * lasts)
+    distributed.initialize(*arguments)
+    return told[-1] if told else None
+
+  monkeypatch.setattr(distributed, "SAY_AFTER", 0.01)
+  monkeypatch.setattr(distributed, "CONNECT_TIMEOUT", 0.05)
+  monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
+  monkeypatch.setattr(distributed.os, "_exit", end)
+  monkeypatch.setattr(distributed.jax.config, "update", lambda *_: None)
+  return connect
+
+
+def test_what_is_recognised(connect):
+  assert connect({}) is None
+  assert connect(SLURM | dict(SLURM_NTASKS="1", SLURM_PROCID="0")) is None
+  assert connect(dict(SLURM_NTASKS="4", SLURM_PROCID="2")) == ("node007:61441", 4, 2)
+  assert connect(dict(JAX_COORDINATOR_PORT="99")) == ("node007:99", 4, 2)
+  assert connect({}, "host0:1234", 3, 1) == ("host0:1234", 3, 1)
+
+
+@pytest.mark.parametrize(
+  ("environment", "arguments", "line"),
+  [
+    (
+      SLURM | dict(SLURM_NTASKS="4", SLURM_PROCID="2"),
+      (),
+      "process 2 of 4 waits for process 0 at node007:61441, which the variables of slurm tell",
+    ),
+    (
+      SLURM | dict(SLURM_NTASKS="2", SLURM_PROCID="0"),
+      (),
+      "process 0 of 2 waits for the other 1 at node007:61441, which the variables of slurm tell",
+    ),
+    (
+      OPEN_MPI | dict(OMPI_COMM_WORLD_SIZE="3", OMPI_COMM_WORLD_RANK="1"),
+      (),
+      "process 1 of 3 waits for process 0 at 10.96.0.1:",
+    ),
+    ({}, ("host0:1234", 5, 0), "process 0 of 5 waits for the other 4 at host0:1234"),
+    ({}, ("host0:1234", 5, 4), "process 4 of 5 waits for process 0 at host0:1234"),
+  ],
+)
+def test_who_is_waited_for_is_said_and_not_for_ever(connect, capsys, environment, arguments, line):
+  assert connect(environment, *arguments, lasts=True) == 2
+  waiting, error = capsys.readouterr().err.splitlines()
+  assert waiting.startswith(line)
+  assert waiting.endswith(" (at most 0 s)")
+  assert error.startswith(f"error: {line}")
+  assert "in vain for 0 s; start all processes of the run with the same --coordinator" in error
+
+
+@pytest.mark.parametrize(
+  ("environment", "arguments", "message"),
+  [
+    ({}, ("host0", 2, 0), "--coordinator is 'host0', expected host:port"),
+    ({}, ("host0:99999", 2, 0), "--coordinator is 'host0:99999', expected host:port"),
+    ({}, (":1234", 2, 0), "--coordinator is ':1234', expected host:port"),
+    ({}, ("host0:0", 2, 0), "--coordinator is 'host0:0', expected host:port"),
+    ({}, (None, 2, 0), "go together; give all three"),
+    (SLURM | dict(SLURM_NTASKS="two", SLURM_PROCID="0"), (), "cannot connect .*'two'"),
+    (SLURM | dict(SLURM_NTASKS="2", SLURM_PROCID="0", SLURM_JOB_ID="x"), (), "connect .*'x'"),
+    (SLURM | dict(SLURM_NTASKS="2", SLURM_PROCID="first"), (), "cannot connect .*'first'"),
+  ],
+)
+def test_what_names_no_processes_is_one_line(connect, environment, arguments, message):
+  with pytest.raises(UserError, match=message):
+    connect(environment, *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_without_the_others_ends_with_one_line(process):
+  """With the times of `distributed` made shorter."""
+  code = f"""if True:
+    import sys
+    from gfnet_jax import distributed
+    from gfnet_jax.command_line import run
+    distributed.SAY_AFTER, distributed.CONNECT_TIMEOUT = 1, 5
+    sys.exit(run(lambda _: distributed.initialize("127.0.0.1:{free_port()}", 2, {process})))"""
+  result = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    env=script_environment(),
+    capture_output=True,
+    text=True,
+    timeout=HANGS,
+  )
+  assert result.returncode == 2
+  waiting, error = result.stderr.splitlines()
+  others = "process 0" if process else "the other 1"
+  assert waiting.startswith(f"process {process} of 2 waits for {others} at 127.0.0.1:")
+  assert error.startswith(f"error: process {process} of 2 waits for {others} at 127.0.0.1:")
+
+
+def test_outside_of_the_main_thread_signals_stay_with_the_program():
+  def enter_and_leave():
+    with Preemption() as preemption:
+      return preemption.reached(), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+  before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+  with ThreadPoolExecutor(1) as threads:
+    assert threads.submit(enter_and_leave).result() == (False, before)
+  assert enter_and_leave()[1] != before
+  assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

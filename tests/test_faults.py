@@ -11,6 +11,7 @@ import select
 import shutil
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -390,6 +391,21 @@ def test_what_was_learnt_before_an_error_in_the_data_is_saved(
   assert f"Everything up to step {saved} is saved" in capsys.readouterr().out
   assert loop.train(small_config(), workdir)["images"] == 360
   assert_same_run(workdir, trained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_in_a_thread_of_a_program(tmp_path, trained, workers):
+  config = small_config()
+  config.data.reading.workers = workers
+
+  def train():
+    with jax.numpy_dtype_promotion("standard"):  # which is of each thread
+      return loop.train(config, tmp_path / "run")
+
+  with ThreadPoolExecutor(1) as threads:
+    assert threads.submit(train).result()["images"] == 360
+  assert_same_run(tmp_path / "run", trained)
 
 
 @pytest.mark.slow

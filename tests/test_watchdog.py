@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from gfnet_jax.training import watchdog as module
+from gfnet_jax.training.lock import Lock
 from gfnet_jax.training.watchdog import Watchdog, _Sighting
 
 
@@ -24,7 +25,7 @@ def ended(monkeypatch) -> list[str]:
 def test_a_disk_that_stays_full_ends_nothing(ended, tmp_path, monkeypatch, capsys, processes):
   """While the run makes progress for several times the timeout; the other cannot write, either."""
   monkeypatch.setattr(jax, "process_count", lambda: processes)
-  watchdog, beats, seen = Watchdog(tmp_path, 0.1), [], threading.Event()
+  watchdog, beats, seen = Watchdog(Lock(tmp_path), 0.1), [], threading.Event()
 
   def full(path, text):
     watchdog.advance()
@@ -42,8 +43,9 @@ def test_a_disk_that_stays_full_ends_nothing(ended, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize("content", ["", '{"beat": 7, "prog', "\0\0"])
 def test_a_heartbeat_that_cannot_be_read_says_nothing(tmp_path, content):
-  (tmp_path / "process-1.json").write_text(content)
-  heartbeat = Watchdog(tmp_path, 10)._read(1)
+  (tmp_path / "heartbeats").mkdir()
+  (tmp_path / "heartbeats/process-1.json").write_text(content)
+  heartbeat = Watchdog(Lock(tmp_path), 10)._read(1)
   assert heartbeat == {}
   sighting = _Sighting({}, now=0.0)
   sighting.update(heartbeat, now=1.0)
@@ -51,7 +53,7 @@ def test_a_heartbeat_that_cannot_be_read_says_nothing(tmp_path, content):
 
 
 def test_a_run_without_progress_is_ended(ended, tmp_path, monkeypatch):
-  watchdog, over = Watchdog(tmp_path, 0.1), threading.Event()
+  watchdog, over = Watchdog(Lock(tmp_path), 0.1), threading.Event()
   monkeypatch.setattr(
     Watchdog, "_end", lambda self, reason: (ended.append(reason), over.set(), self._stopped.set())
   )
@@ -59,7 +61,7 @@ def test_a_run_without_progress_is_ended(ended, tmp_path, monkeypatch):
   with watchdog:
     assert over.wait(60)
   assert ended == ["process 0 made no progress for 0 s"]
-  assert json.loads((tmp_path / "process-0.json").read_text())["finished"] is False
+  assert json.loads((tmp_path / "heartbeats/process-0.json").read_text())["finished"] is False
 
 
 def test_what_an_earlier_run_left_is_not_believed():
@@ -79,6 +81,6 @@ def test_an_error_of_this_process_alone_is_not_blamed_on_others(
   """Nobody is waited for; of another error the reason would be said first."""
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-  with pytest.raises(type(error)), Watchdog(tmp_path, 1.0):
+  with pytest.raises(type(error)), Watchdog(Lock(tmp_path), 1.0):
     raise error
   assert "RESOURCE_EXHAUSTED" not in capsys.readouterr().err

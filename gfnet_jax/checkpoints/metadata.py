@@ -67,6 +67,7 @@ FIELDS = {
   "model": SECTION,
   "class_names": Field(_are_names, "a list of names, or null"),
   "config": SECTION,
+  "data": SECTION,
   "metrics": Field(_are_numbers, "numbers by name"),
   "evaluated": FLAG,
   "next_batch": COUNT,

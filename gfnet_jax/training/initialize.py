@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gfnet_jax.distributed import say
+from gfnet_jax.distributed import say, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import SavedModel, load_model
 from gfnet_jax.models.base import Network
@@ -31,19 +31,24 @@ def initial_params(
     mesh: over which the parameters are replicated.
 
   Raises:
-    UserError: if there is no checkpoint or its blocks are not the model's.
+    UserError: in every process, if one finds no checkpoint or its blocks are not the model's.
   """
   fresh = jax.jit(lambda: split(make_model())[1], out_shardings=replicated(mesh))()
   if not init_checkpoint:
     return fresh
-  saved, model = load_model(init_checkpoint), nnx.eval_shape(make_model)
-  try:
-    params = fit_params(saved.model, model, fresh)
-  except UserError as error:
-    name = saved.config["name"]
-    raise UserError(
-      f"init_checkpoint {init_checkpoint}, a {name}, is not the network of config.model: {error}"
-    ) from error
+  model = nnx.eval_shape(make_model)
+
+  def fitted() -> tuple[SavedModel, Params]:
+    saved = load_model(init_checkpoint)
+    try:
+      return saved, fit_params(saved.model, model, fresh)
+    except UserError as error:
+      name = saved.config["name"]
+      raise UserError(
+        f"init_checkpoint {init_checkpoint}, a {name}, is not the network of config.model: {error}"
+      ) from error
+
+  saved, params = together(fitted)
   say(f"Initial weights: {printable(init_checkpoint)}, {describe_weights(saved, model)}")
   return replicate(params, mesh)
 

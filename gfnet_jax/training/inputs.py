@@ -1,7 +1,7 @@
 """Where a run's images come from, and how many steps they make."""
 
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -9,6 +9,7 @@ import ml_collections
 from gfnet_jax.data.on_device.erasing import Erasing
 from gfnet_jax.data.pipeline import Batch, Reading, check_fills_a_batch, train_batches
 from gfnet_jax.data.samples import Share, try_transforms
+from gfnet_jax.data.sources.fingerprint import fingerprint
 from gfnet_jax.data.sources.open import (
   check_classes,
   check_same_classes,
@@ -29,6 +30,7 @@ class Inputs(NamedTuple):
     train_transform: augments a training image.
     eval_transform: crops an image of the evaluation.
     reading: how both are read.
+    fingerprints: of the images, "train" and "eval"; see `fingerprint`.
     steps_per_epoch: global batches in the training images, with a fraction.
     num_steps: of the whole run.
     schedule: the learning rate of every step.
@@ -39,6 +41,7 @@ class Inputs(NamedTuple):
   train_transform: TrainTransform
   eval_transform: EvalTransform
   reading: Reading
+  fingerprints: dict[str, Any]
   steps_per_epoch: float
   num_steps: int
   schedule: Schedule
@@ -58,6 +61,7 @@ def open_inputs(config: ml_collections.ConfigDict, class_names: list[str] | None
   data, model = config.data, config.model
   train_source = open_source(data, data.train_split)
   eval_source = open_source(data, data.eval_split)
+  fingerprints = {"train": fingerprint(train_source), "eval": fingerprint(eval_source)}
   train_source = in_class_order(train_source, class_names or train_source.class_names)
   eval_source = in_class_order(eval_source, train_source.class_names)
   if model.num_classes == 0:
@@ -77,6 +81,7 @@ def open_inputs(config: ml_collections.ConfigDict, class_names: list[str] | None
     train_transform,
     eval_transform,
     Reading(**data.reading),
+    fingerprints,
     steps_per_epoch,
     num_steps=max(1, round(config.num_epochs * steps_per_epoch)),
     schedule=make_schedule(config, steps_per_epoch),

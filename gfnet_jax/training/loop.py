@@ -9,7 +9,7 @@ import ml_collections
 
 from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.data.pipeline import DataError, check_bad_fraction
-from gfnet_jax.distributed import Preemption, say
+from gfnet_jax.distributed import Preemption, say, together
 from gfnet_jax.files import make_directory
 from gfnet_jax.inference.evaluate import evaluate_params
 from gfnet_jax.inference.metrics import METRICS as EVAL_METRICS
@@ -19,11 +19,21 @@ from gfnet_jax.sharding import make_mesh, to_devices
 from gfnet_jax.training import metrics
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run
 from gfnet_jax.training.inputs import batches_from
+from gfnet_jax.training.lock import Lock
 from gfnet_jax.training.nonfinite import NonFinite, RollBack
 from gfnet_jax.training.periods import Every
 from gfnet_jax.training.profile import Profile
 from gfnet_jax.training.resume import Progress, save_run
-from gfnet_jax.training.run import Run, check, open_checkpoints, prepare, start, write_config
+from gfnet_jax.training.run import (
+  Run,
+  begin,
+  check,
+  is_new,
+  open_checkpoints,
+  prepare,
+  start,
+  write_config,
+)
 from gfnet_jax.training.step import TrainState
 from gfnet_jax.training.watchdog import Watchdog
 from gfnet_jax.training.writer import MetricWriter
@@ -36,6 +46,7 @@ class Guards(NamedTuple):
 
   checkpoints: Checkpoints
   nonfinite: NonFinite
+  lock: Lock
   watchdog: Watchdog
   preemption: Preemption
 
@@ -43,7 +54,11 @@ class Guards(NamedTuple):
     """Tells that the run is alive; returns whether it is to stop.
 
     Every process calls it once after everything that all of them do together.
+
+    Raises:
+      UserError: if the work directory was moved, removed or taken over.
     """
+    self.lock.check()
     self.watchdog.advance()
     return self.preemption.reached()
 
@@ -62,26 +77,32 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str) -> Results | N
 
   Returns:
     The last evaluation: top1 and top5 in percent, loss, images, images_per_second; None
-    if the run was stopped by a signal.
+    if the run was stopped by a signal. Called outside of the main thread, it leaves
+    signals to the program.
 
   Raises:
-    UserError: for anything in the config, the data or the directory that cannot work.
+    UserError: for anything in the config, the data or the directory that cannot work; also
+      if another run uses the directory, or if it is moved or removed meanwhile.
   """
   config, workdir = config.copy_and_resolve_references(), Path(workdir)
   check(config)
   mesh = make_mesh()
   with jax.set_mesh(mesh), matmul_precision(config.precision), Preemption() as preemption:
     run = prepare(config, workdir, mesh)
-    make_directory(workdir)
+    # What cannot be begun with is refused before anything is written.
+    fresh = begin(run) if is_new(workdir) else None
+    together(lambda: make_directory(workdir))
     with (
-      Watchdog(workdir / "heartbeats", config.stall_timeout) as watchdog,
+      Lock(workdir) as lock,
+      Watchdog(lock, config.stall_timeout) as watchdog,
       open_checkpoints(config, workdir) as checkpoints,
     ):
-      state, progress = start(run, checkpoints)
-      write_config(run)
+      state, progress = start(run, checkpoints, fresh)
+      del fresh  # its memory is the first step's
+      together(lambda: write_config(run))
       describe_run(config, workdir, run.program.shapes.params, progress.step, run.inputs.num_steps)
       nonfinite = NonFinite(config, workdir, run.description, state)
-      guards = Guards(checkpoints, nonfinite, watchdog, preemption)
+      guards = Guards(checkpoints, nonfinite, lock, watchdog, preemption)
       while True:
         try:
           results = train_steps(run, state, progress, guards)
@@ -238,7 +259,8 @@ def evaluate(run: Run, params: Params, guards: Guards) -> Results:
 
 
 def save(run: Run, state: TrainState, progress: Progress, guards: Guards) -> None:
-  """Saves the run, unless its last step was not finite."""
+  """Saves the run, unless its last step was not finite or its directory is gone."""
+  guards.lock.confirm()
   guards.nonfinite.check(state, progress)
   keep = kept_steps(run).due(progress.step)
   save_run(guards.checkpoints, state, progress, run.description, keep=keep)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 
 from gfnet_jax.checkpoints.checksums import DamagedError
 from gfnet_jax.checkpoints.reading import read_metadata, restore, saved_shapes, verify
 from gfnet_jax.checkpoints.store import Checkpoints, list_steps, set_aside
 from gfnet_jax.data.samples import nth_batch
+from gfnet_jax.data.sources.fingerprint import describe_classes, describe_images
 from gfnet_jax.distributed import agree, barrier, say
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.fit import describe_misfits
@@ -68,7 +68,8 @@ def save_run(
     checkpoints: where.
     state: after progress.step steps.
     progress: how far the run is.
-    description: what all checkpoints of a run say: `model_metadata`, and its "config".
+    description: what all checkpoints of a run say: `model_metadata`, its "config", and the
+      `fingerprint` of its "data".
     keep: whether the checkpoint is to outlive later ones.
   """
   metadata = {**description, **progress.to_metadata(), "keep": keep}
@@ -77,7 +78,7 @@ def save_run(
 
 def restore_run(
   checkpoints: Checkpoints,
-  config: ml_collections.ConfigDict,
+  description: dict[str, Any],
   shapes: TrainState,
   shardings: TrainState,
 ) -> tuple[TrainState, Progress] | None:
@@ -87,12 +88,12 @@ def restore_run(
 
   Args:
     checkpoints: of the run.
-    config: of the run, which must be the one that it began with.
+    description: of the run, which must be the one that it began with; see `save_run`.
     shapes: of the state, jax.ShapeDtypeStruct.
     shardings: of the state.
 
   Raises:
-    UserError: if the checkpoints were made with another config.
+    UserError: if the checkpoints were made with another config or on other data.
   """
   directory = checkpoints.directory
   step = agree(newest_whole(directory) if jax.process_index() == 0 else -1)
@@ -104,8 +105,10 @@ def restore_run(
       f"{directory.parent} holds converted weights, not a run; start from them in another work "
       f"directory with --config.init_checkpoint={directory.parent}"
     )
-  now = flatten(json.loads(config.to_json()))
-  check_same_run(flatten(metadata["config"]), now, directory.parent)
+  now = flatten(json.loads(json.dumps(description["config"])))  # as JSON has it
+  images = _compare_data(metadata, description)
+  check_same_run(flatten(metadata["config"]), now, directory.parent, images)
+  _warn_of_data(metadata, description)
   state = _restore_state(directory, step, shapes, shardings)
   barrier("restored")
   return state, Progress.from_metadata(metadata)
@@ -121,6 +124,26 @@ def trained_classes(directory: Path) -> list[str] | None:
     read_metadata(directory, step).get("class_names") for step in list_steps(directory)[::-1]
   )
   return next(filter(None, names), None)
+
+
+def _compare_data(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+  """How the training data of two descriptions differ; see `check_same_run`."""
+  classes = describe_classes(before["class_names"], now["class_names"])
+  if "data" not in before:  # of an older version
+    return classes or None
+  images = describe_images(before["data"]["train"], now["data"]["train"])
+  return "; ".join(filter(None, (classes, images))) or images
+
+
+def _warn_of_data(before: dict[str, Any], now: dict[str, Any]) -> None:
+  """Says what is no reason to refuse: a damaged image of the evaluation may have been removed."""
+  if "data" not in before:
+    say(
+      "warning: an older version began this run and did not record its images: whether they are "
+      "still the same is not checked; from its next checkpoint on it is"
+    )
+  elif other := describe_images(before["data"]["eval"], now["data"]["eval"]):
+    say(f"warning: evaluated on {other}; compare no results across this point")
 
 
 def _restore_state(

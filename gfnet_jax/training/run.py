@@ -9,13 +9,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gfnet_jax.checkpoints.model import model_metadata
-from gfnet_jax.checkpoints.store import WRITE_TIMEOUT, Checkpoints, find_checkpoint
+from gfnet_jax.checkpoints.store import WRITE_TIMEOUT, Checkpoints, find_checkpoint, list_steps
+from gfnet_jax.distributed import agree, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import write_atomically
 from gfnet_jax.inference.saved_model import check_source
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.sharding import check_batch_size
-from gfnet_jax.training.config_rules import check_config, check_groups, check_steps
+from gfnet_jax.training.agreement import check_agreement, describe_program
+from gfnet_jax.training.config_rules import check_config, check_groups, check_steps, flatten
 from gfnet_jax.training.initialize import initial_params
 from gfnet_jax.training.inputs import Inputs, open_inputs
 from gfnet_jax.training.program import Program, build_program, model_config
@@ -44,7 +46,15 @@ class Run(NamedTuple):
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError for mistakes that show without the data, which may take long to open."""
+  """Raises UserError for mistakes that show without the data, which may take long to open.
+
+  Also, in every process, if the processes of the run are not to do the same.
+  """
+  check_agreement(describe_program(config))
+  together(lambda: _check(config))
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
   check_config(config)
   model = model_config(config) | {"num_classes": config.model.num_classes or 1}
   nnx.eval_shape(lambda: create_model(**model))
@@ -54,14 +64,21 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> Run:
-  """Puts a run together, in the order in which it can go wrong; writes nothing."""
+  """Puts a run together, in the order in which it can go wrong; writes nothing.
+
+  Raises:
+    UserError: for anything that cannot work; in every process if one finds it in its data.
+  """
   check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
   check_groups(config, mesh)
-  inputs = open_inputs(config, class_order(config, workdir))
+  inputs = together(lambda: open_inputs(config, class_order(config, workdir)))
+  class_names = inputs.train_source.class_names
+  check_agreement(flatten({"data": inputs.fingerprints}) | {"the classes": class_names})
   check_steps(config, inputs.num_steps)
   program = build_program(config, mesh)
-  description = model_metadata(model_config(config), inputs.train_source.class_names)
-  return Run(config, workdir, mesh, inputs, program, description | {"config": config.to_dict()})
+  description = model_metadata(model_config(config), class_names)
+  description |= {"config": config.to_dict(), "data": inputs.fingerprints}
+  return Run(config, workdir, mesh, inputs, program, description)
 
 
 def class_order(config: ml_collections.ConfigDict, workdir: Path) -> list[str] | None:
@@ -86,14 +103,28 @@ def open_checkpoints(config: ml_collections.ConfigDict, workdir: Path) -> Checkp
   return Checkpoints(workdir / "checkpoints", keep_last=keep_last, timeout=timeout)
 
 
-def start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
-  """The state of the newest whole checkpoint, or a fresh one."""
+def begin(run: Run) -> TrainState:
+  """The state before the first step; writes nothing.
+
+  Raises:
+    UserError: if `init_checkpoint` is not for the run's network.
+  """
+  params = initial_params(run.program.make_model, run.config.init_checkpoint, run.mesh)
+  return run.program.init(params)
+
+
+def start(
+  run: Run, checkpoints: Checkpoints, fresh: TrainState | None = None
+) -> tuple[TrainState, Progress]:
+  """The state of the newest whole checkpoint, or a fresh one, of `begin` if it is not given."""
   program = run.program
-  restored = restore_run(checkpoints, run.config, program.shapes, program.shardings)
-  if restored:
-    return restored
-  params = initial_params(program.make_model, run.config.init_checkpoint, run.mesh)
-  return program.init(params), Progress()
+  restored = restore_run(checkpoints, run.description, program.shapes, program.shardings)
+  return restored or (fresh or begin(run), Progress())
+
+
+def is_new(workdir: Path) -> bool:
+  """Whether no checkpoint is there to go on from."""
+  return bool(agree(not list_steps(workdir / "checkpoints")))
 
 
 def write_config(run: Run) -> None:

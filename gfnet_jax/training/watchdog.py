@@ -6,12 +6,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 
 from gfnet_jax.files import write_atomically
+from gfnet_jax.training.heartbeat import BEAT, read_heartbeat, this_process
+from gfnet_jax.training.lock import Lock
 
-BEAT = 1.0  # seconds between two looks
 FIRST_STEP = 10  # times as long may pass until the first step is compiled and done
 # Beginnings of jax's messages for what no other process can have caused.
 OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
@@ -21,24 +23,25 @@ class Watchdog:
   """A context in which this process ends with a message if the run makes no progress.
 
   Every process writes a heartbeat and its progress to a file in the shared work
-  directory, and reads those of the others. A single process watches only itself.
+  directory, and reads those of the others. A single process watches only itself. At every
+  beat it also looks whether the work directory still is the run's.
 
   Args:
-    directory: for the files; shared by all processes.
+    lock: of the work directory, which is shared by all processes.
     timeout: seconds without progress after which a run counts as stalled; 0 for never.
   """
 
-  def __init__(self, directory: Path, timeout: float):
-    self._directory, self._timeout = directory, timeout
+  def __init__(self, lock: Lock, timeout: float):
+    self._lock, self._directory, self._timeout = lock, lock.heartbeats, timeout
+    self._process = this_process()
     self._progress, self._stopped, self._warned = 0, threading.Event(), False
     self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
   def __enter__(self) -> "Watchdog":
-    if self._timeout:
-      now = time.monotonic()  # heartbeats that are there already come from an earlier run
-      self._last = {p: _Sighting(self._read(p), now) for p in range(jax.process_count())}
-      self._write()
-      self._thread.start()
+    now = time.monotonic()  # heartbeats that are there already come from an earlier run
+    self._last = {p: _Sighting(self._read(p), now) for p in range(jax.process_count())}
+    self._write()
+    self._thread.start()
     return self
 
   def __exit__(
@@ -61,7 +64,7 @@ class Watchdog:
     """Waits, after an error that a dead process may have caused, until that is named."""
     if str(error).startswith(OWN_FAULTS):
       return
-    if self._thread.is_alive() and jax.process_count() > 1:
+    if self._timeout and self._thread.is_alive() and jax.process_count() > 1:
       print(f"warning: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
       self._thread.join(2 * self._timeout)
 
@@ -71,7 +74,12 @@ class Watchdog:
   def _watch(self) -> None:
     last = self._last
     while not self._stopped.wait(BEAT):
+      self._lock.look()
+      if self._lock.lost and jax.process_count() > 1:
+        _exit(self._lock.lost, 2)  # the main thread may be waiting for one that has seen it, too
       own, written = self._write()
+      if not self._timeout:
+        continue
       now = time.monotonic()
       for process, sighting in last.items():
         sighting.update(own if process == jax.process_index() else self._read(process), now)
@@ -90,8 +98,11 @@ class Watchdog:
   def _write(self, finished: bool = False) -> tuple[dict, bool]:
     """Writes a heartbeat; returns it, and whether that succeeded."""
     heartbeat = {"beat": time.time_ns(), "progress": self._progress, "finished": finished}
+    heartbeat |= {"run": self._lock.run, **self._process._asdict()}
+    if self._lock.lost:  # the file may be another run's now
+      return heartbeat, False
     try:
-      self._directory.mkdir(parents=True, exist_ok=True)
+      self._directory.mkdir(exist_ok=True)  # not its parent, if that was moved away
       write_atomically(self._path(jax.process_index()), json.dumps(heartbeat))
     except OSError as error:  # a full disk is no reason to end the run
       if not self._warned:
@@ -101,17 +112,15 @@ class Watchdog:
     return heartbeat, True
 
   def _read(self, process: int) -> dict:
-    try:
-      return json.loads(self._path(process).read_text())
-    except (OSError, ValueError):
-      return {}
+    return read_heartbeat(self._path(process))
 
   def _end(self, reason: str) -> None:
-    message = (
-      f"error: {reason} (stall_timeout); the same command goes on from the newest checkpoint"
-    )
-    print(message, file=sys.stderr, flush=True)
-    os._exit(3)  # the main thread may be waiting forever in a collective
+    _exit(f"{reason} (stall_timeout); the same command goes on from the newest checkpoint", 3)
+
+
+def _exit(message: str, code: int) -> NoReturn:
+  print(f"error: {message}", file=sys.stderr, flush=True)
+  os._exit(code)  # the main thread may be waiting forever in a collective
 
 
 class _Sighting:

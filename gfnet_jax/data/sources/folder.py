@@ -42,6 +42,10 @@ class FolderSource:
   def __len__(self) -> int:
     return len(self._paths)
 
+  def record_names(self) -> list[bytes]:
+    """The paths of the images below the directory of the split; see `fingerprint`."""
+    return self._paths.tolist()
+
   def __getitem__(self, index: int) -> Record:
     path = self._directory / os.fsdecode(self._paths[index])
     return Record(_read(path), int(self._labels[index]), str(path))

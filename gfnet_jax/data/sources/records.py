@@ -21,6 +21,10 @@ class Source(Protocol):
   It must be picklable, for worker processes, and safe for several threads at once.
   `source[index]` raises BadRecordError for a record that cannot be read.
 
+  It may have a method `record_names() -> Iterable[bytes]`: what tells its records from
+  those of other data, in their order, on every machine and for every path (`fingerprint`).
+  With it a run goes on when its data have moved, and not on others.
+
   Attributes:
     class_names: of all classes, in the order of the labels 0, 1, ...
   """

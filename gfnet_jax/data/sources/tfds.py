@@ -93,9 +93,16 @@ class TfdsSource:
     self._records = open_records(instructions) if instructions else ()
     self.class_names = list(label.names)
     self._name = f"{name} {split}"
+    self._shards = [(file.skip, file.take, file.examples_in_shard) for file in instructions]
+    self._full_name = builder.info.full_name
 
   def __len__(self) -> int:
     return len(self._records)
+
+  def record_names(self) -> list[bytes]:
+    """Name and version of the data set, and what is taken of every shard; see `fingerprint`."""
+    shards = (f"{skip}+{take} of {length}" for skip, take, length in self._shards)
+    return [text.encode() for text in (self._full_name, *shards)]
 
   def __getitem__(self, index: int) -> Record:
     name = f"{self._name}[{index}]"

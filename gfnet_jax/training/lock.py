@@ -1,0 +1,239 @@
+"""One run at a time in a work directory, whatever machines its processes are on."""
+
+import json
+import shutil
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gfnet_jax.distributed import exchange, together
+from gfnet_jax.errors import UserError
+from gfnet_jax.text import printable
+from gfnet_jax.training.heartbeat import (
+  BEAT,
+  is_running,
+  process_in,
+  read_entry,
+  read_heartbeat,
+  this_process,
+)
+
+WATCH = 30  # beats without a sign of life after which a run of another machine is over
+_held = set()  # the runs of this very process, which outlives them in a notebook
+MISSES = 3  # looks in a row at a directory without the lock after which it is gone
+
+
+class Lock:
+  """A context in which a work directory belongs to this run alone.
+
+  Its first process creates `lock.json`, which says who it is, and removes it at the end. A
+  lock that a killed run left is taken over: if its processes do not run any more or, where
+  that cannot be seen from here, if neither lock nor heartbeats change for WATCH beats.
+  Nothing else is asked of the file system than to create a file exclusively and to rename:
+  flock is missing on some network mounts.
+
+  Args:
+    workdir: exists, and is shared by all processes.
+
+  Raises:
+    UserError: on entering, if another run uses the directory; on leaving, if the directory
+      is no longer this run's.
+  """
+
+  def __init__(self, workdir: Path):
+    self.run = ""  # of all its processes; "" before entering
+    self._workdir, self._path = workdir, workdir / "lock.json"
+    self.heartbeats = workdir / "heartbeats"
+    self._misses, self._lost = 0, ""
+
+  def __enter__(self) -> "Lock":
+    run = exchange(uuid.uuid4().hex)[0]
+    together(lambda: self._acquire(run))
+    self.run = run
+    _held.add(run)
+    try:
+      together(self._see)
+    except BaseException:  # an interrupt, too: nobody will leave what was not entered
+      _held.discard(run)
+      self._release()
+      raise
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    """Also explains an error that comes from the directory's being gone."""
+    _held.discard(self.run)
+    if kind is None or issubclass(kind, Exception):  # an interrupt does not wait
+      self.confirm()
+    if kind is None or jax.process_count() == 1:  # else other processes may still be running
+      self._release()
+
+  @property
+  def lost(self) -> str:
+    """Why the directory is no longer this run's; "" while it is."""
+    return self._lost
+
+  def look(self) -> None:
+    """Looks whether the directory still is this run's."""
+    if not self.run:
+      return
+    entry = read_entry(self._path)
+    if entry.get("run") == self.run:
+      self._misses = 0
+    elif "run" in entry:
+      self._lost = (
+        f"{self._workdir} was taken over by another run ({_describe(entry)}) while this one gave "
+        "no sign of life; this one ends, and that one goes on from the newest checkpoint"
+      )
+    elif _is_missing(self._path) and not self._is_over():
+      self._misses += 1
+      if self._misses >= MISSES:
+        self._lost = (
+          f"{self._workdir} was moved or removed during the run ({self._path.name} is not there "
+          "any more); the run ends; where its checkpoints are now, the same command goes on"
+        )
+
+  def check(self) -> None:
+    """Raises UserError if the last look found that the directory is no longer this run's."""
+    if self._lost:
+      raise UserError(self._lost)
+
+  def confirm(self) -> None:
+    """Looks until it is clear, then as `check`; takes no time while all is well."""
+    self.look()
+    while self._misses and not self._lost:
+      time.sleep(BEAT)
+      self.look()
+    self.check()
+
+  def _acquire(self, run: str) -> None:
+    """Creates the lock, or takes over that of a run that is over; only process 0 does.
+
+    Raises:
+      UserError: if another run holds it, or the directory cannot be written.
+    """
+    if jax.process_index() != 0:
+      return
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    text = json.dumps({"run": run, "since": since, **this_process()._asdict()}, indent=1) + "\n"
+    try:
+      if self._create(text):
+        return
+      self._refuse_if_held()
+      self._replace(text, run)
+    except OSError as error:
+      raise UserError(
+        f"cannot write {self._path} ({error.strerror}); make room, or remove it if no other run "
+        "uses the directory"
+      ) from error
+    time.sleep(BEAT)  # another one may have found the same run over, and written after us
+    entry = read_entry(self._path)
+    if entry.get("run") != run:
+      raise self._in_use(entry)
+
+  def _create(self, text: str) -> bool:
+    """Returns whether there was no lock; of several processes that try, one succeeds."""
+    try:
+      file = self._path.open("x")
+    except FileExistsError:
+      return False
+    try:
+      with file:
+        file.write(text)
+    except OSError:
+      self._path.unlink(missing_ok=True)
+      raise
+    return True
+
+  def _replace(self, text: str, run: str) -> None:
+    new = self._path.with_name(f"lock-{run}.tmp")  # which no other one writes
+    try:
+      new.write_text(text)
+      new.replace(self._path)
+    except OSError:
+      new.unlink(missing_ok=True)
+      raise
+
+  def _release(self) -> None:
+    if jax.process_count() == 1:
+      shutil.rmtree(self.heartbeats, ignore_errors=True)
+    if jax.process_index() == 0:
+      self._path.unlink(missing_ok=True)
+
+  def _refuse_if_held(self) -> None:
+    holder = read_entry(self._path)
+    states = {self._state(entry) for entry in (holder, *self._heartbeats(holder))}
+    if states == {False}:
+      return
+    if True not in states:
+      print(
+        f"{self._workdir} was in use by {_describe(holder)}; looking for {WATCH * BEAT:.0f} s "
+        "whether it still is",
+        flush=True,
+      )
+      if not self._shows_life(holder):
+        return
+    raise self._in_use(read_entry(self._path) or holder)
+
+  def _in_use(self, holder: dict[str, Any]) -> UserError:
+    return UserError(
+      f"{self._workdir} is in use by another run ({_describe(holder)}); wait for its end or stop "
+      "it, or set another --workdir"
+    )
+
+  def _state(self, entry: dict[str, Any]) -> bool | None:
+    """Whether the process of a lock or heartbeat runs; None if it cannot be told."""
+    process = process_in(entry)
+    if process == this_process():
+      return entry.get("run") in _held
+    return is_running(process) if process else None
+
+  def _heartbeats(self, holder: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of the processes of a run that have not finished; of all runs if it is unknown."""
+    entries = [read_heartbeat(path) for path in sorted(self.heartbeats.glob("process-*.json"))]
+    run = holder.get("run")
+    return [x for x in entries if x and not x["finished"] and run in (None, x.get("run"))]
+
+  def _shows_life(self, holder: dict[str, Any]) -> bool:
+    """Whether the lock or a heartbeat changes while one watches."""
+    before = (holder, self._heartbeats(holder))
+    for _ in range(WATCH):
+      time.sleep(BEAT)
+      if (read_entry(self._path), self._heartbeats(holder)) != before:
+        return True
+    return False
+
+  def _is_over(self) -> bool:
+    """Whether process 0 has finished the run, and removed the lock, before this process."""
+    first = read_heartbeat(self.heartbeats / "process-0.json")
+    return bool(first) and first["finished"] and first.get("run") == self.run
+
+  def _see(self) -> None:
+    """Waits until this process sees the lock, which others see later on some network mounts."""
+    for _ in range(WATCH):
+      if read_entry(self._path).get("run") == self.run:
+        return
+      time.sleep(BEAT)
+    raise UserError(
+      f"{self._path} of process 0 is not seen here; give all processes the same --workdir, in a "
+      "directory that they share"
+    )
+
+
+def _is_missing(path: Path) -> bool:
+  """Whether a file is known not to be there; a network that fails tells nothing."""
+  try:
+    path.lstat()
+  except (FileNotFoundError, NotADirectoryError):
+    return True
+  except OSError:
+    return False
+  return False
+
+
+def _describe(entry: dict[str, Any]) -> str:
+  process = process_in(entry)
+  since = f", since {entry['since']}" if isinstance(entry.get("since"), str) else ""
+  return printable(f"{process}{since}") if process else "an unknown process"
