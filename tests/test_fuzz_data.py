@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from image_sets import CLASSES, example, write_tfds, write_tfrecord_file
+from ml_collections import ConfigDict
 
-from gfnet_jax.data.prepare import archives
+from gfnet_jax.data.prepare import archives, splits
 from gfnet_jax.data.sources.cache import cache_file, load_arrays
 from gfnet_jax.data.sources.folder import FolderSource
+from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import recognise
 from gfnet_jax.data.sources.records import BadRecordError
-from gfnet_jax.data.sources.tfds import TfdsSource
 from gfnet_jax.data.sources.tfrecord import TfrecordFiles
 from gfnet_jax.errors import UserError
 
@@ -142,8 +143,16 @@ def archive(name: str) -> bytes:
   return stream.getvalue()
 
 
-def test_tar_files(tmp_path):
+def test_tar_files(tmp_path, monkeypatch):
   """The headers: what is in the images, tar keeps no sum of."""
+  monkeypatch.setattr(splits, "IMAGENET_IMAGES", {"train": 12})
+  monkeypatch.setattr(splits, "imagenet_classes", lambda: list("abcd"))
+
+  def read():
+    found = archives.list_train_tar(path)
+    splits.check_imagenet(tmp_path, {"train": found})
+    return found
+
   path, stream = tmp_path / archives.TRAIN_TAR, io.BytesIO()
   with tarfile.open(fileobj=stream, mode="w") as outer:
     for name in archives.imagenet_classes()[:4]:
@@ -152,11 +161,10 @@ def test_tar_files(tmp_path):
       outer.addfile(member, io.BytesIO(data))
   whole = stream.getvalue()
   path.write_bytes(whole)
-  expected = archives.list_train_tar(path)
-  assert len(expected) == 12
+  expected = read()
   for mutated in mutations(whole, 6000):
     path.write_bytes(mutated)
-    found = one_line_or(lambda: archives.list_train_tar(path))
+    found = one_line_or(read)
     if found is not None and len(mutated) == len(whole):
       assert found == expected
     elif found is not None:  # something was cut or repeated within the images or at the end
@@ -177,13 +185,12 @@ def test_descriptions_of_tfds(tmp_path, name, file_format):
   write_shard = {"array_record": write_array_record, "tfrecord": write_tfrecord_file}[file_format]
   records = [example(f"image {i}".encode(), i % len(CLASSES)) for i in range(5)]
   directory = write_tfds(tmp_path / "set", file_format, [records[:2], records[2:]], write_shard)
-  options = dict(file_format=file_format)
-  if file_format == "tfrecord":
-    options["open_records"] = TfrecordFiles
+  kind = recognise(str(directory)).source
+  section = ConfigDict(dict(name=str(directory), source=kind))
 
   def read():
     recognise(str(directory))
-    source = TfdsSource(str(directory), "train", **options)
+    source = open_source(section, "train")
     return source.class_names, [source[i][:2] for i in range(len(source))]
 
   expected = read()

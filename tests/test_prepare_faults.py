@@ -8,12 +8,14 @@ import subprocess
 import sys
 import tarfile
 
+import ml_collections
 import pytest
 from helpers import HANGS, ROOT
 from image_sets import CLASSES, write_folder
 
 from gfnet_jax.data.prepare import archives, splits, write
 from gfnet_jax.data.prepare.archives import Entry
+from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.errors import UserError
 
 
@@ -311,3 +313,20 @@ def test_an_error_ends_it_with_the_shards_in_hand(tmp_path, start_prepare):
   assert "absent: No such file or directory; fix that and run again" in error.splitlines()[-1]
   # Of the other process: what it has done until the error arrives, which is not all.
   assert len(list((tmp_path / "set").glob("pictures-*"))) < 50
+
+
+@pytest.mark.slow
+def test_a_name_that_tfds_knows_is_opened_by_it(tmp_path, in_process):
+  for name in range(10):  # the classes of MNIST
+    (tmp_path / f"pictures/train/{name}").mkdir(parents=True)
+    (tmp_path / f"pictures/train/{name}/x.png").write_bytes(f"image {name}".encode())
+  code, output, error = in_process(
+    *("tools/prepare_tfds.py", tmp_path / "pictures", "--output", tmp_path / "out"),
+    *("--name", "mnist", "--processes", "1"),
+  )
+  assert code == 0, error
+  assert output.splitlines()[-1] == f"Done: {tmp_path / 'out/mnist/3.0.1'}"
+  data = ml_collections.ConfigDict(dict(name="mnist", data_dir=str(tmp_path / "out")))
+  source = open_source(data, "train")
+  assert source.class_names == list("0123456789")
+  assert [source[i][:2] for i in range(10)] == [(f"image {i}".encode(), i) for i in range(10)]

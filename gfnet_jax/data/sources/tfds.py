@@ -234,6 +234,9 @@ def _file_instructions(builder: tfds.core.DatasetBuilder, name: str, split: str)
   splits = builder.info.splits
   invalid = f"split {printable(split)!r} of {name} is empty or no valid slice"
   try:
+    parts = (
+      [] if split in splits else tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+    )
     instructions = splits[split].file_instructions
   # ValueError, KeyError, OverflowError, RecursionError, ...: TFDS parses it in many steps.
   except Exception as error:
@@ -243,8 +246,10 @@ def _file_instructions(builder: tfds.core.DatasetBuilder, name: str, split: str)
       f"split {printable(split)!r} of {name} not found in {builder.data_path}, "
       f"expected one of {printable(', '.join(splits))}"
     ) from error
-  if any(instruction.take < 0 for instruction in instructions):  # such as [5:2]
-    raise UserError(invalid)
+  for part in parts:  # of which TFDS takes the wrong records if they end before they begin
+    first, last = part.from_ or 0, splits[part.splitname].num_examples
+    if first > (last if part.to is None else part.to):
+      raise UserError(invalid)
   return instructions
 
 
