@@ -74,9 +74,9 @@ def main(arguments: list[str]) -> None:
 
   # Importing jax and the rest takes a second that --help and typing errors need not wait for.
   from gfnet_jax import startup
-  from gfnet_jax.weights.convert import export_weights, import_weights
 
   startup.check_devices()
+  from gfnet_jax.weights.convert import export_weights, import_weights
 
   if to_torch:
     config = export_weights(Path(source), destination, which=which or "last", ema=ema)

@@ -110,7 +110,7 @@ def _unraisable(unraisable) -> None:
 
 def _describe(error: OSError) -> str:
   name = printable(error.filename or "the output", limit=1000)
-  return f"error: {name}: {error.strerror}; make room, or choose another place"
+  return f"error: {name}: {error.strerror}; make room, raise the limit or choose another place"
 
 
 def _finish_output(code: int, message: str) -> int:

@@ -122,8 +122,8 @@ def test_a_reader_that_is_gone_before_the_help_is_written():
 def test_an_output_that_is_full_is_said(code):
   with Path("/dev/full").open("w") as full:
     found = end(start(code, stdout=full))
-  message = "error: the output: No space left on device; make room, or choose another place\n"
-  assert found == (2, "", message)
+  advice = "make room, raise the limit or choose another place"
+  assert found == (2, "", f"error: the output: No space left on device; {advice}\n")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """Which image files are read: formats by name, sizes, and grey of more than 8 bits."""
 
+import contextlib
 import io
 import logging
+import random
+import warnings
 
 import numpy as np
 import pytest
@@ -160,3 +163,29 @@ def test_nothing_is_said_of_other_images(caplog, tmp_path):
   source = Files(tmp_path, WHOLE)
   list(eval_batches(source, EvalTransform(33), share=Share(3), reading=Reading()))
   assert not warnings_of(caplog)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+def test_mutated_files_are_images_or_bad_images(format):
+  """Bytes changed, cut out and repeated, in files of every format and several modes."""
+  rng = random.Random(0)
+  small = Image.fromarray(PIXELS)
+  modes = ("RGB", "L") if format in ("JPEG", "PPM", "AVIF") else ("RGB", "L", "RGBA")
+  files = [encode(small.convert(mode), format) for mode in modes]
+  transform = EvalTransform(33)
+  for i in range(600):
+    data = bytearray(files[i % len(files)])
+    for _ in range(rng.choice([1, 1, 3, 10])):
+      at = rng.randrange(len(data)) if rng.random() < 0.5 else rng.randrange(min(100, len(data)))
+      kind = rng.randrange(4)
+      if kind == 0:
+        del data[at : at + rng.randrange(1, 9)]
+      elif kind == 1:
+        data[at:at] = data[at : at + rng.randrange(1, 9)]
+      else:
+        data[at : at + 1] = bytes([rng.choice([0, 1, 127, 255, rng.randrange(256)])])
+      data = data or bytearray(1)
+    with contextlib.suppress(BadImageError), warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # Pillow's, of odd metadata
+      assert transform(decode_image(bytes(data))).shape == (33, 33, 3)
