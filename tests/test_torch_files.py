@@ -5,6 +5,7 @@ import collections
 import json
 import os
 import struct
+import sys
 import zipfile
 
 import numpy as np
@@ -136,6 +137,16 @@ def test_code_in_a_pickle_is_refused_and_not_run(weights, file, tmp_path, zipped
   assert not evidence.exists()
   torch.load(file, weights_only=False)  # the pickle is a live one
   assert evidence.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_reading_needs_no_pytorch(weights, file, tmp_path, monkeypatch, zipped):
+  torch.save(dict(model=to_torch(weights)), file, _use_new_zipfile_serialization=zipped)
+  monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+  assert equal(read_state_dict(file), weights)
+  with pytest.raises(UserError, match="PyTorch is needed to write"):
+    write_state_dict(tmp_path / "other.pth", weights)
+  assert not (tmp_path / "other.pth").exists()
 
 
 def test_compressed_archives_are_refused(weights, file, tmp_path):
