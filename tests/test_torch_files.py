@@ -278,6 +278,18 @@ def test_safetensors_headers_are_held_to_the_letter(weights, tmp_path, change):
   refused(path, "cannot be used")
 
 
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+@pytest.mark.parametrize("shape", [[0], [], [3, 0, 2], [1, 1]])
+def test_safetensors_of_any_shape_are_read(tmp_path, dtype, shape):
+  library = pytest.importorskip("safetensors.torch")
+  types = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16)
+  content = {"b": torch.full(shape, 1.5, dtype=types[dtype]), "a": torch.ones(2)}
+  library.save_file(content, tmp_path / "weights.safetensors")
+  read = read_state_dict(tmp_path / "weights.safetensors")
+  assert {key: array.shape for key, array in read.items()} == {"a": (2,), "b": tuple(shape)}
+  assert (read["b"] == 1.5).all()
+
+
 def test_safetensors_with_a_key_twice_are_refused(weights, tmp_path):
   path = tmp_path / "weights.safetensors"
   write_state_dict(path, {"a": weights["norm.bias"], "b": weights["norm.bias"]})
