@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import socket
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -389,3 +390,11 @@ def test_names_of_any_length_and_alphabet_are_downloaded(server, tmp_path, name)
   path = fetch(f"http://127.0.0.1:{server.server_port}/{name}", sha256=SHA256, cache=tmp_path)
   assert path.parent == tmp_path
   assert len(path.name) < 150 and path.name.isascii()
+
+
+def test_a_cache_that_cannot_be_is_told(server, tmp_path):
+  (tmp_path / "file").touch()
+  for cache in (tmp_path / "file", tmp_path / "file" / "below", Path("~nobody-of-this-name/x")):
+    with pytest.raises(UserError, match="another --cache"):
+      fetch(server.address, cache=cache)
+  assert not server.requests

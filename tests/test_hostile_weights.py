@@ -255,6 +255,23 @@ def test_every_protocol_that_pytorch_may_write_is_read(file, protocol, zipped):
   np.testing.assert_array_equal(read_state_dict(file)["w"], FLOATS.numpy())
 
 
+@pytest.mark.parametrize(
+  "name",
+  [
+    "omegaconf.dictconfig.DictConfig",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "mmengine.config.config.ConfigDict",
+    "yacs.config.CfgNode",
+  ],
+)
+def test_configs_of_other_projects_need_not_be_installed(file, name):
+  module, _, attribute = name.rpartition(".")
+  config = text(module) + text(attribute) + b"\x93)\x81}" + text("lr") + b"K\x01sb"
+  model = under_a_name(tensor(b"K\x03", b"K\x01"))
+  write_archive(file, b"}" + text("config") + config + b"s" + text("state_dict") + model + b"s")
+  np.testing.assert_array_equal(read_state_dict(file)["w"], np.zeros(3, np.float32))
+
+
 def test_classes_that_nobody_needs_are_named(file):
   torch.save(dict(model={"w": FLOATS}, lr=fractions.Fraction(1, 3)), file)
   refused(file, r"asks for fractions\.Fraction.*save model\.state_dict\(\) alone")

@@ -5,6 +5,7 @@ import collections
 import json
 import os
 import struct
+import sys
 import zipfile
 
 import numpy as np
@@ -138,6 +139,16 @@ def test_code_in_a_pickle_is_refused_and_not_run(weights, file, tmp_path, zipped
   assert evidence.exists()
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_reading_needs_no_pytorch(weights, file, tmp_path, monkeypatch, zipped):
+  torch.save(dict(model=to_torch(weights)), file, _use_new_zipfile_serialization=zipped)
+  monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+  assert equal(read_state_dict(file), weights)
+  with pytest.raises(UserError, match="PyTorch is needed to write"):
+    write_state_dict(tmp_path / "other.pth", weights)
+  assert not (tmp_path / "other.pth").exists()
+
+
 def test_compressed_archives_are_refused(weights, file, tmp_path):
   write_state_dict(file, weights)
   other = tmp_path / "other.pth"
@@ -265,6 +276,18 @@ def test_safetensors_headers_are_held_to_the_letter(weights, tmp_path, change):
   changed = json.dumps(header).encode()
   path.write_bytes(struct.pack("<Q", len(changed)) + changed + content[8 + length :])
   refused(path, "cannot be used")
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+@pytest.mark.parametrize("shape", [[0], [], [3, 0, 2], [1, 1]])
+def test_safetensors_of_any_shape_are_read(tmp_path, dtype, shape):
+  library = pytest.importorskip("safetensors.torch")
+  types = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16)
+  content = {"b": torch.full(shape, 1.5, dtype=types[dtype]), "a": torch.ones(2)}
+  library.save_file(content, tmp_path / "weights.safetensors")
+  read = read_state_dict(tmp_path / "weights.safetensors")
+  assert {key: array.shape for key, array in read.items()} == {"a": (2,), "b": tuple(shape)}
+  assert (read["b"] == 1.5).all()
 
 
 def test_safetensors_with_a_key_twice_are_refused(weights, tmp_path):

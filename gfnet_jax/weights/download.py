@@ -65,13 +65,16 @@ def fetch(source: str, *, sha256: str | None = None, cache: Path = CACHE_DIRECTO
     raise UserError(
       f"{printable(source)} is no file, expected a file, an http(s) address or one of {names}"
     )
-  path = _cached_path(address, cache.expanduser())
-  if path.exists():
-    _refuse_other_kinds(address, path)
-    _verify(path, sha256, "delete it to download it again")
-    return path
+  try:
+    path = _cached_path(address, cache.expanduser())
+  except RuntimeError as error:  # nobody's home is known
+    raise UserError(f"there is no directory {cache} ({error}); give another --cache") from error
   partial = path.with_name(path.name + ".partial")
   try:
+    if path.exists():
+      _refuse_other_kinds(address, path)
+      _verify(path, sha256, "delete it to download it again")
+      return path
     path.parent.mkdir(parents=True, exist_ok=True)
     _download(address, partial)
     _refuse_other_kinds(address, partial)

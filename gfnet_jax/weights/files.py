@@ -87,7 +87,9 @@ def write_state_dict(path: Path | str, weights: Mapping[str, np.ndarray]) -> Non
     with _atomically(path) as file:
       writers[path.suffix](file, weights)
   except RuntimeError as error:  # PyTorch's writer, on a full disk for instance
-    raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}; make room") from error
+    raise UserError(
+      f"cannot write {path}: {printable(str(error).splitlines()[0])}; make room"
+    ) from error
 
 
 def _read_head(path: Path) -> bytes:

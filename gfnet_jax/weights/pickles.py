@@ -9,6 +9,7 @@ bounded by the number of instructions, and nothing recurses.
 import dataclasses
 import io
 import pickletools
+import warnings
 from typing import Any, Protocol
 
 from gfnet_jax.text import printable
@@ -81,12 +82,14 @@ def interpret(data: bytes, objects: Objects) -> tuple[Any, int]:
   stream = io.BytesIO(data)
   machine = _Machine(objects)
   try:
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-      if count > INSTRUCTIONS:
-        raise UnsuitableFileError(
-          f"its pickle has more than {INSTRUCTIONS} instructions; save the state dict alone"
-        )
-      machine.step(opcode.name, argument)
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of pickletools, for escapes that mean nothing
+      for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if count > INSTRUCTIONS:
+          raise UnsuitableFileError(
+            f"its pickle has more than {INSTRUCTIONS} instructions; save the state dict alone"
+          )
+        machine.step(opcode.name, argument)
     return machine.stack.pop(), stream.tell()
   except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
     raise DamagedFileError(f"its pickle is malformed ({printable(error)})") from error

@@ -56,20 +56,20 @@ def read_safetensors(file: BinaryIO) -> dict[str, np.ndarray | Opaque]:
   entries.pop("__metadata__", None)
   position, arrays = 0, {}
   for key, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-    dtype, shape, end = entry["dtype"], entry["shape"], entry["data_offsets"][1]
-    size = position + _size(key, dtype, shape)
-    if entry["data_offsets"] != [position, size]:
+    dtype, shape = entry["dtype"], entry["shape"]
+    end = position + _size(key, dtype, shape)
+    if entry["data_offsets"] != [position, end]:
       raise DamagedFileError(f"its safetensors header is inconsistent at {printable(key)}")
-    if start + end > len(content):
-      break
-    if dtype in DTYPES:
-      arrays[key] = np.ndarray(shape, DTYPES[dtype], content[start + position : start + end])
-    else:
+    data = content[start + position : start + end]
+    if dtype not in DTYPES:
       arrays[key] = Opaque(f"of type {dtype}", is_tensor=True)
+    elif len(data) == end - position:
+      arrays[key] = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
     position = end
-  found, expected = len(content), max((e["data_offsets"][1] for e in entries.values()), default=0)
-  if found != start + expected:
-    raise DamagedFileError(f"it has {found} bytes, its safetensors header says {start + expected}")
+  if len(content) != start + position:
+    raise DamagedFileError(
+      f"it has {len(content)} bytes, its safetensors header says {start + position}"
+    )
   return arrays
 
 

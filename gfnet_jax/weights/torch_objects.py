@@ -56,6 +56,9 @@ ALLOWED = re.compile(
   | numpy\._?core\.(?:multiarray\.(?:scalar|_reconstruct)|numeric\._frombuffer)
   | torch\.(?:Size|device|Tensor|\w+_format|per_\w+_\w+|sparse_\w+|strided|jagged)
   | torch\.(?:(?:q?u?int|float|bfloat|complex|bits)\w*|bool)
+  | (?:pytorch_lightning|lightning_fabric|lightning\.\w+)\.utilities\.\w+\.AttributeDict
+  | omegaconf\.[\w.]+ | typing\.Any | easydict\.EasyDict | yacs\.config\.CfgNode
+  | (?:mmengine|mmcv)\.[\w.]+\.(?:Config|ConfigDict|HistoryBuffer)
   | torch\.nn\.parameter\.(?:Parameter|Buffer) | torch\.serialization\._get_layout
   | torch\._tensor\._rebuild_from_type_v2 | torch\._utils\._rebuild_\w+""",
   re.VERBOSE,
