@@ -104,7 +104,7 @@ def get_config() -> ConfigDict:
   config.checkpoints = ConfigDict(
     dict(
       keep_last=2,  # the best one is kept besides
-      keep_every_epochs=0.0,  # also kept: those at a multiple of this; 0: none
+      keep_every_epochs=0.0,  # also written and kept: those at a multiple of this; 0: none
       every_steps=0,  # besides those after evaluations; 0: none
     )
   )

@@ -13,6 +13,7 @@ import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -296,12 +297,22 @@ def test_what_is_not_finite_is_not_saved(poison, tmp_path):
 
 
 @pytest.mark.parametrize(
+  ("keep_every", "expected"),
+  [(0.0, []), (1.0, [4, 9, 13]), (0.5, [2, 4, 7, 9, 11, 13]), (0.01, list(range(1, 14)))],
+)
+def test_which_checkpoints_are_kept(keep_every, expected):
+  """In three epochs of 4.49 steps."""
+  config = small_config()
+  config.checkpoints.keep_every_epochs = keep_every
+  run = SimpleNamespace(config=config, inputs=SimpleNamespace(steps_per_epoch=1437 / 320))
+  kept = loop.kept_steps(run)
+  assert [step for step in range(1, 14) if kept.due(step)] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
   ("keep_every", "eval_every", "kept"),
-  [
-    (1.0, 2.5, [4, 9, 11, 13]),
-    pytest.param(0.5, 3.0, [2, 4, 7, 9, 11, 13], marks=pytest.mark.slow),
-    pytest.param(2.0, 0.75, [9, 13], marks=pytest.mark.slow),
-  ],
+  [(1.0, 2.5, [4, 9, 11, 13]), (0.5, 3.0, [2, 4, 7, 9, 11, 13]), (2.0, 0.75, [9, 13])],
 )
 def test_what_is_to_be_kept_is_saved_between_evaluations(tmp_path, keep_every, eval_every, kept):
   """In three epochs of 4.49 steps; the last evaluation and its step are kept as well."""

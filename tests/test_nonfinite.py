@@ -42,9 +42,9 @@ def test_a_run_that_goes_on_counts_from_where_it_was(tmp_path, capsys):
 @pytest.mark.parametrize(
   ("steps", "skipped", "finite_line", "results", "message"),
   [
-    (9, 9, None, {"loss": 2.3}, "9 of 9 steps were not finite, and skipped; the model is not"),
-    (1, 1, None, {"loss": 2.3}, "1 of 1 step were not finite, and skipped"),
-    (100, 51, 100, {"loss": 2.3}, "51 of 100 steps were not finite"),
+    (9, 9, None, {"loss": 2.3}, "not finite, and skipped: 9 of 9; the model is not trained"),
+    (1, 1, None, {"loss": 2.3}, "not finite, and skipped: 1 of 1; the model"),
+    (100, 51, 100, {"loss": 2.3}, "not finite, and skipped: 51 of 100"),
     (100, 20, 80, {"loss": 2.3}, "none of the last 20 steps was finite: they were skipped"),
     (100, 0, 100, {"loss": float("nan")}, "the loss of the last evaluation is not finite"),
     (100, 1, 100, {"loss": float("inf")}, "the loss of the last evaluation is not finite"),

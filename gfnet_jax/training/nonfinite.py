@@ -125,7 +125,7 @@ class NonFinite:
     step, skipped = progress.step, int(state.bad_steps)
     since = step - self._finite_line
     if 2 * skipped > step:
-      what = f"{skipped} of {_counted(step, 'step')} were not finite, and skipped"
+      what = f"steps that were not finite, and skipped: {skipped} of {step}"
     elif skipped and since >= MAX_STEPS_WITHOUT_MEANS:
       what = f"none of the last {since} steps was finite: they were skipped"
     elif not math.isfinite(progress.results.get("loss", 0.0)):
