@@ -157,6 +157,8 @@ class Lock:
       raise
 
   def _release(self) -> None:
+    if read_entry(self._path).get("run") != self.run:
+      return
     if jax.process_count() == 1:
       shutil.rmtree(self.heartbeats, ignore_errors=True)
     if jax.process_index() == 0:
