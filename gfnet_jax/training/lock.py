@@ -171,8 +171,8 @@ class Lock:
       return
     if True not in states:
       print(
-        f"{self._workdir} was in use by {_describe(holder)}; looking for {WATCH * BEAT:.0f} s "
-        "whether it still is",
+        f"{printable(self._workdir)} was in use by {_describe(holder)}; looking for "
+        f"{WATCH * BEAT:.0f} s whether it still is",
         flush=True,
       )
       if not self._shows_life(holder):
