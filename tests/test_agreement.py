@@ -83,7 +83,7 @@ def test_a_mistake_of_one_process_is_raised_in_all(monkeypatch):
     distributed.together(mistaken)
 
 
-TINY = ("--config.num_epochs=1", "--config.model.embed_dim=8", "--config.model.depth=1")
+TINY = ("--config.num_epochs=6", "--config.model.embed_dim=8", "--config.model.depth=1")
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ TINY = ("--config.num_epochs=1", "--config.model.embed_dim=8", "--config.model.d
   ("flag", "message"),
   [
     ("--config.seed=1", "process 1 does not do what process 0 does: seed is 1 there and 0 in"),
-    ("--config.num_epochs=9", "num_epochs is 9.0 there and 1.0 in process 0"),
+    ("--config.num_epochs=9", "num_epochs is 9.0 there and 6.0 in process 0"),
     ("--config.data.train_split=train[:50%]", "data.train_split is train[:50%] there"),
     ("--config.data.data_dir=/proc/none", "cannot write the data set to /proc/none"),
     ("--config.init_checkpoint=none", "init_checkpoint is none there and"),

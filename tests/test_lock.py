@@ -239,6 +239,15 @@ def test_a_run_that_was_taken_over_ends(workdir, beats):
   assert json.loads((workdir / "lock.json").read_text())["run"] == "other"
 
 
+def test_an_interrupt_leaves_the_lock_of_another_run(workdir, beats):
+  beats(nothing)
+  with pytest.raises(KeyboardInterrupt), Lock(workdir):
+    (workdir / "lock.json").write_text(json.dumps(entry()))
+    raise KeyboardInterrupt
+  assert json.loads((workdir / "lock.json").read_text())["run"] == "other"
+  assert (workdir / "heartbeats").exists()
+
+
 def test_the_end_of_process_0_is_no_loss(workdir, beats, monkeypatch):
   beats(nothing)
   with Lock(workdir) as lock:

@@ -8,12 +8,14 @@ from helpers import read_lines
 from PIL import Image
 
 import gfnet_jax
+from configs.digits import get_config
 from gfnet_jax.checkpoints.model import save_model
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import split
 from gfnet_jax.sharding import make_mesh
 from gfnet_jax.training.initialize import describe_weights, initial_params, load_teacher
+from gfnet_jax.training.loop import train
 
 CONFIG = dict(name="gfnet-ti", image_size=64, num_classes=5, embed_dim=16, depth=2)
 
@@ -78,6 +80,17 @@ def test_another_network_is_refused(pretrained):
     start_from(pretrained, depth=3)
   with pytest.raises(UserError, match="no checkpoint in nowhere"):
     start_from("nowhere")
+
+
+@pytest.mark.usefixtures("data_dir")
+@pytest.mark.parametrize("change", [dict(depth=1), dict(embed_dim=8), dict(patch_size=4)])
+def test_a_refused_beginning_leaves_nothing_behind(pretrained, tmp_path, change):
+  config = get_config()
+  config.init_checkpoint = str(pretrained)
+  config.model.update(**(dict(embed_dim=16, depth=2) | change))
+  with pytest.raises(UserError, match=r"a gfnet-ti, is not the network of config\.model: "):
+    train(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_must_know_the_same_classes(pretrained):

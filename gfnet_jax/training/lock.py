@@ -157,6 +157,8 @@ class Lock:
       raise
 
   def _release(self) -> None:
+    if read_entry(self._path).get("run") != self.run:
+      return
     if jax.process_count() == 1:
       shutil.rmtree(self.heartbeats, ignore_errors=True)
     if jax.process_index() == 0:
@@ -169,8 +171,8 @@ class Lock:
       return
     if True not in states:
       print(
-        f"{self._workdir} was in use by {_describe(holder)}; looking for {WATCH * BEAT:.0f} s "
-        "whether it still is",
+        f"{printable(self._workdir)} was in use by {_describe(holder)}; looking for "
+        f"{WATCH * BEAT:.0f} s whether it still is",
         flush=True,
       )
       if not self._shows_life(holder):

@@ -56,9 +56,11 @@ class Guards(NamedTuple):
     Every process calls it once after everything that all of them do together.
 
     Raises:
-      UserError: if the work directory was moved, removed or taken over.
+      UserError: if the work directory was moved, removed or taken over; of several
+        processes, all stop instead.
     """
-    self.lock.check()
+    if jax.process_count() == 1:
+      self.lock.check()
     self.watchdog.advance()
     return self.preemption.reached()
 
@@ -260,7 +262,7 @@ def evaluate(run: Run, params: Params, guards: Guards) -> Results:
 
 def save(run: Run, state: TrainState, progress: Progress, guards: Guards) -> None:
   """Saves the run, unless its last step was not finite or its directory is gone."""
-  guards.lock.confirm()
+  together(guards.lock.confirm)
   guards.nonfinite.check(state, progress)
   keep = kept_steps(run).due(progress.step)
   save_run(guards.checkpoints, state, progress, run.description, keep=keep)

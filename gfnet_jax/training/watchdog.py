@@ -2,11 +2,11 @@
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 
@@ -72,11 +72,12 @@ class Watchdog:
     return self._directory / f"process-{process}.json"
 
   def _watch(self) -> None:
-    last = self._last
+    last, signalled = self._last, False
     while not self._stopped.wait(BEAT):
       self._lock.look()
-      if self._lock.lost and jax.process_count() > 1:
-        _exit(self._lock.lost, 2)  # the main thread may be waiting for one that has seen it, too
+      if self._lock.lost and jax.process_count() > 1 and not signalled:
+        signalled = True
+        os.kill(os.getpid(), signal.SIGTERM)  # all stop after the same step, and see it, too
       own, written = self._write()
       if not self._timeout:
         continue
@@ -115,12 +116,11 @@ class Watchdog:
     return read_heartbeat(self._path(process))
 
   def _end(self, reason: str) -> None:
-    _exit(f"{reason} (stall_timeout); the same command goes on from the newest checkpoint", 3)
-
-
-def _exit(message: str, code: int) -> NoReturn:
-  print(f"error: {message}", file=sys.stderr, flush=True)
-  os._exit(code)  # the main thread may be waiting forever in a collective
+    message = (
+      f"error: {reason} (stall_timeout); the same command goes on from the newest checkpoint"
+    )
+    print(message, file=sys.stderr, flush=True)
+    os._exit(3)  # the main thread may be waiting forever in a collective
 
 
 class _Sighting:
