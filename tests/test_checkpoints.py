@@ -9,8 +9,8 @@ import own_mixer
 import pytest
 
 import gfnet_jax
-from gfnet_jax.checkpoints.checksums import DamagedError
-from gfnet_jax.checkpoints.model import save_model
+from gfnet_jax.checkpoints.checksums import DamagedError, write_checksums
+from gfnet_jax.checkpoints.model import model_metadata, save_model
 from gfnet_jax.checkpoints.reading import on_one_device, restore, verify
 from gfnet_jax.checkpoints.store import Checkpoints, best_step, find_checkpoint, list_steps
 from gfnet_jax.errors import UserError
@@ -131,6 +131,7 @@ def described(tmp_path):
     path.mkdir(parents=True)
     text = json.dumps({"step": step, "metrics": {"top1": top1, "ema_top1": ema_top1}})
     (path / "metadata.json").write_text(text)
+    write_checksums(path)
   return directory
 
 
@@ -156,7 +157,7 @@ def test_the_best_averaged_weights_are_those_with_the_best_averages(described):
 def test_load_model_takes_the_best_of_what_it_reads(tmp_path, model):
   """The raw weights were best at the first step, their averages at the second."""
   _, params = split(model)
-  description = {"model": CONFIG, "class_names": None}
+  description = model_metadata(CONFIG, None)
   checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=3)
   for step, top1, ema_top1 in ((10, 50, 1), (20, 40, 3), (30, 30, 2)):
     metadata = {**description, "metrics": {"top1": top1, "ema_top1": ema_top1}}

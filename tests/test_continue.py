@@ -59,10 +59,11 @@ def describe(config) -> dict:
 
 
 @pytest.fixture
-def goes_on(monkeypatch):
+def goes_on(monkeypatch, capsys):
   """goes_on(before, now) tries to go on with a run that a checkpoint of step 6 describes."""
 
   def goes_on(before: dict, now: dict) -> None:
+    capsys.readouterr()  # where the listings came from
     metadata = json.loads(json.dumps(before)) | {"step": 6} | Progress(6).to_metadata()
     monkeypatch.setattr(resume, "newest_whole", lambda directory: 6)
     monkeypatch.setattr(resume, "read_metadata", lambda directory, step: metadata)
