@@ -43,7 +43,7 @@ def test_other_sizes_of_a_filter_are_named(sizes, message):
 @pytest.mark.parametrize("rngs", [1, None, "0", jax.random.PRNGKey(0), nnx.Rngs(dropout=0)])
 def test_other_sources_of_weights_are_named(rngs):
   for make in (gfnet_jax.GlobalFilter, lambda *_, rngs: gfnet_jax.GFNet(16, 16, 8, 1, rngs=rngs)):
-    with pytest.raises(UserError, match="^rngs is .* such as flax.nnx.Rngs") as caught:
+    with pytest.raises(UserError, match=r"^rngs is .* such as flax\.nnx\.Rngs") as caught:
       make(4, 2, 6, rngs=rngs)
     assert "\n" not in str(caught.value)
 
@@ -88,7 +88,7 @@ def test_other_keys_images_and_tokens_are_named():
   images = np.ones((2, 16, 16, 3), np.float32)
   keys = (1.5, "seed", True, nnx.Rngs(0), jnp.zeros(2), jax.random.split(jax.random.key(0), 3))
   for key in keys:
-    with pytest.raises(UserError, match="^key is .*, expected one PRNG key such as") as caught:
+    with pytest.raises(UserError, match=r"^key is .*, expected one PRNG key such as") as caught:
       model(images, key=key)
     assert "\n" not in str(caught.value)
   for call in (model, layer):

