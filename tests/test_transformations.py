@@ -1,0 +1,163 @@
+"""The models in other people's programs: meshes, export, float64, copies, NNX's transforms."""
+
+import contextlib
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+import gfnet_jax
+from gfnet_jax.models.fourier_backends import BACKENDS
+from gfnet_jax.models.functional import merge, split
+
+
+def make_filter(backend: str = "auto") -> gfnet_jax.GlobalFilter:
+  return gfnet_jax.GlobalFilter(4, 4, 6, backend=backend, rngs=nnx.Rngs(0))
+
+
+def make_model(**options) -> gfnet_jax.GFNet:
+  sizes = dict(image_size=(32, 16), embed_dim=8, depth=2, num_classes=3)
+  return gfnet_jax.create_model("gfnet-ti", **sizes, **options)
+
+
+def random(*shape):
+  return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+  ("backend", "enter"),  # whether the mesh is set, or only in the types of the arrays
+  [
+    ("fft", True),
+    *[pytest.param(backend, False, marks=pytest.mark.slow) for backend in BACKENDS],
+    *[pytest.param(b, True, marks=pytest.mark.slow) for b in BACKENDS if b != "fft"],
+  ],
+)
+@pytest.mark.parametrize(
+  ("axes", "spec"),
+  [
+    (dict(x=1), ("x",)),
+    (dict(data=8), ("data",)),
+    (dict(a=4, b=2), (("a", "b"),)),
+    (dict(a=4, b=2), ("a", None, None, "b")),
+    (dict(a=4, b=2), (None, "a", "b")),
+  ],
+)
+def test_the_filter_on_the_default_mesh(backend, enter, axes, spec):
+  """Of explicit axes; its result is split as the tokens were, but for rows and columns."""
+  layer, tokens = make_filter(backend), random(8, 4, 6, 4)
+  gradient = jax.jit(jax.grad(lambda w, x: jnp.square(filter_by(layer, w, x)).sum(), (0, 1)))
+  weight = np.asarray(layer.complex_weight[...])
+  expected = layer(tokens), *gradient(weight, tokens)
+  mesh = jax.make_mesh(tuple(axes.values()), tuple(axes))
+  split_tokens = jax.device_put(tokens, NamedSharding(mesh, PartitionSpec(*spec)))
+  layer = jax.device_put(layer, NamedSharding(mesh, PartitionSpec()))
+  weight = jax.device_put(weight, NamedSharding(mesh, PartitionSpec()))
+  with jax.set_mesh(mesh) if enter else contextlib.nullcontext():
+    found = layer(split_tokens), *gradient(weight, split_tokens)
+  kept = [axis if i in (0, 3) else None for i, axis in enumerate((*spec, None, None, None)[:4])]
+  assert jax.typeof(found[0]).sharding.spec == PartitionSpec(*kept)
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def filter_by(layer, weight, tokens):
+  structure, _ = split(layer)
+  return merge(structure, {"complex_weight": weight})(tokens)
+
+
+@pytest.mark.parametrize("spec", [(("a", "b"),), ("b", "a")])
+def test_a_model_on_the_default_mesh(spec):
+  model, images = make_model(drop_path_rate=0.5), random(8, 32, 16, 3)
+  structure, params = split(model)
+
+  @jax.jit
+  def train(params, images):
+    def loss(params):
+      logits = merge(structure, params)(images, key=jax.random.key(0))
+      return jnp.square(logits).mean(), logits
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+  expected = train(params, images)
+  mesh = jax.make_mesh((4, 2), ("a", "b"))
+  with jax.set_mesh(mesh):
+    found = train(
+      jax.device_put(params, NamedSharding(mesh, PartitionSpec())),
+      jax.device_put(images, NamedSharding(mesh, PartitionSpec(*spec))),
+    )
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [make_filter, lambda: make_model(scan=True)])
+def test_export_for_any_batch_and_platform(make):
+  model = make()
+  shape = "b, 4, 6, 4" if isinstance(model, gfnet_jax.GlobalFilter) else "b, 32, 16, 3"
+  images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), jnp.float32)
+  exported = jax.export.export(jax.jit(lambda x: model(x)), platforms=("cpu", "cuda", "tpu"))(
+    images
+  )
+  for batch in (1, 5):
+    x = random(batch, *images.shape[1:])
+    np.testing.assert_allclose(exported.call(x), model(x), atol=1e-5)
+  x = random(2, *images.shape[1:])
+  exported = jax.export.export(jax.jit(lambda x: model(x)))(images)
+  (gradient,) = exported.vjp().call(x, exported.call(x))
+  (expected,) = jax.vjp(model, x)[1](model(x))
+  np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, jnp.bfloat16])
+def test_a_float64_project_and_models_cast_to_other_types(dtype):
+  """Filters, norms and results stay float32; gradients have the type of the parameters."""
+  with jax.enable_x64(True):
+    model, images = make_model(), random(2, 32, 16, 3)
+    structure, params = split(model)
+
+    def loss(params, images):
+      logits = merge(structure, params)(images, key=jax.random.key(0))
+      assert logits.dtype == jnp.float32
+      return jnp.square(logits).sum()
+
+    expected = jax.jit(jax.grad(loss))(params, images)
+    cast = {name: value.astype(dtype) for name, value in params.items()}
+    found = jax.jit(jax.grad(loss))(cast, images.astype(dtype))
+    limit = 1e-5 if dtype == np.float64 else 0.1
+    for name, gradient in found.items():
+      assert gradient.dtype == dtype
+      difference = np.abs(np.float64(gradient) - np.float64(expected[name])).max()
+      assert difference <= limit * max(1, np.abs(expected[name]).max()), name
+
+
+@pytest.mark.parametrize(
+  "copied", [copy.deepcopy, nnx.clone, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_copies_compute_the_same(copied):
+  for original, x in ((make_filter(), random(2, 4, 6, 4)), (make_model(), random(2, 32, 16, 3))):
+    np.testing.assert_array_equal(copied(original)(x), original(x))
+
+
+def test_filters_stacked_and_scanned_by_nnx():
+  """Their gradients are those of the filters one after the other."""
+  filters = nnx.split_rngs(splits=3)(
+    nnx.vmap(lambda rngs: gfnet_jax.GlobalFilter(4, 4, 6, rngs=rngs))
+  )(nnx.Rngs(0))
+  tokens = 50 * random(2, 4, 6, 4)
+  apply = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+  found = nnx.grad(lambda filters: jnp.square(nnx.remat(apply)(tokens, filters)).sum())(filters)
+  weights = filters.complex_weight[...]
+
+  def loss(weights):
+    x = tokens
+    for weight in weights:
+      x = filter_by(make_filter(), weight, x)
+    return jnp.square(x).sum()
+
+  expected = jax.grad(loss)(weights)
+  scale = np.abs(expected).max()
+  np.testing.assert_allclose(found.complex_weight[...], expected, atol=1e-5 * scale)
