@@ -196,7 +196,7 @@ def test_descriptions_of_tfds(tmp_path, name, file_format):
   expected = read()
   assert expected[0] == list(CLASSES)
   path = directory / name
-  for mutated in mutations(path.read_bytes(), 3000):
+  for mutated in mutations(path.read_bytes(), 1500):
     path.write_bytes(mutated)
     found = one_line_or(read)
     if found is not None:
