@@ -85,7 +85,7 @@ def test_listings(tmp_path):
 
   expected = read()
   file = cache_file("listing", root)
-  for mutated in mutations(file.read_bytes(), 5000):
+  for mutated in mutations(file.read_bytes(), 3000):
     file.write_bytes(mutated)
     assert load_arrays("listing", root) is None
   for mutated in mutations(file.read_bytes(), 200, seed=1):
@@ -162,7 +162,7 @@ def test_tar_files(tmp_path, monkeypatch):
   whole = stream.getvalue()
   path.write_bytes(whole)
   expected = read()
-  for mutated in mutations(whole, 6000):
+  for mutated in mutations(whole, 3000):
     path.write_bytes(mutated)
     found = one_line_or(read)
     if found is not None and len(mutated) == len(whole):
@@ -196,7 +196,7 @@ def test_descriptions_of_tfds(tmp_path, name, file_format):
   expected = read()
   assert expected[0] == list(CLASSES)
   path = directory / name
-  for mutated in mutations(path.read_bytes(), 3000):
+  for mutated in mutations(path.read_bytes(), 1500):
     path.write_bytes(mutated)
     found = one_line_or(read)
     if found is not None:

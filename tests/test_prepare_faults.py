@@ -133,7 +133,7 @@ def test_headers_that_ask_for_gigabytes_or_lead_back(tmp_path, header):
   first = tarfile.TarInfo("n01443537.tar")
   first.size = 10240
   path = tmp_path / archives.TRAIN_TAR
-  inner = tar({"a.JPEG": b"x"})
+  inner = tar({"n01443537_0.JPEG": b"x"})
   path.write_bytes(first.tobuf() + inner + member.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
   with pytest.raises(UserError, match="cannot be read as a tar file"):
     archives.list_train_tar(path)
@@ -146,6 +146,24 @@ def test_a_thousand_headers_of_one_name(tmp_path):
   path.write_bytes((long.tobuf() + bytes(512)) * 5000 + bytes(10240))
   with pytest.raises(UserError, match="cannot be read as a tar file"):
     archives.list_train_tar(path)
+
+
+def test_images_of_another_class_are_named(tmp_path):
+  names = archives.imagenet_classes()
+  path = tmp_path / archives.TRAIN_TAR
+  path.write_bytes(tar({f"{names[3]}.tar": tar({f"{names[4]}_0.JPEG": b"x"})}))
+  with pytest.raises(UserError, match=f"holds {names[4]}_0.JPEG in {names[3]}.tar, expected"):
+    archives.list_train_tar(path)
+
+
+@pytest.mark.parametrize("name", ["x.JPEG", "ILSVRC2012_val_00000003.JPEG", "../a"])
+def test_images_of_no_validation_are_named(tmp_path, monkeypatch, name):
+  original = archives._imagenet_list
+  monkeypatch.setattr(archives, "_imagenet_list", lambda list_name: original(list_name)[:2])
+  path = tmp_path / archives.VALIDATION_TAR
+  path.write_bytes(tar({"ILSVRC2012_val_00000001.JPEG": b"x", name: b"y"}))
+  with pytest.raises(UserError, match=r"expected ILSVRC2012_val_0000000.\.JPEG in its place"):
+    archives.list_validation_tar(path)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def _check_array_record(instruction) -> None:
     reader.close()
   except (OSError, RuntimeError, ValueError) as error:
     raise UserError(
-      f"{path} cannot be read ({printable(error)}); copy the data set again"
+      f"{printable(path, 500)} cannot be read ({printable(error)}); copy the data set again"
     ) from error
   check_count(path, found, instruction.examples_in_shard)
 

@@ -23,6 +23,7 @@ from gfnet_jax.data.sources.file_times import state, tells
 from gfnet_jax.data.sources.records import BadRecordError
 from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
+from gfnet_jax.text import printable
 
 HEADER = struct.Struct("<QI")  # length, checksum of the length
 FOOTER = struct.Struct("<I")  # checksum of the data
@@ -97,7 +98,7 @@ def check_count(path: str, found: int, expected: int) -> None:
   """Raises UserError unless a file holds as many records as dataset_info.json says."""
   if found != expected:
     raise UserError(
-      f"{path} holds {found} records, its dataset_info.json says {expected}; "
+      f"{printable(path, 500)} holds {found} records, its dataset_info.json says {expected}; "
       "copy the data set again"
     )
 
@@ -131,7 +132,9 @@ def index_records(path: Path) -> np.ndarray:
           )
         starts.append(starts[-1] + FRAME + length)
   except OSError as error:
-    raise UserError(f"cannot read {path} ({error.strerror}); copy the data set again") from error
+    raise UserError(
+      f"cannot read {printable(path, 500)} ({error.strerror}); copy the data set again"
+    ) from error
   if starts[-1] != size:
     raise UserError(f"{path} is cut off after {size} bytes; copy it again")
   return np.array(starts, np.int64)
@@ -151,7 +154,9 @@ def _index(path: Path) -> _Index:
     if cached is not None and tells(status, time.time_ns()) and _is_current(path, status, cached):
       return _Index(cached["starts"], cached=True)
   except OSError as error:
-    raise UserError(f"cannot read {path} ({error.strerror}); copy the data set again") from error
+    raise UserError(
+      f"cannot read {printable(path, 500)} ({error.strerror}); copy the data set again"
+    ) from error
   starts = index_records(path)
   store_arrays("tfrecord", path, dict(starts=starts, state=np.array([state(status)], np.bytes_)))
   return _Index(starts, cached=False)
