@@ -88,13 +88,16 @@ def main(arguments: list[str]) -> None:
 
 def _image_size(text: str) -> int | tuple[int, int]:
   height, by, width = text.partition("x")
-  return (_positive(height), _positive(width)) if by else _positive(height)
+  sides = [_positive(side, limit=4096) for side in ((height, width) if by else (height,))]
+  return tuple(sides) if by else sides[0]
 
 
-def _positive(text: str) -> int:
-  if not text.isdecimal() or int(text) == 0:
-    raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-  return int(text)
+def _positive(text: str, limit: int = 100_000) -> int:
+  """A number of a size that memory can hold."""
+  number = int(text) if text.isdecimal() and len(text) <= 6 else 0
+  if not 0 < number <= limit:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer up to {limit}")
+  return number
 
 
 if __name__ == "__main__":

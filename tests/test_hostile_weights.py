@@ -23,7 +23,7 @@ from helpers import ROOT
 from hypothesis import strategies as st
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.weights import sizes
+from gfnet_jax.weights import pickles, sizes
 from gfnet_jax.weights.files import read_state_dict
 
 torch = pytest.importorskip("torch")
@@ -87,11 +87,11 @@ def under_a_name(instructions):
 @pytest.mark.parametrize(
   "instructions",
   [
-    b"]" * 200_000 + b"a" * 199_999,
-    b")" + b"2\x86" * 50_000,  # each pair holds the one before twice: 2 ** 50000 leaves
-    b"}" + b")" + b"\x85" * 200_000 + b"Ns",  # as a key, to be hashed
+    b"]" * 50_000 + b"a" * 49_999,
+    b")" + b"2\x86" * 10_000,  # each pair holds the one before twice: 2 ** 10000 leaves
+    b"}" + b")" + b"\x85" * 50_000 + b"Ns",  # as a key, to be hashed
     b"}" + b"}N" * 1000 + b"s" * 1000,
-    b"(" * 100_000 + b"t" * 100_000,
+    b"(" * 20_000 + b"t" * 20_000,
     long(1 << 20),
     b"]" + b"2" * 1000 + b"a" * 1000,  # a list in itself
     call("__builtin__.bytearray", b"\x8a\x05" + (8 * 10**9).to_bytes(5, "little")),
@@ -106,7 +106,6 @@ def test_deep_and_large_pickles_are_refused(file, instructions):
 @pytest.mark.parametrize(
   ("instructions", "match"),
   [
-    (b"]" * 1_100_000, "more than 1000000 instructions"),
     (b"L" + b"9" * 10_000 + b"L\n", "malformed"),
     (b"Np18446744073709551615\n", "malformed"),
     (b")" + b"2\x86" * 100 + b"2\x93", "malformed"),  # a name that takes 2 ** 100 characters
@@ -122,6 +121,14 @@ def test_deep_and_large_pickles_are_refused(file, instructions):
 def test_malformed_pickles_are_refused(file, instructions, match):
   write_archive(file, instructions)
   refused(file, match)
+
+
+def test_pickles_without_end_are_cut_at_a_number_of_instructions(file, monkeypatch):
+  monkeypatch.setattr(pickles, "INSTRUCTIONS", 1000)
+  write_archive(file, b"]" * 997 + b"0" * 2)  # PROTO, STOP
+  refused(file, "holds a list")
+  write_archive(file, b"]" * 997 + b"0" * 3)
+  refused(file, "more than 1000 instructions; save the state dict alone")
 
 
 @pytest.mark.parametrize(
@@ -289,7 +296,7 @@ contents = st.recursive(
 
 
 @hypothesis.given(contents, st.sampled_from([2, 4]))
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=20, deadline=None)
 def test_plain_values_of_any_shape_are_no_hindrance(tmp_path_factory, beside, protocol):
   file = tmp_path_factory.mktemp("plain") / "weights.pth"
   torch.save(dict(model={"w": FLOATS}, beside=beside), file, pickle_protocol=protocol)
@@ -309,7 +316,7 @@ def write_safetensors(path, header, data=b""):
   [
     (b'{"w":' + b"[" * 2_000_000, "header is damaged"),
     (b'{"w":' * 500_000, "header is damaged"),
-    (b'{"w":[' + b"[]," * 1_000_000 + b"[]]}", "header is damaged"),
+    (b'{"w":[' + b"[]," * 50_000 + b"[]]}", "header is damaged"),
     (b'{"w":' + b"9" * 100_000 + b"}", "header is damaged"),
     (b'{"w":{"dtype":"F32","shape":[1e400],"data_offsets":[0,4]}}', "header is damaged"),
     (b'{"w":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', "header is damaged"),

@@ -56,7 +56,7 @@ def read_state_dict(path: Path | str, *, ema: bool = False, allow_nan: bool = Fa
   """
   path = Path(path)
   head = _read_head(path)
-  content = _read_shards(path) if looks_like_json(head) else _read(path)
+  content = _read_shards(path) if looks_like_json(head) else _read(path, head)
   try:
     found = find_state_dict(content, ema=ema)
   except UserError as error:
@@ -125,9 +125,8 @@ def _reading(path: Path) -> Iterator[None]:
     ) from error
 
 
-def _read(path: Path) -> Any:
-  """The content of one file of any format."""
-  head = _read_head(path)
+def _read(path: Path, head: bytes) -> Any:
+  """The content of one file of any format, which begins like this."""
   try:
     with _reading(path), path.open("rb") as file:
       return _reader(head)(file)
@@ -176,7 +175,7 @@ def _read_shards(index: Path) -> dict[str, Any]:
   content = {}
   for name in keys:
     shard = index.with_name(name)
-    tensors = _read(shard)
+    tensors = _read(shard, _read_head(shard))
     if not isinstance(tensors, Mapping) or set(tensors) != keys[name]:
       raise UserError(f"{shard} does not hold the tensors that {index} says; get both again")
     content |= tensors
