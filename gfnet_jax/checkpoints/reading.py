@@ -67,7 +67,7 @@ def saved_shapes(directory: Path, step: int, tree: str) -> dict[str, Any]:
   """
   path = checkpoint_path(directory, step)
   try:
-    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+    with _quiet_after_a_failure(), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
       metadata = handler.metadata((path / tree).absolute())
     shapes = jax.tree.map(
       lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), dict(metadata.tree)
