@@ -152,30 +152,31 @@ def exchange(text: str) -> list[str]:
   """
   if jax.process_count() == 1:
     return [text]
-  client = jax_distributed.global_state.client
-  key = f"gfnet_jax/{next(_exchanges)}"
-  client.key_value_set(f"{key}/{jax.process_index()}", text)
-  texts = []
-  for process in range(jax.process_count()):
-    try:
-      found = client.blocking_key_value_get(f"{key}/{process}", int(1000 * EXCHANGE_TIMEOUT))
-    except jax.errors.JaxRuntimeError as error:
-      raise UserError(f"nothing was heard of process {process}: {printable(error)}") from error
-    texts.append(found)
-  return texts
+  client, number = jax_distributed.global_state.client, next(_exchanges)
+  prefix = f"gfnet_jax/{number}/"
+  try:
+    client.key_value_set(f"{prefix}{jax.process_index()}", text)
+    client.wait_at_barrier(f"gfnet_jax-{number}", int(1000 * EXCHANGE_TIMEOUT))
+    texts = {int(key.rpartition("/")[2]): found for key, found in client.key_value_dir_get(prefix)}
+    if jax.process_index() == 0 and number:  # which all have read
+      client.key_value_delete(f"gfnet_jax/{number - 1}/")
+  except jax.errors.JaxRuntimeError as error:
+    raise UserError(f"not all processes of the run were heard: {printable(error)}") from error
+  return [texts[process] for process in range(jax.process_count())]
 
 
 def together(function: Callable[[], Result]) -> Result:
-  """Calls a function in every process; a UserError in one of them is raised in all.
+  """Calls a function in every process; an error in one of them is a UserError in the others.
 
-  Otherwise the others would wait for that one.
+  Otherwise they would wait for that one.
   """
   result, error = None, None
   try:
     result = function()
-  except UserError as found:
+  except Exception as found:  # raised again below
     error = found
-  messages = exchange(str(error or ""))
+  named = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+  messages = exchange(f"{named}{error}" if error else "")
   if error:
     raise error
   for process, message in enumerate(messages):

@@ -47,6 +47,16 @@ def _are_names(value: Any) -> bool:
   return value is None or (isinstance(value, list) and all(isinstance(x, str) for x in value))
 
 
+def _are_fingerprints(value: Any) -> bool:
+  """Whether these are those of the data of a run, see data/sources/fingerprint.py."""
+  return isinstance(value, dict) and all(
+    isinstance(found := value.get(split), dict)
+    and _is_count(found.get("images"))
+    and ("names" in found and (found["names"] is None or _is_text(found["names"])))
+    for split in ("train", "eval")
+  )
+
+
 def _are_batches(value: Any) -> bool:
   return isinstance(value, list) and all(map(_is_count, value)) and sorted(set(value)) == value
 
@@ -67,7 +77,7 @@ FIELDS = {
   "model": SECTION,
   "class_names": Field(_are_names, "a list of names, or null"),
   "config": SECTION,
-  "data": SECTION,
+  "data": Field(_are_fingerprints, "images and names of train and eval"),
   "metrics": Field(_are_numbers, "numbers by name"),
   "evaluated": FLAG,
   "next_batch": COUNT,
@@ -98,6 +108,8 @@ def check_metadata(metadata: object) -> None:
   required = ("step", *(OF_A_MODEL if "model" in metadata else ()))
   required += OF_A_RUN if "config" in metadata else ()
   _check_fields(metadata, FIELDS, required, "")
+  if "config" in metadata and metadata["class_names"] is None:
+    raise ValueError("class_names is null, expected those of a run")
   _check_fields(metadata.get("config", {}), CONFIG_FIELDS, (), "config.")
 
 

@@ -17,7 +17,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from gfnet_jax.checkpoints.checksums import DamagedError, flush_to_disk, write_checksums
 from gfnet_jax.checkpoints.metadata import METADATA, metric_of, serialize_metadata
 from gfnet_jax.checkpoints.reading import checkpoint_path, read_metadata, verify
-from gfnet_jax.distributed import barrier
+from gfnet_jax.distributed import together
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import check_name, make_directory
 from gfnet_jax.text import printable
@@ -51,6 +51,8 @@ class Checkpoints:
     keep_last: how many of the newest to keep.
     timeout: seconds after which a process that has not written its part fails the save.
     best_metric: key in the metadata's "metrics" by which the best is the greatest.
+    confirm: raises an exception if the directory is no longer the caller's; asked before
+      a checkpoint is completed and old ones are removed.
 
   Raises:
     UserError: if the directory cannot be written.
@@ -63,13 +65,12 @@ class Checkpoints:
     keep_last: int = 2,
     timeout: float = WRITE_TIMEOUT,
     best_metric: str = "top1",
+    confirm: Callable[[], None] = lambda: None,
   ):
     self.directory, self._keep_last, self._best_metric = directory, keep_last, best_metric
     self._timeout = timeout
-    if jax.process_index() == 0:
-      make_directory(directory)
-      self._remove_unfinished()
-    barrier("checkpoints")
+    self._confirm = confirm
+    together(self._prepare)
     self._writer = _make_writer(timeout)
     self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     self._commit: concurrent.futures.Future | None = None
@@ -123,11 +124,14 @@ class Checkpoints:
     try:
       self._writer.wait_until_finished()
       if jax.process_index() == 0:
+        self._confirm()
         _commit(pending, checkpoint_path(self.directory, step), metadata)
-        self._remove_old()
       self._failure = None
     except Exception as error:  # as in `save`
       self._report(step, error)
+    else:
+      if jax.process_index() == 0:
+        self._tidy()
 
   def _report(self, step: int, error: Exception) -> None:
     reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
@@ -137,6 +141,19 @@ class Checkpoints:
     if jax.process_index() == 0:
       print(f"warning: {self._failure}; the next one will be tried", flush=True)
     self._writer = _make_writer(self._timeout)  # the old one would raise the error once more
+
+  def _prepare(self) -> None:
+    if jax.process_index() == 0:
+      make_directory(self.directory)
+      self._remove_unfinished()
+
+  def _tidy(self) -> None:
+    """Removes what need not be kept; if that fails, the next save tries again."""
+    try:
+      self._remove_old()
+    except (OSError, UserError) as error:
+      reason = printable(error, limit=4000)
+      print(f"warning: old checkpoints could not be removed ({reason})", flush=True)
 
   def _remove_unfinished(self) -> None:
     """Clears up what earlier runs or failures left; never while something is being written."""
@@ -159,6 +176,8 @@ class Checkpoints:
     for step in list_steps(self.directory):
       with self._setting_aside(step):
         metadata[step] = read_metadata(self.directory, step)
+    if len(metadata) <= self._keep_last:
+      return
     while (best := _best(metadata, self._best_metric)) is not None:
       with self._setting_aside(best):
         verify(self.directory, best)

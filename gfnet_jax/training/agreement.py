@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,19 @@ def describe_program(config: ml_collections.ConfigDict) -> dict[str, Any]:
     **{name: value for name, value in fields.items() if not name.startswith(OWN)},
     "the code of gfnet_jax": _code(),
     **{f"the version of {library.__name__}": library.__version__ for library in LIBRARIES},
+    "the version of Python": platform.python_version(),
+    "jax_enable_x64": jax.config.jax_enable_x64,
     "the number of local devices": jax.local_device_count(),
   }
+
+
+def describe_data(
+  fingerprints: dict[str, dict[str, Any]], class_names: list[str]
+) -> dict[str, Any]:
+  """The facts of the data: images and names of every split, and the classes, in few bytes."""
+  digest = hashlib.sha256("\0".join(class_names).encode("utf-8", "surrogateescape")).hexdigest()
+  classes = f"{len(class_names)}, SHA-256 {digest[:8]}"
+  return flatten({"data": fingerprints}) | {"the number of classes and their names": classes}
 
 
 def _code() -> str:

@@ -76,7 +76,7 @@ def load_teacher(
   """
   if not checkpoint:
     return None, {}
-  model = load_model(checkpoint).model
+  model = together(lambda: load_model(checkpoint)).model
   found, expected = model.head.out_features, num_classes
   if (found, model.image_size) != (expected, image_size):
     raise UserError(

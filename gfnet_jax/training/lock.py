@@ -1,5 +1,6 @@
 """One run at a time in a work directory, whatever machines its processes are on."""
 
+import contextlib
 import json
 import shutil
 import time
@@ -51,10 +52,10 @@ class Lock:
 
   def __enter__(self) -> "Lock":
     run = exchange(uuid.uuid4().hex)[0]
-    together(lambda: self._acquire(run))
     self.run = run
     _held.add(run)
     try:
+      together(lambda: self._acquire(run))
       together(self._see)
     except BaseException:  # an interrupt, too: nobody will leave what was not entered
       _held.discard(run)
@@ -121,17 +122,12 @@ class Lock:
     try:
       if self._create(text):
         return
-      self._refuse_if_held()
-      self._replace(text, run)
+      self._take_over(self._holder_that_is_over(), text, run)
     except OSError as error:
       raise UserError(
         f"cannot write {self._path} ({error.strerror}); make room, or remove it if no other run "
         "uses the directory"
       ) from error
-    time.sleep(BEAT)  # another one may have found the same run over, and written after us
-    entry = read_entry(self._path)
-    if entry.get("run") != run:
-      raise self._in_use(entry)
 
   def _create(self, text: str) -> bool:
     """Returns whether there was no lock; of several processes that try, one succeeds."""
@@ -147,14 +143,18 @@ class Lock:
       raise
     return True
 
-  def _replace(self, text: str, run: str) -> None:
-    new = self._path.with_name(f"lock-{run}.tmp")  # which no other one writes
-    try:
-      new.write_text(text)
-      new.replace(self._path)
-    except OSError:
-      new.unlink(missing_ok=True)
-      raise
+  def _take_over(self, holder: dict[str, Any], text: str, run: str) -> None:
+    """Replaces the lock of a run that is over; of several processes that try, one succeeds."""
+    old = self._path.with_name(f"lock-{run}.tmp")  # which no other one writes
+    with contextlib.suppress(FileNotFoundError):  # it ended properly meanwhile
+      self._path.rename(old)
+      found = read_entry(old)
+      if found != holder:  # another one was faster
+        old.rename(self._path)
+        raise self._in_use(found)
+      old.unlink()
+    if not self._create(text):
+      raise self._in_use(read_entry(self._path))
 
   def _release(self) -> None:
     if read_entry(self._path).get("run") != self.run:
@@ -164,20 +164,27 @@ class Lock:
     if jax.process_index() == 0:
       self._path.unlink(missing_ok=True)
 
-  def _refuse_if_held(self) -> None:
+  def _holder_that_is_over(self) -> dict[str, Any]:
+    """What the lock says.
+
+    Raises:
+      UserError: if its run still is under way.
+    """
     holder = read_entry(self._path)
-    states = {self._state(entry) for entry in (holder, *self._heartbeats(holder))}
-    if states == {False}:
-      return
-    if True not in states:
-      print(
-        f"{printable(self._workdir)} was in use by {_describe(holder)}; looking for "
-        f"{WATCH * BEAT:.0f} s whether it still is",
-        flush=True,
-      )
-      if not self._shows_life(holder):
-        return
-    raise self._in_use(read_entry(self._path) or holder)
+    entries = [holder, *self._heartbeats(holder)]
+    states = [self._state(entry) for entry in entries]
+    if set(states) == {False}:
+      return holder
+    if True in states:
+      raise self._in_use(entries[states.index(True)])
+    print(
+      f"{printable(self._workdir)} was in use by {_describe(holder)}; looking for "
+      f"{WATCH * BEAT:.0f} s whether it still is",
+      flush=True,
+    )
+    if self._shows_life(holder):
+      raise self._in_use(read_entry(self._path) or holder)
+    return holder
 
   def _in_use(self, holder: dict[str, Any]) -> UserError:
     return UserError(
@@ -199,11 +206,16 @@ class Lock:
     return [x for x in entries if x and not x["finished"] and run in (None, x.get("run"))]
 
   def _shows_life(self, holder: dict[str, Any]) -> bool:
-    """Whether the lock or a heartbeat changes while one watches."""
-    before = (holder, self._heartbeats(holder))
+    """Whether, while one watches, a heartbeat goes on or another run takes the lock."""
+    before = {entry["beat"] for entry in self._heartbeats(holder)}
     for _ in range(WATCH):
       time.sleep(BEAT)
-      if (read_entry(self._path), self._heartbeats(holder)) != before:
+      found = read_entry(self._path)
+      if found and found != holder:
+        return True
+      if _is_missing(self._path):  # it ended properly
+        return False
+      if {entry["beat"] for entry in self._heartbeats(holder)} - before:
         return True
     return False
 

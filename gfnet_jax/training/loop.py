@@ -97,7 +97,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str) -> Results | N
     with (
       Lock(workdir) as lock,
       Watchdog(lock, config.stall_timeout) as watchdog,
-      open_checkpoints(config, workdir) as checkpoints,
+      open_checkpoints(config, workdir, lock) as checkpoints,
     ):
       state, progress = start(run, checkpoints, fresh)
       del fresh  # its memory is the first step's

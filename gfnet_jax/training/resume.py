@@ -1,5 +1,6 @@
 """Where a run stands: saving it, and going on from its newest checkpoint that is whole."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from gfnet_jax.checkpoints.reading import read_metadata, restore, saved_shapes, 
 from gfnet_jax.checkpoints.store import Checkpoints, list_steps, set_aside
 from gfnet_jax.data.samples import nth_batch
 from gfnet_jax.data.sources.fingerprint import describe_classes, describe_images
-from gfnet_jax.distributed import agree, barrier, say
+from gfnet_jax.distributed import agree, barrier, say, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.fit import describe_misfits
 from gfnet_jax.sharding import replicated
@@ -96,10 +97,10 @@ def restore_run(
     UserError: if the checkpoints were made with another config or on other data.
   """
   directory = checkpoints.directory
-  step = agree(newest_whole(directory) if jax.process_index() == 0 else -1)
+  step = agree(together(lambda: newest_whole(directory) if jax.process_index() == 0 else -1))
   if step < 0:
     return None
-  metadata = read_metadata(directory, step)
+  metadata = together(lambda: read_metadata(directory, step))
   if "config" not in metadata:
     raise UserError(
       f"{directory.parent} holds converted weights, not a run; start from them in another work "
@@ -120,10 +121,11 @@ def trained_classes(directory: Path) -> list[str] | None:
   Args:
     directory: of the checkpoints of a run; there may be none yet.
   """
-  names = (
-    read_metadata(directory, step).get("class_names") for step in list_steps(directory)[::-1]
-  )
-  return next(filter(None, names), None)
+  for step in list_steps(directory)[::-1]:
+    with contextlib.suppress(DamagedError):  # which `restore_run` names and sets aside
+      if names := read_metadata(directory, step).get("class_names"):
+        return names
+  return None
 
 
 def _compare_data(before: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -163,7 +165,7 @@ def _restore_state(
     )
   target = jax.tree.map(_with_sharding, shapes, shardings)
   trees = state_to_trees(target)
-  saved = saved_shapes(directory, step, "training")["metrics"]
+  saved = saved_shapes(directory, step, "training").get("metrics", {})
   whole = replicated(shardings.step.mesh)
   # All that were saved, as Orbax restores a tree as it is; those that are gone are dropped.
   wanted = {name: target.metrics[name] for name in saved if name in target.metrics}

@@ -16,10 +16,11 @@ from gfnet_jax.files import write_atomically
 from gfnet_jax.inference.saved_model import check_source
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.sharding import check_batch_size
-from gfnet_jax.training.agreement import check_agreement, describe_program
-from gfnet_jax.training.config_rules import check_config, check_groups, check_steps, flatten
+from gfnet_jax.training.agreement import check_agreement, describe_data, describe_program
+from gfnet_jax.training.config_rules import check_config, check_groups, check_steps
 from gfnet_jax.training.initialize import initial_params
 from gfnet_jax.training.inputs import Inputs, open_inputs
+from gfnet_jax.training.lock import Lock
 from gfnet_jax.training.program import Program, build_program, model_config
 from gfnet_jax.training.resume import Progress, restore_run, trained_classes
 from gfnet_jax.training.step import TrainState
@@ -73,7 +74,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> Run
   check_groups(config, mesh)
   inputs = together(lambda: open_inputs(config, class_order(config, workdir)))
   class_names = inputs.train_source.class_names
-  check_agreement(flatten({"data": inputs.fingerprints}) | {"the classes": class_names})
+  check_agreement(describe_data(inputs.fingerprints, class_names))
   check_steps(config, inputs.num_steps)
   program = build_program(config, mesh)
   description = model_metadata(model_config(config), class_names)
@@ -96,11 +97,12 @@ def class_order(config: ml_collections.ConfigDict, workdir: Path) -> list[str] |
   return None
 
 
-def open_checkpoints(config: ml_collections.ConfigDict, workdir: Path) -> Checkpoints:
+def open_checkpoints(config: ml_collections.ConfigDict, workdir: Path, lock: Lock) -> Checkpoints:
   """The checkpoints of a run, which fail before the watchdog would end it."""
   timeout = min(WRITE_TIMEOUT, config.stall_timeout / 2 or WRITE_TIMEOUT)
   keep_last = config.checkpoints.keep_last
-  return Checkpoints(workdir / "checkpoints", keep_last=keep_last, timeout=timeout)
+  directory = workdir / "checkpoints"
+  return Checkpoints(directory, keep_last=keep_last, timeout=timeout, confirm=lock.confirm)
 
 
 def begin(run: Run) -> TrainState:

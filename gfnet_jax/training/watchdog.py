@@ -107,7 +107,11 @@ class Watchdog:
       write_atomically(self._path(jax.process_index()), json.dumps(heartbeat))
     except OSError as error:  # a full disk is no reason to end the run
       if not self._warned:
-        print(f"warning: heartbeats not written ({error.strerror})", file=sys.stderr, flush=True)
+        print(
+          f"warning: heartbeats not written ({error.strerror}); others may take this run for dead",
+          file=sys.stderr,
+          flush=True,
+        )
       self._warned = True
       return heartbeat, False
     return heartbeat, True
