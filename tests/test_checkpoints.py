@@ -9,14 +9,17 @@ import own_mixer
 import pytest
 
 import gfnet_jax
+from gfnet_jax.checkpoints import store
 from gfnet_jax.checkpoints.checksums import DamagedError, write_checksums
+from gfnet_jax.checkpoints.finding import best_step, find_checkpoint, list_steps
 from gfnet_jax.checkpoints.model import model_metadata, save_model
 from gfnet_jax.checkpoints.reading import on_one_device, restore, verify
-from gfnet_jax.checkpoints.store import Checkpoints, best_step, find_checkpoint, list_steps
+from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import split
 from gfnet_jax.models.mixers import MIXERS
+from gfnet_jax.training.resume import trained_classes
 
 CONFIG = dict(name="gfnet-ti", image_size=[32, 64], num_classes=3, depth=12, embed_dim=8)
 
@@ -209,6 +212,44 @@ def test_a_step_can_be_saved_again(checkpoints):
   assert np.all(
     np.asarray(restore(checkpoints, 50, {"params": on_one_device(shape)})["params"]["x"]) == 0
   )
+
+
+def test_what_cannot_be_removed_is_no_failed_save(tmp_path, capsys, monkeypatch):
+  def unreadable(directory, step):
+    raise OSError(5, "Input/output error", str(directory))
+
+  checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=1)
+  monkeypatch.setattr(store, "verify", unreadable)
+  for step in (1, 2, 3):
+    checkpoints.save(step, {"params": {"x": jnp.zeros(3)}}, {"metrics": {}})
+  checkpoints.close()
+  assert list_steps(tmp_path / "checkpoints") == [1, 2, 3]
+  assert capsys.readouterr().out.count("warning: old checkpoints could not be removed") == 2
+
+
+def test_what_belongs_to_another_run_is_not_completed(tmp_path, capsys):
+  def confirm():
+    raise UserError("taken over")
+
+  checkpoints = Checkpoints(tmp_path / "checkpoints", confirm=confirm)
+  checkpoints.save(1, {"params": {"x": jnp.zeros(3)}}, {"metrics": {}})
+  with pytest.raises(UserError, match=r"step 1 could not be written .*taken over"):
+    checkpoints.close()
+  assert list_steps(tmp_path / "checkpoints") == []
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "sha256.json"])
+def test_classes_are_those_of_the_newest_whole_description(described, name):
+  """A damaged one is set aside later, with a warning."""
+  for step, names in ((7, ["a"]), (45, ["b"])):
+    path = described / f"{step:08d}"
+    description = {"step": step, **model_metadata(CONFIG, names)}
+    (path / "metadata.json").write_text(json.dumps(description))
+    write_checksums(path)
+  assert trained_classes(described) == ["b"]
+  path = described / "00000045" / name
+  path.write_bytes(path.read_bytes().replace(b"1", b"2"))
+  assert trained_classes(described) == ["a"]
 
 
 def test_a_write_that_fails_is_reported_and_tried_again(tmp_path, capsys):

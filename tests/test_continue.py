@@ -12,7 +12,7 @@ from helpers import read_lines
 from PIL import Image
 
 from configs.digits import get_config
-from gfnet_jax.checkpoints.store import list_steps
+from gfnet_jax.checkpoints.finding import list_steps
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import split

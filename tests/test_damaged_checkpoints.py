@@ -13,10 +13,11 @@ import pytest
 
 import gfnet_jax
 from gfnet_jax.checkpoints.checksums import DamagedError, write_checksums
+from gfnet_jax.checkpoints.finding import best_step, find_checkpoint, list_steps
 from gfnet_jax.checkpoints.metadata import parse_metadata, serialize_metadata
 from gfnet_jax.checkpoints.model import read_model, save_model
 from gfnet_jax.checkpoints.reading import read_metadata, saved_shapes, verify
-from gfnet_jax.checkpoints.store import Checkpoints, best_step, find_checkpoint, list_steps
+from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import split
 

@@ -14,7 +14,7 @@ import pytest
 from helpers import HANGS, ROOT, finish, free_port, read_lines, script_environment, wait_for_line
 
 from gfnet_jax import distributed
-from gfnet_jax.checkpoints.store import list_steps
+from gfnet_jax.checkpoints.finding import list_steps
 from gfnet_jax.distributed import Preemption
 from gfnet_jax.errors import UserError
 

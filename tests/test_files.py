@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 from hypothesis import strategies as st
 
-from gfnet_jax.checkpoints.store import find_checkpoint
+from gfnet_jax.checkpoints.finding import find_checkpoint
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import check_name, make_directory, to_json
 

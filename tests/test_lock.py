@@ -15,7 +15,7 @@ import pytest
 from helpers import finish, wait_for_line
 
 from configs.digits import get_config
-from gfnet_jax.checkpoints.store import list_steps
+from gfnet_jax.checkpoints.finding import list_steps
 from gfnet_jax.errors import UserError
 from gfnet_jax.training import lock as module
 from gfnet_jax.training import loop
@@ -99,7 +99,7 @@ def test_what_a_run_of_this_machine_left_is_taken_over_at_once(workdir, beats, c
   passed = beats(nothing)
   with Lock(workdir) as lock:
     assert json.loads((workdir / "lock.json").read_text())["run"] == lock.run
-  assert len(passed) == 1  # not the whole watch
+  assert not passed  # at once
   assert capsys.readouterr().out == ""
   process.wait()
 
@@ -121,7 +121,7 @@ def test_a_run_of_another_machine_is_over_if_it_gives_no_sign_of_life(
   passed = beats(nothing)
   with Lock(workdir):
     pass
-  assert len(passed) == WATCH + 1
+  assert len(passed) == WATCH
   assert capsys.readouterr().out.count("run was in use by process") == 1
 
 
@@ -149,15 +149,37 @@ def test_a_process_that_survived_its_first_one_counts(workdir, beats):
     pass
 
 
-def test_of_two_that_take_over_one_wins(workdir, beats):
-  def another_was_later(_):
-    (workdir / "lock.json").write_text(json.dumps(entry(run="rival")))
+def test_of_two_that_take_over_one_wins(workdir, beats, monkeypatch):
+  """Both found the same run over; the other one has already replaced its lock."""
+  judged = Lock._holder_that_is_over
 
+  def another_was_faster(self):
+    holder = judged(self)
+    (workdir / "lock.json").write_text(json.dumps(entry(run="rival")))
+    return holder
+
+  monkeypatch.setattr(Lock, "_holder_that_is_over", another_was_faster)
   (workdir / "lock.json").write_text(json.dumps(entry(pid=ended_process())))
-  beats(another_was_later)
+  beats(nothing)
   with pytest.raises(UserError, match=IN_USE), Lock(workdir):
     pass
   assert json.loads((workdir / "lock.json").read_text())["run"] == "rival"
+  assert [path.name for path in workdir.glob("*lock*")] == ["lock.json"]
+
+
+def test_a_run_of_another_machine_that_ends_while_one_watches(workdir, beats):
+  """Its last heartbeat, and its lock that goes, are no signs of life."""
+  (workdir / "lock.json").write_text(json.dumps(entry(**ELSEWHERE["another host"])))
+  heartbeat(workdir, 5, **ELSEWHERE["another host"])
+
+  def end(i):
+    heartbeat(workdir, 6, finished=True, **ELSEWHERE["another host"])
+    (workdir / "lock.json").unlink(missing_ok=True)
+
+  passed = beats(end)
+  with Lock(workdir) as lock:
+    assert json.loads((workdir / "lock.json").read_text())["run"] == lock.run
+  assert len(passed) == 1
 
 
 def make_fifo(path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import HANGS, ROOT, read_lines, script_command, script_environment
 
-from gfnet_jax.checkpoints.store import list_steps
+from gfnet_jax.checkpoints.finding import list_steps
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import split
 

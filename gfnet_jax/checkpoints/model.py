@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gfnet_jax.checkpoints.checksums import DamagedError
+from gfnet_jax.checkpoints.finding import find_checkpoint, list_steps
 from gfnet_jax.checkpoints.metadata import FORMAT
 from gfnet_jax.checkpoints.reading import (
   checkpoint_path,
@@ -19,7 +20,7 @@ from gfnet_jax.checkpoints.reading import (
   saved_shapes,
   verify,
 )
-from gfnet_jax.checkpoints.store import Checkpoints, find_checkpoint, list_steps
+from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.fit import describe_misfits
 from gfnet_jax.models.functional import merge, split

@@ -14,9 +14,7 @@ The sums are needed because Orbax restores flipped bits without noticing.
 import concurrent.futures
 import contextlib
 import math
-import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,16 +23,16 @@ import jax
 import orbax.checkpoint as ocp
 
 from gfnet_jax.checkpoints.checksums import DamagedError, flush_to_disk, write_checksums
-from gfnet_jax.checkpoints.metadata import METADATA, metric_of, serialize_metadata
+from gfnet_jax.checkpoints.finding import best_of, list_steps, set_aside
+from gfnet_jax.checkpoints.metadata import METADATA, serialize_metadata
 from gfnet_jax.checkpoints.reading import checkpoint_path, read_metadata, verify
 from gfnet_jax.distributed import together
 from gfnet_jax.errors import UserError
-from gfnet_jax.files import check_name, make_directory
+from gfnet_jax.files import make_directory
 from gfnet_jax.text import printable
 
 PyTree = Any
 WRITE_TIMEOUT = 1200.0  # seconds, of Orbax
-_STEP = re.compile(r"[0-9]{8}|[1-9][0-9]{8,9}")  # as `checkpoint_path` writes it
 
 
 class Checkpoints:
@@ -178,7 +176,7 @@ class Checkpoints:
         metadata[step] = read_metadata(self.directory, step)
     if len(metadata) <= self._keep_last:
       return
-    while (best := _best(metadata, self._best_metric)) is not None:
+    while (best := best_of(metadata, self._best_metric)) is not None:
       with self._setting_aside(best):
         verify(self.directory, best)
         break
@@ -202,88 +200,6 @@ class Checkpoints:
     except DamagedError as error:
       print(f"warning: {printable(error, limit=4000)}; set aside", flush=True)
       set_aside(self.directory, step)
-
-
-def list_steps(directory: Path) -> list[int]:
-  """The steps of the complete checkpoints in a directory, ascending."""
-  if not directory.is_dir():
-    return []
-  return sorted(int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name))
-
-
-def best_step(directory: Path, metric: str) -> int | None:
-  """The step with the greatest metric, the later one of equals; None without any.
-
-  Raises:
-    DamagedError: for a checkpoint whose metric cannot be known.
-  """
-  try:
-    return _best({step: read_metadata(directory, step) for step in list_steps(directory)}, metric)
-  except DamagedError as error:
-    error.args = (f"{error}; without it the best cannot be told: choose a step, or move it away",)
-    raise
-
-
-def _best(metadata: Mapping[int, Mapping[str, Any]], metric: str) -> int | None:
-  values = {step: metric_of(of_step, metric) for step, of_step in metadata.items()}
-  evaluated = [step for step, value in values.items() if value is not None]
-  return max(evaluated, key=lambda step: (values[step], step), default=None)
-
-
-def set_aside(directory: Path, step: int) -> None:
-  """Renames a damaged checkpoint, so that it counts neither as the newest nor as the best.
-
-  Raises:
-    UserError: if it cannot be renamed.
-  """
-  path = checkpoint_path(directory, step)
-  try:
-    path.rename(directory / f"damaged-{path.name}-{time.time_ns()}")
-  except OSError as error:
-    raise UserError(
-      f"cannot set {path} aside ({error.strerror}), which is damaged; move it away"
-    ) from error
-
-
-def find_checkpoint(
-  directory: Path, which: str | int = "last", *, best_metric: str = "top1"
-) -> tuple[Path, int]:
-  """Finds a checkpoint in a work directory, a directory of checkpoints, or itself.
-
-  Args:
-    directory: what the user named.
-    which: "last", "best", or a step: a number, or the name of its directory.
-    best_metric: key in the metadata's "metrics" by which the best is the greatest.
-
-  Returns:
-    (directory of checkpoints, step).
-
-  Raises:
-    UserError: if there is none, or the directory is a checkpoint and which means another.
-  """
-  check_name(directory)
-  number = re.fullmatch(r"0*(\d{1,18})", str(which), re.ASCII)
-  step = int(number[1]) if number else None
-  if _STEP.fullmatch(directory.name) and (directory / METADATA).is_file():
-    if which != "last" and step != int(directory.name):
-      raise UserError(f"{directory} is one checkpoint, without {which!r}; name {directory.parent}")
-    return directory.parent, int(directory.name)
-  nested = directory / "checkpoints"
-  directory = nested if nested.is_dir() else directory
-  steps = list_steps(directory)
-  if not steps:
-    raise UserError(
-      f"no checkpoint in {directory}; expected a work directory of train.py, or a directory "
-      "written by convert_torch_weights.py"
-    )
-  if which in ("last", "best"):
-    step = steps[-1] if which == "last" else best_step(directory, best_metric)
-  if step is None and which == "best":
-    raise UserError(f"no checkpoint in {directory} has the metric {best_metric}; take last")
-  if step not in steps:
-    found = ", ".join(map(str, steps))
-    raise UserError(f"no checkpoint {which!r} in {directory}, expected last, best or {found}")
-  return directory, step
 
 
 def _make_writer(timeout: float) -> ocp.AsyncCheckpointer:

@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from gfnet_jax.checkpoints.finding import find_checkpoint
 from gfnet_jax.checkpoints.model import read_model
-from gfnet_jax.checkpoints.store import find_checkpoint
 from gfnet_jax.data.decode import (
   BadImageError,
   is_clipped,

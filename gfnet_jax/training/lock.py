@@ -152,7 +152,11 @@ class Lock:
       if found != holder:  # another one was faster
         old.rename(self._path)
         raise self._in_use(found)
-      old.unlink()
+      try:
+        old.unlink()
+      except OSError:  # a directory is in its place
+        old.rename(self._path)
+        raise
     if not self._create(text):
       raise self._in_use(read_entry(self._path))
 

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 
 from gfnet_jax.checkpoints.checksums import DamagedError
+from gfnet_jax.checkpoints.finding import list_steps, set_aside
 from gfnet_jax.checkpoints.reading import read_metadata, restore, saved_shapes, verify
-from gfnet_jax.checkpoints.store import Checkpoints, list_steps, set_aside
+from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.data.samples import nth_batch
 from gfnet_jax.data.sources.fingerprint import describe_classes, describe_images
 from gfnet_jax.distributed import agree, barrier, say, together

@@ -8,8 +8,9 @@ import ml_collections
 from flax import nnx
 from jax.sharding import Mesh
 
+from gfnet_jax.checkpoints.finding import find_checkpoint, list_steps
 from gfnet_jax.checkpoints.model import model_metadata
-from gfnet_jax.checkpoints.store import WRITE_TIMEOUT, Checkpoints, find_checkpoint, list_steps
+from gfnet_jax.checkpoints.store import WRITE_TIMEOUT, Checkpoints
 from gfnet_jax.distributed import agree, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import write_atomically
