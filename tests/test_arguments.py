@@ -102,3 +102,10 @@ def test_other_keys_images_and_tokens_are_named():
     }.values():
       with pytest.raises(UserError, match=re.escape(message)):
         call(other)
+
+
+def test_a_batch_may_be_empty():
+  layer = gfnet_jax.GlobalFilter(3, 4, 4, rngs=nnx.Rngs(0))
+  model = gfnet_jax.create_model("gfnet-ti", image_size=16, embed_dim=8, depth=1, num_classes=5)
+  assert layer(np.ones((0, 4, 4, 3), np.float32)).shape == (0, 4, 4, 3)
+  assert model(np.ones((0, 16, 16, 3), np.float32)).shape == (0, 5)
