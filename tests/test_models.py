@@ -242,3 +242,11 @@ def test_images_of_another_size_are_refused():
     model(jnp.ones((1, 48, 48, 3)))
   with pytest.raises(UserError, match="GlobalFilter got tokens"):
     model.blocks[0].filter(jnp.ones((1, 2, 2, 3)))
+
+
+@pytest.mark.parametrize("size", [np.array([32, 64]), (np.int64(32), jnp.int32(64)), [32, 64]])
+def test_sizes_may_be_numpys_or_jaxs(size):
+  model = nnx.eval_shape(
+    lambda: gfnet_jax.create_model("gfnet-ti", image_size=size, num_classes=np.int64(3), depth=1)
+  )
+  assert (model.image_size, model.head.out_features) == ((32, 64), 3)

@@ -1,14 +1,16 @@
 """What the arguments of `create_model` may be, whether a person or a file gives them."""
 
+import itertools
 import math
+import operator
 from collections.abc import Callable, Mapping
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, NamedTuple
 
 from gfnet_jax.errors import UserError
 
 LARGEST_SIDE = 65_536  # pixels
-MOST_BLOCKS = 1000
+MOST_BLOCKS, MOST_STAGES = 1000, 16
 
 
 class Range(NamedTuple):
@@ -19,7 +21,11 @@ class Range(NamedTuple):
 
 
 def _is_whole(value: Any, low: int, high: int) -> bool:
-  return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
+  """Of Python's, NumPy's or JAX's integers."""
+  try:
+    return not isinstance(value, bool) and low <= operator.index(value) <= high
+  except TypeError:
+    return False
 
 
 def _whole(low: int, high: int) -> Range:
@@ -28,17 +34,24 @@ def _whole(low: int, high: int) -> Range:
   )
 
 
-def _several(low: int, high: int) -> Range:
-  def holds(value: Any) -> bool:
-    entries = value if isinstance(value, list | tuple) else [None]
-    return len(entries) <= 16 and all(_is_whole(entry, low, high) for entry in entries)
+def _are_whole(values: Any, low: int, high: int) -> bool:
+  try:
+    entries = list(itertools.islice(values, MOST_STAGES + 1))
+  except TypeError:
+    return False
+  return len(entries) <= MOST_STAGES and all(_is_whole(entry, low, high) for entry in entries)
 
-  return Range(holds, f"a list of integers of at most {high}, one entry per stage")
+
+def _several(low: int, high: int) -> Range:
+  return Range(
+    lambda values: _are_whole(values, low, high),
+    f"a list of integers of at most {high}, one entry per stage",
+  )
 
 
 def _is_image_size(value: Any) -> bool:
-  sides = value if isinstance(value, list | tuple) else [value]
-  return len(sides) <= 16 and all(_is_whole(side, -LARGEST_SIDE, LARGEST_SIDE) for side in sides)
+  low, high = -LARGEST_SIDE, LARGEST_SIDE
+  return _is_whole(value, low, high) or _are_whole(value, low, high)
 
 
 def _is_number(value: Any) -> bool:
@@ -75,7 +88,7 @@ ARGUMENTS = {  # what else is wrong with them is found where they are used
 def check_arguments(arguments: Mapping[str, Any]) -> None:
   """Raises UserError for the first argument of a type or a size that no model can have.
 
-  Nothing is built for that: a depth of a thousand million would otherwise take for ever.
+  Nothing is built for that: a depth of a billion would otherwise take forever.
   Arguments that are not in the table are not looked at.
   """
   for name, value in arguments.items():

@@ -64,7 +64,7 @@ def create_model(
 
   Raises:
     UserError: for an unknown name or override, an argument of another type or beyond what
-      `arguments.ARGUMENTS` allows, or an image size that the patches do not divide.
+      `ranges.ARGUMENTS` allows, or an image size that the patches do not divide.
   """
   check_arguments({"name": name, "image_size": image_size, "num_classes": num_classes} | overrides)
   module, settings = look_up("model", name, VARIANTS)
