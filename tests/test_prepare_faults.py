@@ -89,6 +89,30 @@ def test_a_few_classes_of_imagenet_are_not_done(tmp_path, in_process):
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+  ("name", "folders"),
+  [("subset", ["train", "val"]), ("sketch", ["train"]), ("imagenet_half", ["val", "extra"])],
+)
+def test_other_data_sets_of_the_same_classes_are_taken(
+  tmp_path, monkeypatch, in_process, name, folders
+):
+  classes, prepared = archives.imagenet_classes(), []
+  monkeypatch.setattr(write, "prepare", lambda *arguments, **_: prepared.append(arguments))
+  for folder in folders:
+    for wnid in classes:
+      (tmp_path / f"pictures/{folder}/{wnid}").mkdir(parents=True)
+      (tmp_path / f"pictures/{folder}/{wnid}/0.JPEG").touch()
+  command = ["tools/prepare_tfds.py", tmp_path / "pictures", "--output", tmp_path / "out"]
+  code, _, error = in_process(*command, "--name", name)
+  assert code == 0, error
+  ((directory, _, _, found, images),) = prepared
+  assert (directory, found) == (tmp_path / "out" / name / "1.0.0", classes)
+  assert [len(entries) for entries in images.values()] == [1000] * len(folders)
+  code, _, error = in_process(*command)  # as ImageNet, by default
+  assert (code, len(prepared)) == (2, 1)
+  assert "expected ImageNet's 1281167 of 1000" in error
+
+
 def test_an_archive_is_whole_or_refused(tmp_path):
   """Wherever it is cut, also between two classes; each byte of a header counts."""
   path, whole = tmp_path / archives.TRAIN_TAR, train_tar(images=1)

@@ -127,6 +127,14 @@ def list_splits(
   return classes, splits
 
 
+def is_imagenet(name: str, paths: dict[str, Path]) -> bool:
+  """Whether a data set is meant to be all of ImageNet: by its name, or as the original archives.
+
+  Others have its classes as well: parts of it, and collections of other images.
+  """
+  return name == IMAGENET or any(path.is_file() for path in paths.values())
+
+
 def check_imagenet(source: Path, splits: dict[str, list[Entry]]) -> None:
   """Makes sure that splits hold all of ImageNet's images.
 
