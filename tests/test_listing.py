@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gfnet_jax.data.sources import file_times, listing
 from gfnet_jax.data.sources.cache import cache_file
 from gfnet_jax.data.sources.folder import FolderSource
-from gfnet_jax.data.sources.listing import class_order, is_current, list_images
+from gfnet_jax.data.sources.listing import class_order, find_evidence, list_images
 from gfnet_jax.data.sources.open import Relabelled, in_class_order
 from gfnet_jax.data.sources.records import Record
 from gfnet_jax.errors import UserError
@@ -106,7 +106,52 @@ def test_old_and_different_times_are_believed_without_a_look(root, monkeypatch):
     os.utime(folder, ns=(0, (1_600_000_000 + i) * SECOND))
   found = list_images(root)
   monkeypatch.setattr(listing, "_read", None)
-  assert is_current(root, found)
+  assert find_evidence(root, found) == "no folder has changed"
+
+
+@pytest.mark.parametrize("seconds", [1_600_000_000, 0, 2**33], ids=["copied", "zeroed", "future"])
+def test_restored_times_are_believed_with_those_of_the_change(root, monkeypatch, seconds):
+  """As tar, rsync and cp leave them: whole seconds, the same for several folders."""
+  original, numbers = type(root).stat, {}
+
+  def stat(path, **options):
+    found = original(path, **options)
+    number = numbers.setdefault(path, len(numbers))  # the clock's steps are long
+    times = dict(st_mtime_ns=seconds * SECOND, st_ctime_ns=found.st_ctime_ns - 5 * SECOND + number)
+    others = ("st_mode", "st_dev", "st_size", "st_ino")
+    return SimpleNamespace(**times, **{name: getattr(found, name) for name in others})
+
+  monkeypatch.setattr(type(root), "stat", stat)
+  found = list_images(root)
+  assert find_evidence(root, found) == "no folder has changed"
+  before = (root / "b").stat().st_ctime_ns
+  write(root, "b/1.jpg")
+  while (root / "b").stat().st_ctime_ns == before:
+    (root / "b").chmod(0o755)
+  assert find_evidence(root, found) is None
+
+
+def test_a_listing_by_names_is_said_to_be(root, capsys):
+  for folder in ("", "a", "b"):
+    os.utime(root / folder, (0, 0))
+  for _ in range(2):
+    FolderSource(str(root), "")
+  assert (
+    "the times of its folders tell nothing, but the names in all of them are as before, so "
+    in (capsys.readouterr().out)
+  )
+
+
+@pytest.mark.parametrize("link", ["z", "a/link", "a/deep/x.jpg"])
+def test_a_link_that_leads_somewhere_again_is_followed(tmp_path, root, link):
+  """As when a disk is mounted: no folder's time changes."""
+  (root / link).symlink_to(tmp_path / "disk/pictures")
+  for i, folder in enumerate((root, root / "a", root / "a/deep", root / "b", root / "c")):
+    os.utime(folder, ns=(0, (1_600_000_000 + i) * SECOND))
+  before = len(FolderSource(str(root), ""))
+  assert find_evidence(root, list_images(root)) == "no folder has changed"
+  write(tmp_path / "disk/pictures", "0.jpg", "1.jpg", "2.jpg")
+  assert len(FolderSource(str(root), "")) == before + 3 - link.endswith(".jpg")
 
 
 def test_a_listing_from_the_cache_is_said_to_be(root, capsys):

@@ -91,7 +91,11 @@ def test_a_few_classes_of_imagenet_are_not_done(tmp_path, in_process):
 
 @pytest.mark.parametrize(
   ("name", "folders"),
-  [("subset", ["train", "val"]), ("sketch", ["train"]), ("imagenet_half", ["val", "extra"])],
+  [
+    ("sketch", ["train"]),
+    pytest.param("subset", ["train", "val"], marks=pytest.mark.slow),
+    pytest.param("imagenet_half", ["val", "extra"], marks=pytest.mark.slow),
+  ],
 )
 def test_other_data_sets_of_the_same_classes_are_taken(
   tmp_path, monkeypatch, in_process, name, folders

@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_collections
 
 from gfnet_jax.data.sources.cache import Arrays, cache_file, load_arrays, store_arrays
-from gfnet_jax.data.sources.listing import describe, is_current, is_listing, list_images
+from gfnet_jax.data.sources.listing import describe, find_evidence, is_listing, list_images
 from gfnet_jax.data.sources.records import BadRecordError, Record, required_name
 from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
@@ -59,9 +59,12 @@ def open_folder(data: ml_collections.ConfigDict, split: str) -> FolderSource:
 def _listing(directory: Path) -> Arrays:
   """The images of a directory, from the cache if that is current."""
   listing = load_arrays("listing", directory)
-  if listing is not None and is_listing(listing) and is_current(directory, listing):
+  evidence = None
+  if listing is not None and is_listing(listing):
+    evidence = find_evidence(directory, listing)
+  if evidence:
     file = cache_file("listing", directory)
-    say(f"{directory}: no folder has changed, so the listing comes from the cache, {file}")
+    say(f"{directory}: {evidence}, so the listing comes from the cache, {file}")
   else:
     listing = list_images(directory)
     store_arrays("listing", directory, listing)

@@ -1,7 +1,8 @@
 """The images in folders of classes: listing them, and whether an earlier listing still holds.
 
-An earlier listing holds if the times of all folders are as they were. Where one of them tells
-nothing, or two are the same, no time is believed, and the names in the folders are compared.
+An earlier listing holds if the times of all folders are as they were. Where those of one tell
+nothing, or those of two are the same, none are believed, and the names in the folders are compared.
+No time tells when a link that led nowhere leads to a folder again, so these links are looked at.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ def list_images(directory: Path) -> Arrays:
     others, other_counts: (kinds,) bytes and int64: files that are passed over, by extension.
     folders, states, contents: (folders,) bytes: every directory that was visited, and
       fingerprints of its times and of the names in it.
+    dangling: (links,) bytes: links that lead nowhere, which count as files.
     listed: (1,) int64: when this began, in ns since the epoch.
 
   Raises:
@@ -55,7 +57,7 @@ def list_images(directory: Path) -> Arrays:
     )
   classes = class_order(names)
   label_of = {name: label for label, name in enumerate(classes)}
-  paths, labels, visited = [], [], [("", top)]
+  paths, labels, visited = [], [], [(".", top)]
   others = Counter({"beside the folders of the classes": len(top.files)})
   for name in names:
     first = len(paths)
@@ -83,30 +85,35 @@ def list_images(directory: Path) -> Arrays:
     folders=_encode([path for path, _ in visited]),
     states=_encode([folder.state for _, folder in visited]),
     contents=_encode([folder.contents for _, folder in visited]),
+    dangling=_encode([f"{path}/{name}" for path, folder in visited for name in folder.dangling]),
     listed=np.array([listed], np.int64),
   )
 
 
-def is_current(directory: Path, listing: Arrays) -> bool:
-  """Whether `list_images` would find the same now, as a look at the folders tells."""
+def find_evidence(directory: Path, listing: Arrays) -> str | None:
+  """What shows that `list_images` would find the same now, for a message; None if nothing does."""
   folders, states, contents = (listing[key].tolist() for key in ("folders", "states", "contents"))
   paths = [directory / os.fsdecode(folder) for folder in folders]
   try:
     found = [path.stat() for path in paths]
     if [state(status).encode() for status in found] != states:
-      return False
+      return None
+    if any((directory / os.fsdecode(link)).is_dir() for link in listing["dangling"].tolist()):
+      return None
     latest, silent = int(listing["listed"][0]) - COARSEST, silent_devices()
-    different = len({status.st_mtime_ns for status in found}) == len(found)
+    different = len({(status.st_mtime_ns, status.st_ctime_ns) for status in found}) == len(found)
     if different and all(tells(status, latest, silent) for status in found):
-      return True
-    return [_read(path).contents.encode() for path in paths] == contents
+      return "no folder has changed"
+    if [_read(path).contents.encode() for path in paths] == contents:
+      return "the times of its folders tell nothing, but the names in all of them are as before"
   except (OSError, UserError):  # `list_images` will say what
-    return False
+    pass
+  return None
 
 
 def is_listing(arrays: Arrays) -> bool:
   """Whether arrays are what `list_images` returns."""
-  bytes_of = ("classes", "paths", "others", "folders", "states", "contents")
+  bytes_of = ("classes", "paths", "others", "folders", "states", "contents", "dangling")
   kinds = dict.fromkeys(bytes_of, "S") | dict.fromkeys(("labels", "other_counts", "listed"), "i")
   if arrays.keys() != kinds.keys():
     return False
@@ -159,6 +166,7 @@ class _Folder(NamedTuple):
   below: list[str]
   files: list[str]  # and links, wherever they lead
   odd: list[str]  # pipes, sockets and devices
+  dangling: list[str]  # those of the files that are links and lead nowhere
 
 
 def _read(folder: Path) -> _Folder:
@@ -169,23 +177,25 @@ def _read(folder: Path) -> _Folder:
   Raises:
     UserError: if it cannot be read.
   """
-  below, files, odd = [], [], []
+  below, files, odd, dangling = [], [], [], []
   try:
     status = folder.stat()
     with os.scandir(folder) as entries:
       for entry in entries:
         if entry.name.startswith("."):
           continue
-        if _is_folder(entry):
+        if _leads_to(entry, os.DirEntry.is_dir):
           below.append(entry.name)
         elif entry.is_file(follow_symlinks=False) or entry.is_symlink():
           files.append(entry.name)
+          if not _leads_to(entry, os.DirEntry.is_file):
+            dangling.append(entry.name)
         else:
           odd.append(entry.name)
   except OSError as error:
     raise UserError(f"directory {folder} cannot be read: {error.strerror}") from error
   contents = _digest([*sorted(below), "/", *sorted(files), "/", *sorted(odd)])
-  return _Folder(state(status), contents, below, files, odd)
+  return _Folder(state(status), contents, below, files, odd, dangling)
 
 
 def _walk(folder: Path, root: Path) -> Iterator[tuple[str, _Folder]]:
@@ -205,9 +215,9 @@ def _walk(folder: Path, root: Path) -> Iterator[tuple[str, _Folder]]:
     pending += ((path / name, above | {real}) for name in found.below)
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def _leads_to(entry: os.DirEntry, kind: Callable[[os.DirEntry], bool]) -> bool:
   try:
-    return entry.is_dir()
+    return kind(entry)
   except OSError:  # a link in a circle, which reading will report as a file
     return False
 
