@@ -1,6 +1,7 @@
 """Folders of classes: listings that expire, names that are integers, what is passed over."""
 
 import os
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from gfnet_jax.data.sources import file_times, listing
 from gfnet_jax.data.sources.cache import cache_file
+from gfnet_jax.data.sources.fingerprint import fingerprint
 from gfnet_jax.data.sources.folder import FolderSource
 from gfnet_jax.data.sources.listing import class_order, find_evidence, list_images
 from gfnet_jax.data.sources.open import Relabelled, in_class_order
@@ -233,6 +235,15 @@ def test_a_relabelled_record_keeps_the_name_of_its_class(names, others):
   assert isinstance(found, Relabelled) == (names != others)
   for i in range(6):
     assert found.class_names[found[i].label] == source.class_names[source[i].label]
+
+
+def test_relabelled_records_keep_their_names(tmp_path):
+  source = FolderSource(str(write(tmp_path / "v2", "2/0.jpg", "10/0.jpg", "10/1.jpg")), "")
+  found = pickle.loads(pickle.dumps(in_class_order(source, ["10", "2"])))
+  assert isinstance(found, Relabelled)
+  assert fingerprint(found) == fingerprint(source)
+  assert found.record_names() == [b"10/0.jpg", b"10/1.jpg", b"2/0.jpg"]
+  assert fingerprint(in_class_order(Labelled(["a", "b"], [0]), ["b", "a"]))["names"] is None
 
 
 @pytest.mark.parametrize("names", [["0", "1"], ["0", "1", "3"], ["0", "1", "1"], []])
