@@ -283,10 +283,40 @@ def test_other_files_are_counted_in_one_line(tmp_path, capsys):
   for _ in range(2):
     assert len(FolderSource(str(root), "")) == 2
     out = capsys.readouterr().out
-    assert "passed over 11 files that are no images of a class (2 beside the folders of" in out
+    assert "passed over 11 files that are not images of a class (2 beside the folders of" in out
     assert "2 .gif" in out
     assert out.count("passed over") == 1
     assert "\x1b" not in out
+
+
+def test_folders_of_systems_are_left_out_and_counted(tmp_path, capsys):
+  """Of a zip file from macOS, a Synology server, the root of a disk, and others."""
+  root = write(
+    tmp_path / "images",
+    *("a/0.jpg", "b/0.jpg", "__MACOSX/a/._0.jpg", "lost+found/0.jpg", "#recycle/a/1.jpg"),
+    *("@eaDir/a.jpg", "a/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "b/deep/@eaDir/x/THUMB.jpg"),
+    *("System Volume Information/x", "a/$RECYCLE.BIN/2.jpg"),
+  )
+  for _ in range(2):
+    source = FolderSource(str(root), "")
+    assert (source.class_names, paths(source)) == (["a", "b"], ["a/0.jpg", "b/0.jpg"])
+    assert "passed over 8 files that are not images of a class (3 folders named @eaDir, " in (
+      capsys.readouterr().out
+    )
+
+
+def test_links_that_multiply_the_folders_are_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(listing, "MAX_REPEATS", 100)
+  root = write(tmp_path / "images", "a/0.jpg", "b/0.jpg")
+  for i in range(30):  # two links in each to the next: 2^30 paths
+    write(tmp_path, f"chain/{i}/0.jpg")
+    for name in ("left", "right"):
+      (tmp_path / f"chain/{i}/{name}").symlink_to(tmp_path / f"chain/{i + 1}")
+  (root / "a/twice").symlink_to(tmp_path / "chain/24")  # few enough to be meant
+  assert len(FolderSource(str(root), "")) == 2 + 2**6 - 1
+  (root / "a/often").symlink_to(tmp_path / "chain/0")
+  with pytest.raises(UserError, match=r"images/a holds links that lead to the same folders more"):
+    FolderSource(str(root), "")
 
 
 def test_links_in_a_circle_are_named(tmp_path):

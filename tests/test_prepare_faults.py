@@ -237,7 +237,7 @@ def test_folders_that_are_no_splits(tmp_path, folders, message):
 
 
 def test_hidden_folders_are_no_splits(tmp_path):
-  for folder in ("train", "val", ".Trash", ".ipynb_checkpoints"):
+  for folder in ("train", "val", ".Trash", ".ipynb_checkpoints", "__MACOSX", "@eaDir"):
     (tmp_path / folder).mkdir()
   assert splits.find_splits(tmp_path) == dict(train=tmp_path / "train", validation=tmp_path / "val")
 

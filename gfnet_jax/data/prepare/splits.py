@@ -17,6 +17,7 @@ from gfnet_jax.data.prepare.archives import (
   list_validation_tar,
 )
 from gfnet_jax.data.sources import digits  # noqa: F401 (a name that TFDS knows from here on)
+from gfnet_jax.data.sources.listing import is_left_out
 from gfnet_jax.data.sources.tfds_info import INFO, split_names
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
@@ -78,7 +79,9 @@ def find_splits(source: Path) -> dict[str, Path]:
     tars = {split: source / name for split, (name, _) in TARS.items()}
     if found := {split: path for split, path in tars.items() if path.is_file()}:
       return found
-    folders = sorted(path for path in source.iterdir() if path.is_dir() and path.name[0] != ".")
+    folders = sorted(
+      path for path in source.iterdir() if not is_left_out(path.name) and path.is_dir()
+    )
   except OSError as error:
     raise UserError(f"directory {source} cannot be read: {error.strerror}") from error
   if not folders:

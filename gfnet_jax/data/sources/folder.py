@@ -7,7 +7,13 @@ from pathlib import Path
 import ml_collections
 
 from gfnet_jax.data.sources.cache import Arrays, cache_file, load_arrays, store_arrays
-from gfnet_jax.data.sources.listing import describe, find_evidence, is_listing, list_images
+from gfnet_jax.data.sources.listing import (
+  describe,
+  find_evidence,
+  is_left_out,
+  is_listing,
+  list_images,
+)
 from gfnet_jax.data.sources.records import BadRecordError, Record, required_name
 from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
@@ -94,6 +100,8 @@ def _expected(root: str) -> str:
   if not os.path.isdir(root):  # noqa: PTH112
     return "set data.name (eval.py: --data) to the directory of the images"
   with os.scandir(root) as entries:
-    found = sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+    found = sorted(
+      entry.name for entry in entries if not is_left_out(entry.name) and entry.is_dir()
+    )
   folders = ", ".join(printable(name, 40) for name in found[:5]) or "no folders"
   return f"{root} holds {folders}; set the split (eval.py: --split) to one of them"

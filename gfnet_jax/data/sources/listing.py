@@ -26,13 +26,19 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 INTEGER = re.compile(r"-?[0-9]+")
 COARSEST = 2 * 10**9  # ns, the steps in which FAT counts time; others are finer
 SHOWN = 5  # kinds of files in a message
+MAX_REPEATS = 1000  # visits of folders of one class that links have led to before
+# What macOS, Windows, Linux and storage servers put among a user's folders.
+SYSTEM_FOLDERS = frozenset(
+  ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+  + ("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot")
+)
 
 
 def list_images(directory: Path) -> Arrays:
   """Finds the images of all classes below a directory.
 
-  Names that begin with a dot are left out. The images come in the order of torchvision's
-  ImageFolder, their classes in the order of `class_order`.
+  Names that begin with a dot are left out, and SYSTEM_FOLDERS. The images come in the order of
+  torchvision's ImageFolder, their classes in the order of `class_order`.
 
   Returns:
     classes: (classes,) bytes: names of the folders, in the order of the labels.
@@ -45,7 +51,8 @@ def list_images(directory: Path) -> Arrays:
     listed: (1,) int64: when this began, in ns since the epoch.
 
   Raises:
-    UserError: if there are no folders, one has no images, cannot be read or holds itself.
+    UserError: if there are no folders, one has no images, cannot be read or holds itself, or
+      links lead to the same folders again and again.
   """
   listed = time.time_ns()
   top = _read(directory)
@@ -59,17 +66,14 @@ def list_images(directory: Path) -> Arrays:
   label_of = {name: label for label, name in enumerate(classes)}
   paths, labels, visited = [], [], [(".", top)]
   others = Counter({"beside the folders of the classes": len(top.files)})
+  others.update(map(_named, top.system))
   for name in names:
     first = len(paths)
     for path, folder in sorted(_walk(directory / name, directory)):
       path = os.path.relpath(path, directory)
       visited.append((path, folder))
-      others["neither file nor folder"] += len(folder.odd)
-      for file in sorted(folder.files):
-        if file.lower().endswith(EXTENSIONS):
-          paths.append(f"{path}/{file}")
-        else:
-          others[Path(file).suffix.lower() or "without an extension"] += 1
+      others.update(_passed_over(folder))
+      paths += [f"{path}/{file}" for file in sorted(folder.files) if _is_image(file)]
     if len(paths) == first:
       raise UserError(
         f"{directory / printable(name)} holds no images ({', '.join(EXTENSIONS)}); fill or "
@@ -138,7 +142,7 @@ def describe(directory: Path, listing: Arrays) -> list[str]:
     shown = [f"{count} {kind}" for count, kind in zip(counts, kinds, strict=True)]
     rest = [f"{sum(counts[SHOWN:])} others"] if len(counts) > SHOWN else []
     lines.append(
-      f"{directory}: passed over {sum(counts)} files that are no images of a class "
+      f"{directory}: passed over {sum(counts)} files that are not images of a class "
       f"({', '.join(shown[:SHOWN] + rest)}); images are {', '.join(EXTENSIONS)}"
     )
   classes = [os.fsdecode(name) for name in listing["classes"].tolist()]
@@ -148,6 +152,11 @@ def describe(directory: Path, listing: Arrays) -> list[str]:
       f"{', '.join(classes[:3])}, ..., {classes[-1]}"
     )
   return lines
+
+
+def is_left_out(name: str) -> bool:
+  """Whether a file or folder of this name is none of the user's data."""
+  return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
 def class_order(names: Iterable[str]) -> list[str]:
@@ -166,7 +175,25 @@ class _Folder(NamedTuple):
   below: list[str]
   files: list[str]  # and links, wherever they lead
   odd: list[str]  # pipes, sockets and devices
+  system: list[str]  # SYSTEM_FOLDERS
   dangling: list[str]  # those of the files that are links and lead nowhere
+
+
+def _passed_over(folder: _Folder) -> Counter:
+  """What a folder holds beside images and folders, by kind."""
+  found = Counter(map(_named, folder.system))
+  found["neither file nor folder"] = len(folder.odd)
+  others = (file for file in folder.files if not _is_image(file))
+  found.update(Path(file).suffix.lower() or "without an extension" for file in others)
+  return found
+
+
+def _named(system_folder: str) -> str:
+  return f"folders named {system_folder}"
+
+
+def _is_image(file: str) -> bool:
+  return file.lower().endswith(EXTENSIONS)
 
 
 def _read(folder: Path) -> _Folder:
@@ -177,7 +204,7 @@ def _read(folder: Path) -> _Folder:
   Raises:
     UserError: if it cannot be read.
   """
-  below, files, odd, dangling = [], [], [], []
+  below, files, odd, system, dangling = [], [], [], [], []
   try:
     status = folder.stat()
     with os.scandir(folder) as entries:
@@ -185,7 +212,7 @@ def _read(folder: Path) -> _Folder:
         if entry.name.startswith("."):
           continue
         if _leads_to(entry, os.DirEntry.is_dir):
-          below.append(entry.name)
+          (system if entry.name in SYSTEM_FOLDERS else below).append(entry.name)
         elif entry.is_file(follow_symlinks=False) or entry.is_symlink():
           files.append(entry.name)
           if not _leads_to(entry, os.DirEntry.is_file):
@@ -194,25 +221,36 @@ def _read(folder: Path) -> _Folder:
           odd.append(entry.name)
   except OSError as error:
     raise UserError(f"directory {folder} cannot be read: {error.strerror}") from error
-  contents = _digest([*sorted(below), "/", *sorted(files), "/", *sorted(odd)])
-  return _Folder(state(status), contents, below, files, odd, dangling)
+  contents = _digest([*sorted(below), "/", *sorted(files), "/", *sorted(odd), "/", *sorted(system)])
+  return _Folder(state(status), contents, below, files, odd, system, dangling)
 
 
 def _walk(folder: Path, root: Path) -> Iterator[tuple[str, _Folder]]:
   """Every directory from here down, through links as well.
 
   Raises:
-    UserError: if one cannot be read, or is a link to a folder that holds it.
+    UserError: if one cannot be read, or is a link to a folder that holds it, or links lead to
+      the same folders more than MAX_REPEATS times: a few that each hold two links to the next
+      have millions of paths.
   """
-  pending = [(folder, frozenset([os.path.realpath(root)]))]
+  seen, repeats = set(), 0
+  top = os.path.realpath(root)
+  pending = [(folder, f"{top}/{folder.name}", frozenset([top]))]
   while pending:
-    path, above = pending.pop()
-    real = os.path.realpath(path)
+    path, real, above = pending.pop()
+    real = os.path.realpath(real)
     if real in above:
       raise UserError(f"{path} is a link to {real}, which holds it; remove the link")
+    repeats += real in seen
+    seen.add(real)
+    if repeats > MAX_REPEATS:
+      raise UserError(
+        f"{folder} holds links that lead to the same folders more than {MAX_REPEATS} times, such "
+        f"as {real}; remove them"
+      )
     found = _read(path)
     yield str(path), found
-    pending += ((path / name, above | {real}) for name in found.below)
+    pending += ((path / name, f"{real}/{name}", above | {real}) for name in found.below)
 
 
 def _leads_to(entry: os.DirEntry, kind: Callable[[os.DirEntry], bool]) -> bool:
