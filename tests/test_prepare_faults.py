@@ -215,7 +215,7 @@ def test_a_name_that_tfds_knows_wants_its_classes(tmp_path, in_process):
     "tools/prepare_tfds.py", tmp_path / "pictures", "--output", tmp_path / "out", "--name", "mnist"
   )
   assert (code, error.count("\n")) == (2, 1)
-  assert f"has a folder {CLASSES[0]}, which is none of the data set's 10 classes" in error
+  assert f"has a folder {CLASSES[0]}, which is not one of the data set's 10 classes" in error
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_a_number_of_classes_that_is_none(directory, count):
 )
 def test_splits_that_are_none_are_one_line(directory, split):
   message = check_one_line(directory, split)
-  assert "empty or no valid slice" in message or "not found" in message
+  assert "empty or not a valid slice" in message or "not found" in message
 
 
 def test_slices_are_pythons(directory):

@@ -70,10 +70,10 @@ def find_registered(name: str) -> Registered | None:
 def find_splits(source: Path) -> dict[str, Path]:
   """The archives of ImageNet in a directory by their splits, or else its folders.
 
-  The folder `val` is the split `validation`; hidden folders are none.
+  The folder `val` is the split `validation`; hidden folders are left out.
 
   Raises:
-    UserError: if there are none, or a folder's name is no name of a split.
+    UserError: if there are none, or a folder's name cannot be that of a split.
   """
   try:
     tars = {split: source / name for split, (name, _) in TARS.items()}

@@ -34,7 +34,7 @@ class FolderSource:
     split: directory below root that holds the folders of the classes; '' for root itself.
 
   Raises:
-    UserError: if there is no such directory, it has no folders, or one has no images.
+    UserError: if the directory is missing or has no folders, or one of them has no images.
   """
 
   def __init__(self, root: str, split: str):
@@ -83,14 +83,14 @@ def _read(path: Path) -> bytes:
   """The bytes of a file.
 
   Raises:
-    BadRecordError: if it cannot be read; what is no file, such as a pipe, is not waited for.
+    BadRecordError: if it cannot be read; nothing waits for a pipe and the like.
   """
   try:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 (only it takes a descriptor)
       status = os.fstat(descriptor)
       if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-        raise BadRecordError(f"{printable(path)} is no file of at most {MAX_BYTES >> 20} MiB")
+        raise BadRecordError(f"{printable(path)} is not a file of at most {MAX_BYTES >> 20} MiB")
       return file.readall()
   except OSError as error:
     raise BadRecordError(f"{printable(path)} cannot be read: {error.strerror}") from error

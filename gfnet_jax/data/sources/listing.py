@@ -155,7 +155,7 @@ def describe(directory: Path, listing: Arrays) -> list[str]:
 
 
 def is_left_out(name: str) -> bool:
-  """Whether a file or folder of this name is none of the user's data."""
+  """Whether a file or folder of this name is not part of the user's data."""
   return name.startswith(".") or name in SYSTEM_FOLDERS
 
 

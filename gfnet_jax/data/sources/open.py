@@ -59,7 +59,7 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
   source = opener(data, split)
   if len(source) == 0:
     raise UserError(
-      f"split {split!r} of {data.get('name') or kind} is empty or no valid slice, expected at "
+      f"split {split!r} of {data.get('name') or kind} is empty or not a valid slice, expected at "
       "least one image"
     )
   return source

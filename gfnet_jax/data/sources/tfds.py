@@ -27,7 +27,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
 OPENING_THREADS = 16  # opening waits for the disk
-MAX_CLASSES = 10**6  # of a description that is no nonsense
+MAX_CLASSES = 10**6  # of a description that makes sense
 
 
 def open_array_records(instructions: list) -> Sequence[bytes]:
@@ -255,10 +255,10 @@ def _file_instructions(builder: tfds.core.DatasetBuilder, name: str, split: str)
   """TFDS's file instructions of a split; none for an empty one.
 
   Raises:
-    UserError: if there is no such split, or it is no valid slice.
+    UserError: if there is no such split, or it is not a valid slice.
   """
   splits = builder.info.splits
-  invalid = f"split {printable(split)!r} of {name} is empty or no valid slice"
+  invalid = f"split {printable(split)!r} of {name} is empty or not a valid slice"
   try:
     parts = (
       [] if split in splits else tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)

@@ -70,7 +70,7 @@ def check_info_files(directory: Path) -> None:
   """Makes sure that TFDS can be given a directory.
 
   Raises:
-    UserError: if a description is missing, no small file or no JSON, or names other features
+    UserError: if a description is missing, is not a small file or not JSON, or names other features
       than TFDS's own.
   """
   _read_json(directory / INFO)
@@ -100,7 +100,7 @@ def _check_file(path: Path) -> None:
   try:
     if path.is_file() and path.stat().st_size <= MAX_BYTES:
       return
-    reason = "no file of at most 4 MiB"
+    reason = "not a file of at most 4 MiB"
   except OSError as error:
     reason = error.strerror
   raise UserError(f"{path} cannot be read ({reason}); copy the data set again")
