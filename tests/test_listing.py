@@ -1,6 +1,7 @@
 """Folders of classes: listings that expire, names that are integers, what is passed over."""
 
 import os
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from gfnet_jax.data.sources import file_times, listing
 from gfnet_jax.data.sources.cache import cache_file
+from gfnet_jax.data.sources.fingerprint import fingerprint
 from gfnet_jax.data.sources.folder import FolderSource
-from gfnet_jax.data.sources.listing import class_order, is_current, list_images
+from gfnet_jax.data.sources.listing import class_order, find_evidence, list_images
 from gfnet_jax.data.sources.open import Relabelled, in_class_order
 from gfnet_jax.data.sources.records import Record
 from gfnet_jax.errors import UserError
@@ -106,7 +108,52 @@ def test_old_and_different_times_are_believed_without_a_look(root, monkeypatch):
     os.utime(folder, ns=(0, (1_600_000_000 + i) * SECOND))
   found = list_images(root)
   monkeypatch.setattr(listing, "_read", None)
-  assert is_current(root, found)
+  assert find_evidence(root, found) == "no folder has changed"
+
+
+@pytest.mark.parametrize("seconds", [1_600_000_000, 0, 2**33], ids=["copied", "zeroed", "future"])
+def test_restored_times_are_believed_with_those_of_the_change(root, monkeypatch, seconds):
+  """As tar, rsync and cp leave them: whole seconds, the same for several folders."""
+  original, numbers = type(root).stat, {}
+
+  def stat(path, **options):
+    found = original(path, **options)
+    number = numbers.setdefault(path, len(numbers))  # the clock's steps are long
+    times = dict(st_mtime_ns=seconds * SECOND, st_ctime_ns=found.st_ctime_ns - 5 * SECOND + number)
+    others = ("st_mode", "st_dev", "st_size", "st_ino")
+    return SimpleNamespace(**times, **{name: getattr(found, name) for name in others})
+
+  monkeypatch.setattr(type(root), "stat", stat)
+  found = list_images(root)
+  assert find_evidence(root, found) == "no folder has changed"
+  before = (root / "b").stat().st_ctime_ns
+  write(root, "b/1.jpg")
+  while (root / "b").stat().st_ctime_ns == before:
+    (root / "b").chmod(0o755)
+  assert find_evidence(root, found) is None
+
+
+def test_a_listing_by_names_is_said_to_be(root, capsys):
+  for folder in ("", "a", "b"):
+    os.utime(root / folder, (0, 0))
+  for _ in range(2):
+    FolderSource(str(root), "")
+  assert (
+    "the times of its folders tell nothing, but the names in all of them are as before, so "
+    in (capsys.readouterr().out)
+  )
+
+
+@pytest.mark.parametrize("link", ["z", "a/link", "a/deep/x.jpg"])
+def test_a_link_that_leads_somewhere_again_is_followed(tmp_path, root, link):
+  """As when a disk is mounted: no folder's time changes."""
+  (root / link).symlink_to(tmp_path / "disk/pictures")
+  for i, folder in enumerate((root, root / "a", root / "a/deep", root / "b", root / "c")):
+    os.utime(folder, ns=(0, (1_600_000_000 + i) * SECOND))
+  before = len(FolderSource(str(root), ""))
+  assert find_evidence(root, list_images(root)) == "no folder has changed"
+  write(tmp_path / "disk/pictures", "0.jpg", "1.jpg", "2.jpg")
+  assert len(FolderSource(str(root), "")) == before + 3 - link.endswith(".jpg")
 
 
 def test_a_listing_from_the_cache_is_said_to_be(root, capsys):
@@ -190,6 +237,15 @@ def test_a_relabelled_record_keeps_the_name_of_its_class(names, others):
     assert found.class_names[found[i].label] == source.class_names[source[i].label]
 
 
+def test_relabelled_records_keep_their_names(tmp_path):
+  source = FolderSource(str(write(tmp_path / "v2", "2/0.jpg", "10/0.jpg", "10/1.jpg")), "")
+  found = pickle.loads(pickle.dumps(in_class_order(source, ["10", "2"])))
+  assert isinstance(found, Relabelled)
+  assert fingerprint(found) == fingerprint(source)
+  assert found.record_names() == [b"10/0.jpg", b"10/1.jpg", b"2/0.jpg"]
+  assert fingerprint(in_class_order(Labelled(["a", "b"], [0]), ["b", "a"]))["names"] is None
+
+
 @pytest.mark.parametrize("names", [["0", "1"], ["0", "1", "3"], ["0", "1", "1"], []])
 def test_other_classes_are_not_relabelled(names):
   source = Labelled(["0", "1", "2"], [0])
@@ -227,10 +283,40 @@ def test_other_files_are_counted_in_one_line(tmp_path, capsys):
   for _ in range(2):
     assert len(FolderSource(str(root), "")) == 2
     out = capsys.readouterr().out
-    assert "passed over 11 files that are no images of a class (2 beside the folders of" in out
+    assert "passed over 11 files that are not images of a class (2 beside the folders of" in out
     assert "2 .gif" in out
     assert out.count("passed over") == 1
     assert "\x1b" not in out
+
+
+def test_folders_of_systems_are_left_out_and_counted(tmp_path, capsys):
+  """Of a zip file from macOS, a Synology server, the root of a disk, and others."""
+  root = write(
+    tmp_path / "images",
+    *("a/0.jpg", "b/0.jpg", "__MACOSX/a/._0.jpg", "lost+found/0.jpg", "#recycle/a/1.jpg"),
+    *("@eaDir/a.jpg", "a/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "b/deep/@eaDir/x/THUMB.jpg"),
+    *("System Volume Information/x", "a/$RECYCLE.BIN/2.jpg"),
+  )
+  for _ in range(2):
+    source = FolderSource(str(root), "")
+    assert (source.class_names, paths(source)) == (["a", "b"], ["a/0.jpg", "b/0.jpg"])
+    assert "passed over 8 files that are not images of a class (3 folders named @eaDir, " in (
+      capsys.readouterr().out
+    )
+
+
+def test_links_that_multiply_the_folders_are_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(listing, "MAX_REPEATS", 100)
+  root = write(tmp_path / "images", "a/0.jpg", "b/0.jpg")
+  for i in range(30):  # two links in each to the next: 2^30 paths
+    write(tmp_path, f"chain/{i}/0.jpg")
+    for name in ("left", "right"):
+      (tmp_path / f"chain/{i}/{name}").symlink_to(tmp_path / f"chain/{i + 1}")
+  (root / "a/twice").symlink_to(tmp_path / "chain/24")  # few enough to be meant
+  assert len(FolderSource(str(root), "")) == 2 + 2**6 - 1
+  (root / "a/often").symlink_to(tmp_path / "chain/0")
+  with pytest.raises(UserError, match=r"images/a holds links that lead to the same folders more"):
+    FolderSource(str(root), "")
 
 
 def test_links_in_a_circle_are_named(tmp_path):

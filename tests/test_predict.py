@@ -163,7 +163,15 @@ def test_a_file_that_may_not_be_read_is_one_of_them(directory, predict, folder, 
 def test_what_is_no_image_of_a_folder(directory, predict, folder):
   """Hidden files, formats that are not read, folders and pipes with names of images."""
   good = (folder / "1.png").read_bytes()
-  for name in ("._1.png", ".cache/2.png", "document.pdf", "drawing.eps", "icon.psd", "notes.txt"):
+  for name in (
+    "._1.png",
+    ".cache/2.png",
+    "@eaDir/3.png",
+    "document.pdf",
+    "drawing.eps",
+    "icon.psd",
+    "notes.txt",
+  ):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(good)
   (folder / "album.png").mkdir()

@@ -50,7 +50,7 @@ def test_folders_become_a_data_set_with_the_same_images_in_the_same_order(tmp_pa
   assert "is complete; remove it to prepare it again" in again.stderr
   unnamed = script(*command)
   assert unnamed.returncode == 2
-  assert f"has a folder {CLASSES[0]}, which is none of the data set's 1000 classes" in (
+  assert f"has a folder {CLASSES[0]}, which is not one of the data set's 1000 classes" in (
     unnamed.stderr
   )
 

@@ -89,6 +89,34 @@ def test_a_few_classes_of_imagenet_are_not_done(tmp_path, in_process):
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+  ("name", "folders"),
+  [
+    ("sketch", ["train"]),
+    pytest.param("subset", ["train", "val"], marks=pytest.mark.slow),
+    pytest.param("imagenet_half", ["val", "extra"], marks=pytest.mark.slow),
+  ],
+)
+def test_other_data_sets_of_the_same_classes_are_taken(
+  tmp_path, monkeypatch, in_process, name, folders
+):
+  classes, prepared = archives.imagenet_classes(), []
+  monkeypatch.setattr(write, "prepare", lambda *arguments, **_: prepared.append(arguments))
+  for folder in folders:
+    for wnid in classes:
+      (tmp_path / f"pictures/{folder}/{wnid}").mkdir(parents=True)
+      (tmp_path / f"pictures/{folder}/{wnid}/0.JPEG").touch()
+  command = ["tools/prepare_tfds.py", tmp_path / "pictures", "--output", tmp_path / "out"]
+  code, _, error = in_process(*command, "--name", name)
+  assert code == 0, error
+  ((directory, _, _, found, images),) = prepared
+  assert (directory, found) == (tmp_path / "out" / name / "1.0.0", classes)
+  assert [len(entries) for entries in images.values()] == [1000] * len(folders)
+  code, _, error = in_process(*command)  # as ImageNet, by default
+  assert (code, len(prepared)) == (2, 1)
+  assert "expected ImageNet's 1281167 of 1000" in error
+
+
 def test_an_archive_is_whole_or_refused(tmp_path):
   """Wherever it is cut, also between two classes; each byte of a header counts."""
   path, whole = tmp_path / archives.TRAIN_TAR, train_tar(images=1)
@@ -187,7 +215,7 @@ def test_a_name_that_tfds_knows_wants_its_classes(tmp_path, in_process):
     "tools/prepare_tfds.py", tmp_path / "pictures", "--output", tmp_path / "out", "--name", "mnist"
   )
   assert (code, error.count("\n")) == (2, 1)
-  assert f"has a folder {CLASSES[0]}, which is none of the data set's 10 classes" in error
+  assert f"has a folder {CLASSES[0]}, which is not one of the data set's 10 classes" in error
 
 
 @pytest.mark.parametrize(
@@ -209,7 +237,7 @@ def test_folders_that_are_no_splits(tmp_path, folders, message):
 
 
 def test_hidden_folders_are_no_splits(tmp_path):
-  for folder in ("train", "val", ".Trash", ".ipynb_checkpoints"):
+  for folder in ("train", "val", ".Trash", ".ipynb_checkpoints", "__MACOSX", "@eaDir"):
     (tmp_path / folder).mkdir()
   assert splits.find_splits(tmp_path) == dict(train=tmp_path / "train", validation=tmp_path / "val")
 

@@ -57,8 +57,8 @@ def test_the_directory_of_a_data_set_serves_as_its_name(data_dir):
     ("digitz", "train", "data set 'digitz' not found"),
     ("digits", "validation", "split 'validation' of digits not found"),
     ("mnist", "train", "'mnist' is not prepared"),
-    ("digits", "train[:0]", "split 'train[:0]' of digits is empty or no valid slice"),
-    ("digits", "train[:", "is empty or no valid slice"),
+    ("digits", "train[:0]", "split 'train[:0]' of digits is empty or not a valid slice"),
+    ("digits", "train[:", "is empty or not a valid slice"),
   ],
 )
 def test_mistakes_are_named_in_one_line(data_dir, name, split, message):

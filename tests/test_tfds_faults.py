@@ -11,7 +11,7 @@ from image_sets import CLASSES, example, write_tfds, write_tfrecord_file
 from gfnet_jax.data.sources import tfds_info
 from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import recognise
-from gfnet_jax.data.sources.tfds import TfdsSource
+from gfnet_jax.data.sources.tfds import TfdsSource, _may_be_opened
 from gfnet_jax.data.sources.tfds_info import check_info_files, file_format, prepared_versions
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.evaluate import data_section
@@ -147,7 +147,7 @@ def test_a_number_of_classes_that_is_none(directory, count):
 )
 def test_splits_that_are_none_are_one_line(directory, split):
   message = check_one_line(directory, split)
-  assert "empty or no valid slice" in message or "not found" in message
+  assert "empty or not a valid slice" in message or "not found" in message
 
 
 def test_slices_are_pythons(directory):
@@ -224,6 +224,63 @@ def test_the_advice_for_the_wrong_kind_is_for_a_config_and_for_eval(directory):
     UserError, match=r"eval\.py --source tfds; in a config, set data\.source=tfds$"
   ):
     open_source(data, "train")
+
+
+@pytest.fixture
+def versions(tmp_path):
+  """Makes the directory of a version in tmp_path, whose description is broken unless it is good."""
+
+  def make(path, good=False):
+    if good:
+      records = [[example(b"image", 3)]]
+      return write_tfds(tmp_path / path, "array_record", records, write_array_record_file)
+    (tmp_path / path).mkdir(parents=True)
+    (tmp_path / path / "dataset_info.json").write_text("{")
+    return (tmp_path / path / "features.json").write_text('{"pythonClassName": "antigravity.F"}')
+
+  return make
+
+
+@pytest.mark.parametrize(
+  ("name", "good", "broken"),
+  [
+    ("pictures", "1.0.0", ["0.9.0", "incomplete.ABC123_1.0.0", "1.0.0.incompleteXYZ", "old"]),
+    ("pictures", "10.0.0", ["9.0.0", "2.10.0", "10.0.0.bak"]),
+    ("pictures:1.0.0", "1.0.0", ["0.9.0", "2.0.0"]),
+    ("pictures:1.*.*", "1.1.0", ["0.9.0", "2.0.0"]),
+    ("pictures/big", "big/1.0.0", ["small/1.0.0", "big/0.1.0"]),
+    ("pictures/big:1.0.0", "big/1.0.0", ["small/1.0.0", "big/2.0.0"]),
+  ],
+)
+def test_versions_that_are_not_opened_may_be_broken(tmp_path, versions, name, good, broken):
+  for path in broken:
+    versions(f"pictures/{path}")
+  versions(f"pictures/{good}", good=True)
+  source = open_source(ml_collections.ConfigDict(dict(name=name, data_dir=str(tmp_path))), "train")
+  assert source[0][:2] == (b"image", 3)
+  assert recognise(name.partition(":")[0], "folder", str(tmp_path)).source == "tfds"
+
+
+@pytest.mark.parametrize(
+  ("name", "opened", "others"),
+  [
+    ("digits", "digits/1.0.0", ["digits/0.9.0", "digits/2.0.0", "digits/x/1.0.0"]),
+    ("digits:2.0.0", "digits/2.0.0", ["digits/1.0.0"]),
+    ("cifar10", "cifar10/3.0.2", ["cifar10/3.0.1", "cifar10/4.0.0"]),
+    ("imagenet_resized", "imagenet_resized/8x8/0.1.0", ["imagenet_resized/16x16/0.1.0"]),
+    ("imagenet_resized/64x64", "imagenet_resized/64x64/0.1.0", ["imagenet_resized/64x64/9.0.0"]),
+    ("imagenet_resized/mine", "imagenet_resized/mine/2.0.0", ["imagenet_resized/mine/0.1.0"]),
+    ("pictures", "pictures/2.0.0", ["pictures/1.0.0"]),
+  ],
+)
+def test_the_version_that_is_opened_is_checked(tmp_path, versions, name, opened, others):
+  for path in (opened, *others):
+    versions(path)
+  assert _may_be_opened(name, str(tmp_path)) == [tmp_path / opened]
+  data = ml_collections.ConfigDict(dict(name=name, data_dir=str(tmp_path)))
+  with pytest.raises(UserError) as caught:
+    open_source(data, "train")
+  assert f"{tmp_path / opened}/dataset_info.json cannot be read" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"fileFormat": 3}', "[" * 10**5, '"x"'])

@@ -78,12 +78,13 @@ def main(arguments: list[str]) -> None:
 def find_images(paths: list[Path]) -> list[Path]:
   """The files among the paths, and the image files under the folders among them, sorted.
 
-  Files and folders whose names begin with a dot are no images, unless they are named.
+  Names that begin with a dot, and folders of the system's, are left out unless they are named.
 
   Raises:
     UserError: for a path that does not exist, or a folder without images.
   """
   from gfnet_jax.data.decode import image_suffixes
+  from gfnet_jax.data.sources.listing import is_left_out
 
   suffixes = image_suffixes()
   images = []
@@ -94,17 +95,15 @@ def find_images(paths: list[Path]) -> list[Path]:
       else sorted(
         file
         for file in path.rglob("*")
-        if file.suffix.lower() in suffixes and file.is_file() and not _is_hidden(file, path)
+        if file.suffix.lower() in suffixes
+        and not any(map(is_left_out, file.relative_to(path).parts))
+        and file.is_file()
       )
     )
     if not found:
       raise UserError(f"no images in {path}, expected an image file or a folder with some")
     images += found
   return images
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-  return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def read_class_names(path: Path, num_classes: int) -> list[str]:

@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
   paths = splits.find_splits(options.source)
   splits.check_not_complete(directory, paths)
   classes, images = splits.list_splits(paths, registered.classes if registered else None)
-  if classes == splits.imagenet_classes():
+  if splits.is_imagenet(options.name, paths):
     splits.check_imagenet(options.source, images)
   for split, entries in images.items():
     print(f"{split}: {len(entries)} images")

@@ -69,7 +69,7 @@ def list_folder(directory: Path, classes: list[str] | None = None) -> tuple[list
   labels = {name: label for label, name in enumerate(classes)}
   if unknown := [name for name in names if name not in labels]:
     raise UserError(
-      f"{directory} has a folder {printable(unknown[0])}, which is none of the data set's "
+      f"{directory} has a folder {printable(unknown[0])}, which is not one of the data set's "
       f"{len(classes)} classes; remove it or choose another --name"
     )
   entries = []

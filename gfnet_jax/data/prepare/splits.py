@@ -17,6 +17,7 @@ from gfnet_jax.data.prepare.archives import (
   list_validation_tar,
 )
 from gfnet_jax.data.sources import digits  # noqa: F401 (a name that TFDS knows from here on)
+from gfnet_jax.data.sources.listing import is_left_out
 from gfnet_jax.data.sources.tfds_info import INFO, split_names
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
@@ -69,16 +70,18 @@ def find_registered(name: str) -> Registered | None:
 def find_splits(source: Path) -> dict[str, Path]:
   """The archives of ImageNet in a directory by their splits, or else its folders.
 
-  The folder `val` is the split `validation`; hidden folders are none.
+  The folder `val` is the split `validation`; hidden folders are left out.
 
   Raises:
-    UserError: if there are none, or a folder's name is no name of a split.
+    UserError: if there are none, or a folder's name cannot be that of a split.
   """
   try:
     tars = {split: source / name for split, (name, _) in TARS.items()}
     if found := {split: path for split, path in tars.items() if path.is_file()}:
       return found
-    folders = sorted(path for path in source.iterdir() if path.is_dir() and path.name[0] != ".")
+    folders = sorted(
+      path for path in source.iterdir() if not is_left_out(path.name) and path.is_dir()
+    )
   except OSError as error:
     raise UserError(f"directory {source} cannot be read: {error.strerror}") from error
   if not folders:
@@ -125,6 +128,14 @@ def list_splits(
     else:
       classes, splits[split] = list_folder(paths[split], classes)
   return classes, splits
+
+
+def is_imagenet(name: str, paths: dict[str, Path]) -> bool:
+  """Whether a data set is meant to be all of ImageNet: by its name, or as the original archives.
+
+  Others have its classes as well: parts of it, and collections of other images.
+  """
+  return name == IMAGENET or any(path.is_file() for path in paths.values())
 
 
 def check_imagenet(source: Path, splits: dict[str, list[Entry]]) -> None:

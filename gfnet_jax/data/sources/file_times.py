@@ -21,15 +21,18 @@ def state(status: os.stat_result) -> str:
 
 
 def tells(status: os.stat_result, latest: int, silent: Collection[int] = ()) -> bool:
-  """Whether the modification time would be another one if there had been a change.
+  """Whether one of the times would be another one if there had been a change.
+
+  A change sets both, of which copying a folder restores only that of modification.
 
   Args:
     status: of a file or folder.
-    latest: the latest time that it may have, in ns since the epoch; what lies in the future
-      stays the same when there is a change.
+    latest: the latest time that may be believed, in ns since the epoch; what lies in the
+      future may stay the same when there is a change.
     silent: devices whose times tell nothing.
   """
-  return EARLIEST <= status.st_mtime_ns <= latest and status.st_dev not in silent
+  times = status.st_mtime_ns, status.st_ctime_ns
+  return status.st_dev not in silent and any(EARLIEST <= time <= latest for time in times)
 
 
 def silent_devices() -> set[int]:

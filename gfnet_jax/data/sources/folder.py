@@ -7,7 +7,13 @@ from pathlib import Path
 import ml_collections
 
 from gfnet_jax.data.sources.cache import Arrays, cache_file, load_arrays, store_arrays
-from gfnet_jax.data.sources.listing import describe, is_current, is_listing, list_images
+from gfnet_jax.data.sources.listing import (
+  describe,
+  find_evidence,
+  is_left_out,
+  is_listing,
+  list_images,
+)
 from gfnet_jax.data.sources.records import BadRecordError, Record, required_name
 from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
@@ -28,7 +34,7 @@ class FolderSource:
     split: directory below root that holds the folders of the classes; '' for root itself.
 
   Raises:
-    UserError: if there is no such directory, it has no folders, or one has no images.
+    UserError: if the directory is missing or has no folders, or one of them has no images.
   """
 
   def __init__(self, root: str, split: str):
@@ -59,9 +65,12 @@ def open_folder(data: ml_collections.ConfigDict, split: str) -> FolderSource:
 def _listing(directory: Path) -> Arrays:
   """The images of a directory, from the cache if that is current."""
   listing = load_arrays("listing", directory)
-  if listing is not None and is_listing(listing) and is_current(directory, listing):
+  evidence = None
+  if listing is not None and is_listing(listing):
+    evidence = find_evidence(directory, listing)
+  if evidence:
     file = cache_file("listing", directory)
-    say(f"{directory}: no folder has changed, so the listing comes from the cache, {file}")
+    say(f"{directory}: {evidence}, so the listing comes from the cache, {file}")
   else:
     listing = list_images(directory)
     store_arrays("listing", directory, listing)
@@ -74,14 +83,14 @@ def _read(path: Path) -> bytes:
   """The bytes of a file.
 
   Raises:
-    BadRecordError: if it cannot be read; what is no file, such as a pipe, is not waited for.
+    BadRecordError: if it cannot be read; nothing waits for a pipe and the like.
   """
   try:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 (only it takes a descriptor)
       status = os.fstat(descriptor)
       if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-        raise BadRecordError(f"{printable(path)} is no file of at most {MAX_BYTES >> 20} MiB")
+        raise BadRecordError(f"{printable(path)} is not a file of at most {MAX_BYTES >> 20} MiB")
       return file.readall()
   except OSError as error:
     raise BadRecordError(f"{printable(path)} cannot be read: {error.strerror}") from error
@@ -91,6 +100,8 @@ def _expected(root: str) -> str:
   if not os.path.isdir(root):  # noqa: PTH112
     return "set data.name (eval.py: --data) to the directory of the images"
   with os.scandir(root) as entries:
-    found = sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+    found = sorted(
+      entry.name for entry in entries if not is_left_out(entry.name) and entry.is_dir()
+    )
   folders = ", ".join(printable(name, 40) for name in found[:5]) or "no folders"
   return f"{root} holds {folders}; set the split (eval.py: --split) to one of them"

@@ -59,7 +59,7 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
   source = opener(data, split)
   if len(source) == 0:
     raise UserError(
-      f"split {split!r} of {data.get('name') or kind} is empty or no valid slice, expected at "
+      f"split {split!r} of {data.get('name') or kind} is empty or not a valid slice, expected at "
       "least one image"
     )
   return source
@@ -68,6 +68,8 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
 class Relabelled:
   """A source whose classes stand in another order, and so have other labels.
 
+  It has the method `record_names` if the source has it.
+
   Args:
     source: the records.
     class_names: those of the source in the new order.
@@ -75,7 +77,10 @@ class Relabelled:
 
   def __init__(self, source: Source, class_names: list[str]):
     self._source, self.class_names = source, list(class_names)
-    self._labels = [class_names.index(name) for name in source.class_names]
+    label_of = {name: label for label, name in enumerate(class_names)}
+    self._labels = [label_of[name] for name in source.class_names]
+    if hasattr(source, "record_names"):
+      self.record_names = source.record_names
 
   def __len__(self) -> int:
     return len(self._source)

@@ -27,7 +27,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
 OPENING_THREADS = 16  # opening waits for the disk
-MAX_CLASSES = 10**6  # of a description that is no nonsense
+MAX_CLASSES = 10**6  # of a description that makes sense
 
 
 def open_array_records(instructions: list) -> Sequence[bytes]:
@@ -154,7 +154,9 @@ def _open_builder(name: str, data_dir: str, file_format: str) -> tfds.core.Datas
 
 
 def _builder_by_name(name: str, data_dir: str, file_format: str) -> tfds.core.DatasetBuilder:
-  for directory in prepared_versions(name, data_dir):
+  with _reading(name):
+    directories = _may_be_opened(name, data_dir)
+  for directory in directories:
     check_info_files(directory)
   make = functools.partial(_make_builder, name, data_dir)
   builder = make()
@@ -168,6 +170,30 @@ def _builder_by_name(name: str, data_dir: str, file_format: str) -> tfds.core.Da
       "(docs/prepare_data.md) or set data_dir (eval.py: --data-dir)"
     )
   return builder
+
+
+def _may_be_opened(name: str, data_dir: str) -> list[Path]:
+  """The prepared directories of a data set among which is the one that TFDS will open."""
+  stem, _, version = name.partition(":")
+  found = prepared_versions(stem, data_dir)
+  if version:
+    return [path for path in found if tfds.core.Version(path.name).match(version)]
+  dataset, _, config_name = stem.partition("/")
+  newest = list({path.parent: path for path in found}.values())
+  try:
+    code = tfds.builder_cls(dataset) if newest else None
+  except tfds.core.DatasetNotFoundError:
+    code = None
+  if code is None:
+    return newest
+  # It has code for this one, which wants its own versions, and its default config.
+  configs = list(code.builder_configs.values()) if config_name else [code.default_builder_config]
+  configs = [config for config in configs if config and config_name in ("", config.name)]
+  places = {(config.name, str(config.version or code.VERSION)) for config in configs}
+  if not config_name and not places:
+    places = {(dataset, str(code.VERSION))}
+  opened = [path for path in found if (path.parent.name, path.name) in places]
+  return opened if config_name in ("", *code.builder_configs) else newest + opened
 
 
 def _make_builder(name: str, data_dir: str, **options: str) -> tfds.core.DatasetBuilder:
@@ -229,10 +255,10 @@ def _file_instructions(builder: tfds.core.DatasetBuilder, name: str, split: str)
   """TFDS's file instructions of a split; none for an empty one.
 
   Raises:
-    UserError: if there is no such split, or it is no valid slice.
+    UserError: if there is no such split, or it is not a valid slice.
   """
   splits = builder.info.splits
-  invalid = f"split {printable(split)!r} of {name} is empty or no valid slice"
+  invalid = f"split {printable(split)!r} of {name} is empty or not a valid slice"
   try:
     parts = (
       [] if split in splits else tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)

@@ -19,12 +19,16 @@ CLASS = "pythonClassName"  # the key of features.json that names what to import
 PACKAGE = "tensorflow_datasets."
 KINDS = {"array_record": "tfds", "tfrecord": "tfrecord"}  # formats by TFDS's name, kinds by ours
 NAME = re.compile(r"\w{1,100}(/[\w.,=+-]{1,100})?")  # of a data set, with one of its configs
+VERSION = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})", re.ASCII)
 DEFAULT_ROOT = "~/tensorflow_datasets"
 MAX_BYTES = 2**22  # of a file
 
 
 def prepared_versions(name: str, data_dir: str) -> list[Path]:
   """The directories of all versions of a data set, NAME or NAME/CONFIG, that are there.
+
+  They come in the order of the versions, config by config. What TFDS has begun and not
+  finished is not among them, as its name is not a version.
 
   Args:
     name: by which TFDS would be asked for it.
@@ -35,7 +39,8 @@ def prepared_versions(name: str, data_dir: str) -> list[Path]:
     return []
   root = Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_ROOT))  # noqa: PTH111
   found = [*root.glob(f"{name}/*/{INFO}"), *root.glob(f"{name}/*/*/{INFO}")]
-  return sorted(info.parent for info in found)
+  versions = (info.parent for info in found if VERSION.fullmatch(info.parent.name))
+  return sorted(versions, key=lambda path: (path.parent, *map(int, path.name.split("."))))
 
 
 def file_format(directory: Path) -> str | None:
@@ -65,7 +70,7 @@ def check_info_files(directory: Path) -> None:
   """Makes sure that TFDS can be given a directory.
 
   Raises:
-    UserError: if a description is missing, no small file or no JSON, or names other features
+    UserError: if a description is missing, is not a small file or not JSON, or names other features
       than TFDS's own.
   """
   _read_json(directory / INFO)
@@ -95,7 +100,7 @@ def _check_file(path: Path) -> None:
   try:
     if path.is_file() and path.stat().st_size <= MAX_BYTES:
       return
-    reason = "no file of at most 4 MiB"
+    reason = "not a file of at most 4 MiB"
   except OSError as error:
     reason = error.strerror
   raise UserError(f"{path} cannot be read ({reason}); copy the data set again")

@@ -176,7 +176,7 @@ def _is_current(path: Path, status: os.stat_result, index: Arrays) -> bool:
 
 
 def _length(header: bytes) -> int | None:
-  """The length of the data behind a header; None if it is none."""
+  """The length of the data behind a header; None if it is not one."""
   if len(header) < HEADER.size:
     return None
   length, checksum = HEADER.unpack_from(header)
