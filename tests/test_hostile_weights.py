@@ -58,7 +58,8 @@ def write_archive(path, instructions):
 
 
 def text(value):
-  return b"X" + struct.pack("<I", len(value)) + value.encode()
+  content = value.encode()
+  return b"X" + struct.pack("<I", len(content)) + content
 
 
 def call(name, arguments):
