@@ -117,6 +117,11 @@ def test_deep_and_large_pickles_are_refused(file, instructions):
     (b"h\x05", "malformed"),
     (b"(", "holds a Opaque|expected a dict"),
     (b"0", "malformed"),
+    (b"}(" + text("w") + b"Ns", "malformed"),  # values set in a mark
+    (b"](a", "malformed"),
+    (b"(\x85", "malformed"),
+    (b"(q\0", "malformed"),
+    (b"(2", "malformed"),
     (b"\x95" + b"\xff" * 8, "malformed"),
     (b"ios\nsystem\n", "another protocol"),
     (b"Vps\nR", "malformed"),

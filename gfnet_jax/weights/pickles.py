@@ -48,7 +48,7 @@ class Opaque:
     return self.description
 
 
-MARK = Opaque("a mark")
+MARK = object()
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 LITERALS = {  # instructions that push their argument
   *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -123,6 +123,15 @@ class _Machine:
         f"its pickle hands over more than {HANDED_OVER} items; save the state dict alone"
       )
 
+  def top(self) -> Any:
+    if self.stack[-1] is MARK:
+      raise IndexError("nothing behind the mark")
+    return self.stack[-1]
+
+  def pop(self) -> Any:
+    self.top()
+    return self.stack.pop()
+
   def pop_to_mark(self) -> list[Any]:
     position = len(self.stack) - 1
     while self.stack[position] is not MARK:  # an IndexError without a mark
@@ -144,9 +153,9 @@ class _Machine:
       case "BINPUT" | "LONG_BINPUT" | "PUT":
         if not 0 <= argument < 1 << 32:  # larger ones could be made to collide
           raise ValueError("an impossible place in the memo")
-        memo[argument] = stack[-1]
+        memo[argument] = self.top()
       case "MEMOIZE":
-        memo[len(memo)] = stack[-1]
+        memo[len(memo)] = self.top()
       case "BINGET" | "LONG_BINGET" | "GET":
         stack.append(memo[argument])
       case "MARK":
@@ -156,22 +165,22 @@ class _Machine:
       case "POP_MARK":
         self.pop_to_mark()
       case "DUP":
-        stack.append(stack[-1])
+        stack.append(self.top())
       case "GLOBAL":
         stack.append(self.allow(*argument.split(" ", 1)))
       case "STACK_GLOBAL":
-        attribute, module = expect(stack.pop(), str), expect(stack.pop(), str)
+        attribute, module = expect(self.pop(), str), expect(self.pop(), str)
         stack.append(self.allow(module, attribute))
       case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
         if name == "NEWOBJ_EX":
-          stack.pop()
-        arguments, function = expect(stack.pop(), tuple), stack.pop()
+          self.pop()
+        arguments, function = expect(self.pop(), tuple), self.pop()
         stack.append(self.call(function, arguments))
       case "BUILD":  # attributes, which no weight needs
-        stack.pop()
+        self.pop()
       case "BINPERSID":
         self.charge(_length(stack[-1]))
-        stack.append(self.objects.load(stack.pop()))
+        stack.append(self.objects.load(self.pop()))
       case _:
         self.step_of_container(name)
 
@@ -212,9 +221,7 @@ class _Machine:
         stack.append(tuple(self.pop_to_mark()))
       case "TUPLE1" | "TUPLE2" | "TUPLE3":
         count = int(name[-1])
-        items = tuple(stack[-count:])
-        del stack[-count:]
-        stack.append(items)
+        stack.append(tuple([self.pop() for _ in range(count)][::-1]))
       case "FROZENSET":
         self.pop_to_mark()
         stack.append(Opaque("a set"))
@@ -222,11 +229,11 @@ class _Machine:
         self.pop_to_mark()
         expect(stack[-1], Opaque)
       case "APPEND" | "APPENDS":
-        items = [stack.pop()] if name == "APPEND" else self.pop_to_mark()
+        items = [self.pop()] if name == "APPEND" else self.pop_to_mark()
         if isinstance(expect(stack[-1], list | Opaque), list):
           stack[-1].extend(items)
       case "SETITEM" | "SETITEMS":
-        items = self.pop_to_mark() if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
+        items = self.pop_to_mark() if name == "SETITEMS" else [self.pop(), self.pop()][::-1]
         if isinstance(expect(stack[-1], dict | Opaque), dict):
           stack[-1].update(self.dict_of(items))
       case _:
