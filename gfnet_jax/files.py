@@ -4,8 +4,10 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
@@ -51,11 +53,25 @@ def check_name(directory: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
   """Replaces the text of a file in one step: a kill leaves the old one or the new one."""
+  with open_atomically(path) as file:
+    file.write(text.encode())
+
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+  """Opens a file, for writing, that takes the place of another only when it is complete.
+
+  An exception inside leaves the old one.
+
+  Raises:
+    OSError: if it cannot be written.
+  """
   temporary = path.with_name(path.name + ".tmp")
   try:
-    temporary.write_text(text)
+    with temporary.open("wb") as file:
+      yield file
     temporary.replace(path)
-  except OSError:
+  except BaseException:  # an interruption, too
     temporary.unlink(missing_ok=True)
     raise
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gfnet_jax.checkpoints.finding import find_checkpoint
 from gfnet_jax.errors import UserError
-from gfnet_jax.files import check_name, make_directory, to_json
+from gfnet_jax.files import check_name, make_directory, open_atomically, to_json, write_atomically
 
 VALUES = st.recursive(
   st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -89,3 +89,17 @@ def test_the_locale_decides_which_letters_can_be_written(tmp_path):
   ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
   subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | ascii_only, check=True)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt])
+def test_a_file_that_is_not_complete_leaves_the_old_one(tmp_path, error):
+  path = tmp_path / "file"
+  write_atomically(path, "é\n")
+  with pytest.raises(error), open_atomically(path) as file:
+    file.write(b"half")
+    raise error
+  assert path.read_bytes() == "é\n".encode()
+  with open_atomically(path) as file:
+    file.write(b"new")
+    assert path.read_bytes() == "é\n".encode()
+  assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"file": b"new"}

@@ -2,9 +2,12 @@
 
 import argparse
 import collections
+import dataclasses
 import datetime
 import decimal
+import enum
 import fractions
+import functools
 import gzip
 import io
 import json
@@ -55,7 +58,8 @@ def write_archive(path, instructions):
 
 
 def text(value):
-  return b"X" + struct.pack("<I", len(value)) + value.encode()
+  content = value.encode()
+  return b"X" + struct.pack("<I", len(content)) + content
 
 
 def call(name, arguments):
@@ -113,6 +117,11 @@ def test_deep_and_large_pickles_are_refused(file, instructions):
     (b"h\x05", "malformed"),
     (b"(", "holds a Opaque|expected a dict"),
     (b"0", "malformed"),
+    (b"}(" + text("w") + b"Ns", "malformed"),  # values set in a mark
+    (b"](a", "malformed"),
+    (b"(\x85", "malformed"),
+    (b"(q\0", "malformed"),
+    (b"(2", "malformed"),
     (b"\x95" + b"\xff" * 8, "malformed"),
     (b"ios\nsystem\n", "another protocol"),
     (b"Vps\nR", "malformed"),
@@ -129,6 +138,50 @@ def test_pickles_without_end_are_cut_at_a_number_of_instructions(file, monkeypat
   refused(file, "holds a list")
   write_archive(file, b"]" * 997 + b"0" * 3)
   refused(file, "more than 1000 instructions; save the state dict alone")
+
+
+ORDERED_DICT = b"ccollections\nOrderedDict\nq\x01"  # and puts it into the memo
+STORAGE_ID = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
+
+
+def items(count):
+  """A list in the memo, of pairs that are one and the same."""
+  return b"NN\x86q\x02]q\x03(" + b"h\x02" * count + b"e"
+
+
+@pytest.mark.parametrize(
+  "instructions",
+  [
+    items(400) + ORDERED_DICT + b"h\x01h\x03\x85R" * 3,  # OrderedDict(list)
+    b"(" + b"N" * 400 + b"tq\x03" + ORDERED_DICT + b"h\x01h\x03R" * 3,
+    items(400) + ORDERED_DICT + b"h\x03h\x03h\x03\x87R",
+    text("datetime") + b"q\x01" + text("a" * 100) + b"q\x02\x93" + b"h\x01h\x02\x93" * 9,
+    b"}" + text("k" * 8000) + b"q\x01Ns" + text("k" * 8000) + b"q\x02Ns" + b"h\x02Ns",
+    b"N" * 2 + b"}q\x01(" + b"".join(text(str(i)) + b"N" for i in range(400)) + b"u"
+    b"ccopyreg\nf\n(" + b"h\x01" * 3 + b"tR",
+  ],
+)
+def test_large_values_are_not_handed_over_again_and_again(file, monkeypatch, instructions):
+  monkeypatch.setattr(pickles, "HANDED_OVER", 1000)
+  write_archive(file, instructions)
+  refused(file, "hands over more than 1000 items; save the state dict alone")
+
+
+@pytest.mark.parametrize(
+  "instructions",
+  [
+    text("datetime") + text("a" * 200) + b"\x93",
+    text("a." * 100) + text("b") + b"\x93",
+    b"cdatetime\n" + b"a" * 192 + b"\n",
+    STORAGE_ID + b"K\x03NNtQ",  # two views
+    STORAGE_ID + b"K\x03" + b"]tQ",
+    STORAGE_ID.replace(text("0"), text("0" * 201)) + b"K\x03tQ",
+    STORAGE_ID + long(1 << 20) + b"tQ",
+  ],
+)
+def test_names_and_storages_of_absurd_size_are_refused(file, instructions):
+  write_archive(file, instructions)
+  refused(file, "malformed")
 
 
 @pytest.mark.parametrize(
@@ -279,14 +332,90 @@ def test_configs_of_other_projects_need_not_be_installed(file, name):
   np.testing.assert_array_equal(read_state_dict(file)["w"], np.zeros(3, np.float32))
 
 
-def test_classes_that_nobody_needs_are_named(file):
-  torch.save(dict(model={"w": FLOATS}, lr=fractions.Fraction(1, 3)), file)
-  refused(file, r"asks for fractions\.Fraction.*save model\.state_dict\(\) alone")
+class Mode(enum.Enum):
+  FAST = 1
 
 
-def test_a_whole_model_is_told_from_its_state_dict(file):
-  torch.save(torch.nn.Linear(2, 2), file)
-  refused(file, r"asks for torch\.nn\.modules\.linear\.Linear.*save model\.state_dict\(\) alone")
+class Option(enum.Flag):
+  A = enum.auto()
+  B = enum.auto()
+
+
+@dataclasses.dataclass
+class Settings:
+  mode: Mode
+  more: list = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+  x: int
+
+
+class Callback(dict):
+  pass
+
+
+Pair = collections.namedtuple("Pair", "a b")
+
+
+class HistoryBuffer:
+  """Pickled as MMEngine's: with its methods, and with arrays."""
+
+  def __init__(self):
+    self.history = np.arange(3.0)
+    self.methods = collections.OrderedDict(mean=HistoryBuffer.mean, current=self.mean)
+
+  def mean(self):
+    return self.history.mean()
+
+
+def scheduler():
+  """A scheduler with its optimizer, as a whole."""
+  optimizer = torch.optim.AdamW([torch.nn.Parameter(FLOATS)])
+  result = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3)
+  result.annealing = result._annealing_cos  # as PyTorch 1 kept it
+  return result
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(
+  "beside",
+  [
+    HistoryBuffer,
+    pytest.param(scheduler, marks=pytest.mark.slow),  # PyTorch imports much for it
+    lambda: functools.partial(torch.nn.LayerNorm, eps=1e-6),
+    lambda: functools.partial(HistoryBuffer().mean),
+    lambda: [Mode.FAST, Option.A | Option.B, Settings(Mode.FAST, [Slots(1)]), Pair(1, 2)],
+    lambda: {Callback: Callback(best=FLOATS), HistoryBuffer: Callback},
+    lambda: [collections.ChainMap({}), fractions.Fraction(1, 3), range(3), torch.nn.GELU()],
+    lambda: [np.random.default_rng(0), np.dtype("<M8[s]"), np.ma.ones(2), datetime.UTC],
+  ],
+)
+def test_objects_of_any_class_are_passed_over(file, beside, protocol):
+  content = {"state_dict": {"w": FLOATS}, "beside": beside()}
+  torch.save(content, file, pickle_protocol=protocol)
+  np.testing.assert_array_equal(read_state_dict(file)["w"], FLOATS.numpy(), strict=True)
+
+
+@pytest.mark.parametrize(
+  ("value", "match"),
+  [
+    (fractions.Fraction(1, 3), "'v' is a fractions.Fraction, expected a tensor"),
+    (Mode.FAST, "'v' is a test_hostile_weights.Mode, expected a tensor"),
+    (np.ones(3), r"'v' is a numpy._core.multiarray._reconstruct, expected a tensor"),
+    (HistoryBuffer().mean, "'v' is a builtins.getattr, expected a tensor"),
+  ],
+)
+def test_objects_in_place_of_a_weight_are_named(file, value, match):
+  torch.save(dict(model={"w": FLOATS, "v": value}), file, pickle_protocol=4)
+  refused(file, match)
+
+
+@pytest.mark.parametrize("place", [lambda model: model, lambda model: {"model": model, "epoch": 3}])
+def test_a_whole_model_is_told_from_its_state_dict(file, place):
+  torch.save(place(torch.nn.Linear(2, 2)), file)
+  refused(file, r"holds a torch\.nn\.modules\.linear\.Linear.*save model\.state_dict\(\) alone")
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
@@ -486,6 +615,20 @@ def test_the_most_expensive_files_stay_within_limits(tmp_path):
     + b"".join(b"\x8a\x08" + struct.pack("<q", i << 20) + b"Ns" for i in range(300_000)),
     "names.pth": b"}" + b"".join(text(str(i)) + b"Ns" for i in range(300_000)),
     "stride.pth": under_a_name(tensor(b"J\0\0\0\x08", b"K\0")),
+    "pairs_again.pth": items(200_000) + ORDERED_DICT + b"h\x01h\x03\x85R" * 200_000,
+    "pairs_in_steps.pth": items(4_000) + ORDERED_DICT + b"h\x01h\x03\x85R" * 300_000,
+    "globals.pth": text("datetime")
+    + b"q\x01"
+    + text("\U00020000" * 180)
+    + b"q\x02"
+    + b"h\x01h\x02\x93" * 300_000,
+    "short_globals.pth": text("a") + b"q\x01" + b"h\x01h\x01\x93" * 330_000,
+    "same_key.pth": b"}"
+    + (text("k" * 9_000_000) + b"q\x01Ns" + text("k" * 9_000_000) + b"q\x02Ns")
+    + b"h\x02Nsh\x01Ns" * 100_000,
+    "storages.pth": STORAGE_ID + b"K\x03" + b"N" * 500_000 + b"tq\x01Q" + b"h\x01Q" * 200_000,
+    "same_storage.pth": STORAGE_ID + b"K\x03tq\x01" + b"h\x01Q" * 300_000,
+    "calls.pth": b"ca\nb\nq\x01)R" + b"h\x01)R" * 300_000,
     "dims.pth": under_a_name(tensor(long(8_000_000) * 3, b"K\0" * 3)),
   }
   for name, instructions in expensive.items():

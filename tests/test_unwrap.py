@@ -20,7 +20,7 @@ KEYS = (
 )
 WEIGHTS = {key: np.full(2, i, np.float32) for i, key in enumerate(KEYS)}
 OTHERS = {key: array + 100 for key, array in WEIGHTS.items()}
-NUMBER = Opaque("numpy._core.multiarray.scalar")
+NUMBER = Opaque("numpy._core.multiarray.scalar", is_number=True)
 
 
 def prefixed(prefix, weights=WEIGHTS):

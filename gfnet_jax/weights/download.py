@@ -30,7 +30,7 @@ OFFICIAL_ADDRESSES = {
 }
 CACHE_DIRECTORY = Path("~/.cache/gfnet_jax")
 TIMEOUT = 30  # seconds without a byte
-TIME_LIMIT = 6 * 3600  # seconds of one call; the next one resumes
+TIME_LIMIT = 6 * 3600  # seconds of one call, but for headers; the next one resumes
 CHUNK = 1 << 20  # bytes
 VERSION = re.compile(r"[\x20-\x7e]{1,200}")  # ETag or Last-Modified
 NAME_LENGTH = 100  # of a cached file, without the digits in front

@@ -1,12 +1,11 @@
 """Files of weights, PyTorch's and safetensors: read with suspicion, written atomically.
 
 A file from the network may be damaged or hostile. Nothing in a pickle is run: it is
-interpreted, without PyTorch, and may hold only tensors, containers and what training
-code saves beside them. Archives are verified before they are read, the headers of
-safetensors files must follow the format to the letter, and sizes and depths are bounded.
+interpreted, without PyTorch, and only tensors, containers and plain values are made of
+it. Archives are verified before they are read, the headers of safetensors files must
+follow the format to the letter, and sizes and depths are bounded.
 """
 
-import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.files import open_atomically
 from gfnet_jax.text import printable
 from gfnet_jax.weights.kinds import (
   HEAD,
@@ -84,8 +84,10 @@ def write_state_dict(path: Path | str, weights: Mapping[str, np.ndarray]) -> Non
   if path.exists():
     raise UserError(f"{path} exists already; remove it or choose another name")
   try:
-    with _atomically(path) as file:
+    with open_atomically(path) as file:
       writers[path.suffix](file, weights)
+  except OSError as error:
+    raise UserError(f"cannot write {path} ({error.strerror}); choose another place") from error
   except RuntimeError as error:  # PyTorch's writer, on a full disk for instance
     raise UserError(
       f"cannot write {path}: {printable(str(error).splitlines()[0])}; make room"
@@ -216,21 +218,3 @@ def _write_pth(file: BinaryIO, weights: Mapping[str, np.ndarray]) -> None:
       "PyTorch is needed to write .pth files; `pip install torch`, or use .safetensors"
     ) from error
   torch.save({"model": {key: torch.from_numpy(array) for key, array in weights.items()}}, file)
-
-
-@contextmanager
-def _atomically(path: Path) -> Iterator[BinaryIO]:
-  """Opens a file that appears under its name only when it is complete.
-
-  Raises:
-    UserError: if it cannot be written.
-  """
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  try:
-    with partial.open("wb") as file:
-      yield file
-    partial.rename(path)
-  except OSError as error:
-    raise UserError(f"cannot write {path} ({error.strerror}); choose another place") from error
-  finally:
-    partial.unlink(missing_ok=True)

@@ -3,7 +3,8 @@
 A pickle is a program for a small stack machine. Here every instruction is carried out by
 our own code: dicts, lists, tuples and plain values become themselves, and what the
 classes and functions that it names stand for is up to the caller. Work and memory are
-bounded by the number of instructions, and nothing recurses.
+bounded by the number of instructions and, as one of them may hand over again what was
+made before, by the sizes of what they hand over. Nothing recurses.
 """
 
 import dataclasses
@@ -17,6 +18,9 @@ from gfnet_jax.weights.kinds import DamagedFileError, UnsuitableFileError
 
 SIZE_LIMIT = 1 << 25  # bytes of one pickle
 INSTRUCTIONS = 1_000_000  # in one pickle; a training checkpoint has some ten thousand
+HANDED_OVER = 1_000_000  # items and characters, see `_Machine.charge`
+NAME_LENGTH = 200  # of a class or function, with its module
+CHARACTERS = 16  # of a key in a dict, which count as one item: they are only compared
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,16 +37,18 @@ class Opaque:
   Attributes:
     description: for messages.
     is_tensor: whether it is a tensor, of a kind that is no weight.
+    is_number: whether it is a number.
   """
 
   description: str
   is_tensor: bool = False
+  is_number: bool = False
 
   def __repr__(self) -> str:
     return self.description
 
 
-MARK = Opaque("a mark")
+MARK = object()
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 LITERALS = {  # instructions that push their argument
   *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -55,13 +61,20 @@ class Objects(Protocol):
   """What the names in a pickle stand for; see `interpret` for what may be raised."""
 
   def allow(self, name: str) -> Global:
-    """Called with every name; raises an exception of its own to refuse it."""
+    """Called with every name, of bounded length; may raise an exception to refuse it."""
 
   def call(self, name: str, arguments: tuple) -> Any:
-    """What a function or class makes of its arguments."""
+    """What a function or class makes of its arguments.
+
+    The work may grow with the lengths of `arguments` and of the containers in it, not with
+    what is deeper.
+    """
 
   def load(self, identifier: Any) -> Any:
-    """What is stored elsewhere in the file (`persistent_load` in Python's pickle)."""
+    """What is stored elsewhere in the file (`persistent_load` in Python's pickle).
+
+    The work may grow with the length of `identifier`, not with what is in it.
+    """
 
 
 def interpret(data: bytes, objects: Objects) -> tuple[Any, int]:
@@ -100,6 +113,24 @@ class _Machine:
     self.stack: list[Any] = []
     self.memo: dict[int, Any] = {}
     self.objects = objects
+    self.handed_over = 0
+
+  def charge(self, size: int) -> None:
+    """Counts what an instruction hands over: work that its own length does not bound."""
+    self.handed_over += size
+    if self.handed_over > HANDED_OVER:
+      raise UnsuitableFileError(
+        f"its pickle hands over more than {HANDED_OVER} items; save the state dict alone"
+      )
+
+  def top(self) -> Any:
+    if self.stack[-1] is MARK:
+      raise IndexError("nothing behind the mark")
+    return self.stack[-1]
+
+  def pop(self) -> Any:
+    self.top()
+    return self.stack.pop()
 
   def pop_to_mark(self) -> list[Any]:
     position = len(self.stack) - 1
@@ -122,9 +153,9 @@ class _Machine:
       case "BINPUT" | "LONG_BINPUT" | "PUT":
         if not 0 <= argument < 1 << 32:  # larger ones could be made to collide
           raise ValueError("an impossible place in the memo")
-        memo[argument] = stack[-1]
+        memo[argument] = self.top()
       case "MEMOIZE":
-        memo[len(memo)] = stack[-1]
+        memo[len(memo)] = self.top()
       case "BINGET" | "LONG_BINGET" | "GET":
         stack.append(memo[argument])
       case "MARK":
@@ -134,24 +165,42 @@ class _Machine:
       case "POP_MARK":
         self.pop_to_mark()
       case "DUP":
-        stack.append(stack[-1])
+        stack.append(self.top())
       case "GLOBAL":
-        stack.append(self.objects.allow(argument.replace(" ", ".")))
+        stack.append(self.allow(*argument.split(" ", 1)))
       case "STACK_GLOBAL":
-        attribute, module = expect(stack.pop(), str), expect(stack.pop(), str)
-        stack.append(self.objects.allow(f"{module}.{attribute}"))
+        attribute, module = expect(self.pop(), str), expect(self.pop(), str)
+        stack.append(self.allow(module, attribute))
       case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
         if name == "NEWOBJ_EX":
-          stack.pop()
-        arguments, function = stack.pop(), stack.pop()
-        name = expect(function, Global).name
-        stack.append(self.objects.call(name, expect(arguments, tuple)))
+          self.pop()
+        arguments, function = expect(self.pop(), tuple), self.pop()
+        stack.append(self.call(function, arguments))
       case "BUILD":  # attributes, which no weight needs
-        stack.pop()
+        self.pop()
       case "BINPERSID":
-        stack.append(self.objects.load(stack.pop()))
+        self.charge(_length(stack[-1]))
+        stack.append(self.objects.load(self.pop()))
       case _:
         self.step_of_container(name)
+
+  def allow(self, module: str, attribute: str) -> Global:
+    length = len(module) + len(attribute)
+    if length >= NAME_LENGTH:
+      raise ValueError(f"a name of {length} characters")
+    self.charge(length)
+    return self.objects.allow(f"{module}.{attribute}")
+
+  def call(self, function: Any, arguments: tuple) -> Any:
+    if isinstance(function, Opaque):  # what it makes is not known either
+      return Opaque(function.description)
+    name = expect(function, Global).name
+    self.charge(len(arguments) + sum(map(_length, arguments)))
+    return self.objects.call(name, arguments)
+
+  def dict_of(self, items: list[Any]) -> dict[Any, Any]:
+    self.charge(sum(len(key) // CHARACTERS for key in items[::2] if isinstance(key, str)))
+    return dict_of(items)
 
   def step_of_container(self, name: str) -> None:
     stack = self.stack
@@ -167,14 +216,12 @@ class _Machine:
       case "LIST":
         stack.append(self.pop_to_mark())
       case "DICT":
-        stack.append(dict_of(self.pop_to_mark()))
+        stack.append(self.dict_of(self.pop_to_mark()))
       case "TUPLE":
         stack.append(tuple(self.pop_to_mark()))
       case "TUPLE1" | "TUPLE2" | "TUPLE3":
         count = int(name[-1])
-        items = tuple(stack[-count:])
-        del stack[-count:]
-        stack.append(items)
+        stack.append(tuple([self.pop() for _ in range(count)][::-1]))
       case "FROZENSET":
         self.pop_to_mark()
         stack.append(Opaque("a set"))
@@ -182,13 +229,13 @@ class _Machine:
         self.pop_to_mark()
         expect(stack[-1], Opaque)
       case "APPEND" | "APPENDS":
-        items = [stack.pop()] if name == "APPEND" else self.pop_to_mark()
+        items = [self.pop()] if name == "APPEND" else self.pop_to_mark()
         if isinstance(expect(stack[-1], list | Opaque), list):
           stack[-1].extend(items)
       case "SETITEM" | "SETITEMS":
-        items = self.pop_to_mark() if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
+        items = self.pop_to_mark() if name == "SETITEMS" else [self.pop(), self.pop()][::-1]
         if isinstance(expect(stack[-1], dict | Opaque), dict):
-          stack[-1].update(dict_of(items))
+          stack[-1].update(self.dict_of(items))
       case _:
         raise UnsuitableFileError(
           f"its pickle has an instruction that torch.save does not write unless asked for another "
@@ -209,6 +256,10 @@ def dict_of(items: list[Any]) -> dict[Any, Any]:
     key if isinstance(key, str) else Opaque(_describe(key)): value
     for key, value in zip(items[::2], items[1::2], strict=True)
   }
+
+
+def _length(value: Any) -> int:
+  return len(value) if isinstance(value, tuple | list | dict) else 0
 
 
 def _describe(value: Any) -> str:

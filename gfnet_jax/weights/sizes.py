@@ -15,13 +15,18 @@ def check_shape(shape: Sequence[int]) -> None:
 
   Zero-size tensors count by their other sides, which NumPy would have to multiply, too.
   """
+  check_dimensions(shape)
+  check_count(max(shape, default=0))  # before multiplying numbers of any length
+  check_count(math.prod(max(side, 1) for side in shape))
+
+
+def check_dimensions(shape: Sequence[int]) -> None:
+  """Raises UnsuitableFileError for more dimensions than NumPy has had at all times."""
   if len(shape) > DIMENSIONS:
     raise UnsuitableFileError(
       f"it holds a tensor of {len(shape)} dimensions, expected at most {DIMENSIONS}; save the "
       "state dict of the network alone"
     )
-  check_count(max(shape, default=0))  # before multiplying numbers of any length
-  check_count(math.prod(max(side, 1) for side in shape))
 
 
 def check_count(numbers: int) -> None:

@@ -1,6 +1,7 @@
 """The files of `torch.save`, zip archives and the older format, read without PyTorch.
 
-Storages are mapped, not read, so that only what is copied from them takes memory.
+Storages are mapped, not read, so that only what is copied from them takes memory. The file
+must not become shorter meanwhile: the system would end the process (SIGBUS).
 """
 
 import mmap

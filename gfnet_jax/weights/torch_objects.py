@@ -1,7 +1,7 @@
 """What stands in the pickles of PyTorch files: tensors, and what training saves beside them.
 
-Tensors become NumPy views of the file. The few other objects that training code saves
-beside its weights become an `Opaque`. Every other class or function is refused.
+Tensors become NumPy views of the file. Every other object becomes an `Opaque`, of which
+only the name of its class or function is known.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import ml_dtypes
 import numpy as np
 
 from gfnet_jax.text import printable
-from gfnet_jax.weights.pickles import Global, Opaque, dict_of, expect
-from gfnet_jax.weights.sizes import check_shape
+from gfnet_jax.weights.pickles import NAME_LENGTH, Global, Opaque, dict_of, expect
+from gfnet_jax.weights.sizes import FILE_LIMIT, check_dimensions, check_shape
 
 DTYPES = {
   "float64": np.dtype(np.float64),
@@ -45,24 +45,20 @@ STORAGES = {  # the type of their elements, and its size in bytes
 STORAGE = re.compile(rf"torch\.(?:storage\.)?({'|'.join(STORAGES)})Storage")
 REBUILD = "torch._utils._rebuild_"
 DICTS = ("collections.OrderedDict", "collections.defaultdict")
-ALLOWED = re.compile(
-  r"""argparse\.Namespace | types\.SimpleNamespace | _codecs\.encode
-  | (?:builtins|__builtin__)\.(?:set|frozenset|bytearray|complex|slice|range|object)
-  | (?:builtins|__builtin__)\.(?:bool|int|float|str|bytes|list|dict|tuple)
-  | (?:copyreg|copy_reg)\._reconstructor
-  | collections\.(?:OrderedDict|defaultdict|Counter|deque)
-  | datetime\.\w+ | decimal\.Decimal | uuid\.UUID | pathlib\.(?:_local\.)?\w*Path
-  | numpy\.(?:dtype|ndarray) | numpy\.dtypes\.\w+
-  | numpy\._?core\.(?:multiarray\.(?:scalar|_reconstruct)|numeric\._frombuffer)
-  | torch\.(?:Size|device|Tensor|\w+_format|per_\w+_\w+|sparse_\w+|strided|jagged)
-  | torch\.(?:(?:q?u?int|float|bfloat|complex|bits)\w*|bool)
-  | (?:pytorch_lightning|lightning_fabric|lightning\.\w+)\.utilities\.\w+\.AttributeDict
-  | omegaconf\.[\w.]+ | typing\.Any | easydict\.EasyDict | yacs\.config\.CfgNode
-  | (?:mmengine|mmcv)\.[\w.]+\.(?:Config|ConfigDict|HistoryBuffer)
-  | torch\.nn\.parameter\.(?:Parameter|Buffer) | torch\.serialization\._get_layout
-  | torch\._tensor\._rebuild_from_type_v2 | torch\._utils\._rebuild_\w+""",
+NUMBERS = re.compile(r"numpy\._?core\.multiarray\.scalar")
+# No name is ever looked up, so that none can do harm. These, which no training needs, show
+# that somebody meant to.
+HOSTILE = re.compile(
+  r"""(?:asyncio|code|ctypes|importlib|multiprocessing|pdb|_?pickle|pty|runpy|shutil|socket
+      |urllib|webbrowser)\..+
+  | (?:\w+\.)*(?:nt|os|posix|subprocess|sys)\.\w+
+  | (?:builtins|__builtin__)\.
+    (?:apply|breakpoint|compile|eval|exec|execfile|globals|__import__|input|locals|open|vars)
+  | (?:numpy|torch)\.(?:\w+\.)*_?load\w*
+  | types\.(?:CodeType|FunctionType)""",
   re.VERBOSE,
 )
+NAME = re.compile(r"\w+(?:\.\w+)+")
 NO_WEIGHTS = {  # tensors whose values are not plainly in the file
   "meta_tensor_no_storage": "a tensor without values (meta)",
   "nested_tensor": "a nested tensor",
@@ -74,7 +70,7 @@ LoadStorage = Callable[[str, int], memoryview | None]  # key, bytes
 
 
 class ForbiddenError(Exception):
-  """A pickle asks for a class or function that weights do not need; the message names it."""
+  """A pickle asks for what would run code; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,7 +95,7 @@ class TorchObjects:
     load_storage: called with key and size in bytes of every storage.
 
   Raises:
-    ForbiddenError: where a pickle asks for anything else.
+    ForbiddenError: where a pickle asks for what would run code.
     UnsuitableFileError: for a tensor that is too large.
   """
 
@@ -108,16 +104,17 @@ class TorchObjects:
     self.storages: dict[str, Storage] = {}
 
   def allow(self, name: str) -> Global:
-    if ALLOWED.fullmatch(name) or STORAGE.fullmatch(name):
-      return Global(name)
-    raise ForbiddenError(printable(name))
+    if HOSTILE.fullmatch(name) or not NAME.fullmatch(name):
+      raise ForbiddenError(printable(name))
+    return Global(name)
 
   def load(self, identifier: Any) -> Storage:
     match identifier:
-      case ("storage", Global(name=name), str(key), str(), int(count), *views):
-        match = STORAGE.fullmatch(name)
-        # Before PyTorch 0.4 there could be views of storages, in place of None.
-        if match and count >= 0 and all(view is None for view in views):
+      # Before PyTorch 0.4 there could be a view of a storage, in place of None.
+      case ("storage", Global(name=name), str(key), str(), int(count), *views) if (
+        views in ([], [None]) and len(key) <= NAME_LENGTH and 0 <= count <= FILE_LIMIT
+      ):
+        if match := STORAGE.fullmatch(name):
           dtype, size = STORAGES[match[1]]
           return self._storage(key, dtype, count * size)
     raise ValueError("a storage of an unknown kind")
@@ -139,7 +136,7 @@ class TorchObjects:
       function, _, inner, _ = arguments
       kind = expect(function, Global).name.removeprefix(REBUILD)
       return _rebuild(kind, expect(inner, tuple))
-    return Opaque(name)
+    return Opaque(name, is_number=NUMBERS.fullmatch(name) is not None)
 
 
 def _dict(arguments: tuple) -> dict[Any, Any]:
@@ -170,11 +167,13 @@ def _tensor(
   storage: Storage, dtype: str, offset: int, shape: tuple, stride: tuple, metadata: Any = None
 ) -> np.ndarray | Opaque:
   """A view of a storage; `offset` and `stride` count elements."""
-  sizes = (offset, *expect(shape, tuple), *expect(stride, tuple))
-  if len(shape) != len(stride) or not all(type(size) is int and size >= 0 for size in sizes):
+  if len(expect(shape, tuple)) != len(expect(stride, tuple)):
+    raise ValueError("a tensor of impossible sizes")
+  check_dimensions(shape)  # before looking at them
+  if not all(type(size) is int and size >= 0 for size in (offset, *shape, *stride)):
     raise ValueError("a tensor of impossible sizes")
   check_shape(shape)
-  if isinstance(metadata, dict) and any(map(bool, metadata.values())):
+  if isinstance(metadata, dict) and metadata:  # names what is set, and is left out if empty
     return Opaque("a view of negated values", is_tensor=True)
   if dtype not in DTYPES or storage.buffer is None:
     return Opaque(f"torch.{dtype}", is_tensor=True)

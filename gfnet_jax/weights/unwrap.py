@@ -37,7 +37,7 @@ def find_state_dict(content: Any, *, ema: bool) -> Content:
       lacks the name of the file.
   """
   if not isinstance(content, Mapping):
-    raise UserError(f"holds a {_kind(content)}, expected a dict of weights")
+    raise UserError(f"holds a {_kind(content)}, expected a dict of weights{_advice(content)}")
   found = _descend(content, ema)
   if not found:
     raise UserError("holds no tensors, expected weights")
@@ -67,6 +67,11 @@ def _descend(content: Mapping, ema: bool) -> Mapping:
   has_weights = content is not top or all(map(_may_stand_beside, content.values()))
   if not averaged or not has_weights:
     entry = "model_ema" if ema else "model"
+    for name in EMA_PLACES if ema else PLACES:
+      if isinstance(top.get(name), Opaque):
+        raise UserError(
+          f"holds a {_kind(top[name])} under {name!r}, expected a state dict{_advice(top[name])}"
+        )
     found = ", ".join(printable(repr(key), 60) for key in list(top)[:8])
     advice = "; --ema takes the averaged weights" if _places(top, EMA_PLACES) else ""
     raise UserError(f"holds no {entry!r}, expected a checkpoint with it; found {found}{advice}")
@@ -102,12 +107,17 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-  is_numpy = isinstance(value, Opaque) and value.description.endswith(".multiarray.scalar")
-  return isinstance(value, int | float) or is_numpy
+  return isinstance(value, int | float) or (isinstance(value, Opaque) and value.is_number)
 
 
 def _may_stand_beside(value: Any) -> bool:
   return _is_tensor(value) or _is_number(value)
+
+
+def _advice(value: Any) -> str:
+  """What to do with an object in place of a state dict: most likely, a whole model."""
+  is_object = isinstance(value, Opaque) and not value.is_tensor
+  return "; load it in PyTorch and save model.state_dict() alone" if is_object else ""
 
 
 def _kind(value: Any) -> str:
