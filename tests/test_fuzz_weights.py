@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ safetensors = pytest.importorskip("safetensors.torch")
 
 SECONDS = 45.0  # of every test
 EXPENSIVE = 5.0  # seconds of CPU time for one file of some kilobytes
+UNKNOWN_NAME = "Unsupported global: GLOBAL .* was not an allowed global"  # by PyTorch
 WEIGHTS = {
   "blocks.0.norm1.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
   "blocks.0.filter.complex_weight": torch.linspace(-1, 1, 8).reshape(2, 4).T.half(),
@@ -72,11 +74,13 @@ def fuzz(path: Path, content: bytes, read_by_others: Callable[[Path], dict], *, 
       continue
     finally:
       assert time.process_time() - before < EXPENSIVE, tried
-    accepted += 1
     try:
       others = read_by_others(path)
-    except Exception:  # of any kind; what only we accept must be what was saved
+    except Exception as error:  # of any kind; what only we accept must be what was saved
+      if re.search(UNKNOWN_NAME, str(error)):  # passed over by us: there is no second witness
+        continue
       others = WEIGHTS
+    accepted += 1
     assert len(found) == len(others), tried
     for array, other in zip(found.values(), others.values(), strict=True):
       expected = other.detach().float().contiguous().numpy()
