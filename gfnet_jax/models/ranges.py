@@ -20,7 +20,7 @@ class Range(NamedTuple):
   expected: str
 
 
-def _is_whole(value: Any, low: int, high: int) -> bool:
+def _is_whole(value: Any, low: int, high: float) -> bool:
   """Of Python's, NumPy's or JAX's integers."""
   try:
     return not isinstance(value, bool) and low <= operator.index(value) <= high
@@ -34,24 +34,29 @@ def _whole(low: int, high: int) -> Range:
   )
 
 
-def _are_whole(values: Any, low: int, high: int) -> bool:
+def _entries(values: Any) -> list | None:
+  """A sequence's, as far as a model can have as many; None if it is none."""
   try:
-    entries = list(itertools.islice(values, MOST_STAGES + 1))
+    return list(itertools.islice(values, MOST_STAGES + 1))
   except TypeError:
-    return False
-  return len(entries) <= MOST_STAGES and all(_is_whole(entry, low, high) for entry in entries)
+    return None
 
 
-def _several(low: int, high: int) -> Range:
-  return Range(
-    lambda values: _are_whole(values, low, high),
-    f"a list of integers of at most {high}, one entry per stage",
-  )
+def _per_stage(high: int) -> Range:
+  """What is no sequence of sizes at all, its module names."""
+
+  def holds(values: Any) -> bool:
+    entries = _entries(values) or []
+    largest = max((entry for entry in entries if _is_whole(entry, 0, math.inf)), default=0)
+    return len(entries) <= MOST_STAGES and largest <= high
+
+  return Range(holds, f"at most {MOST_STAGES} stages, each of at most {high}")
 
 
 def _is_image_size(value: Any) -> bool:
-  low, high = -LARGEST_SIDE, LARGEST_SIDE
-  return _is_whole(value, low, high) or _are_whole(value, low, high)
+  entries = _entries(value)
+  sides = [value] if entries is None else entries
+  return all(_is_whole(side, -LARGEST_SIDE, LARGEST_SIDE) for side in sides)
 
 
 def _is_number(value: Any) -> bool:
@@ -72,9 +77,9 @@ ARGUMENTS = {  # what else is wrong with them is found where they are used
   "in_dim": _whole(1, 10_000),
   "patch_size": _whole(1, LARGEST_SIDE),
   "embed_dim": _whole(1, 1_000_000),
-  "embed_dims": _several(1, 1_000_000),
+  "embed_dims": _per_stage(1_000_000),
   "depth": _whole(1, MOST_BLOCKS),
-  "depths": _several(0, MOST_BLOCKS),
+  "depths": _per_stage(MOST_BLOCKS),
   "mlp_ratio": POSITIVE,
   "drop_path_rate": NUMBER,
   "layer_scale_init": NUMBER,
