@@ -151,7 +151,7 @@ MIXED = ("--config.mixing.mixup_alpha=0.8",)
       [*("train.py", "--config.model.image_size=16", "--config.augment.crop=random_resized")],
       "digits test[0]: got an image of 8x8 (height x width), expected 16x16",
     ),
-    (["train.py", "--workdir", "/tmp/\udcff"], "is not UTF-8 in this locale"),
+    (["train.py", "--workdir", "runs/\udcff"], "is not UTF-8 in this locale"),
     (["train.py", "--config.precision=fp8"], "expected one of highest, default, bf16"),
     (["train.py", "--config.model.num_classes=7"], "has 10 classes, the model has 7"),
     (["train.py", "--workdir", "README.md/run"], "cannot write to README.md/run"),
