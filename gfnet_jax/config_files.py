@@ -102,6 +102,11 @@ def _run_file(path: str) -> dict[str, Any]:
   Raises:
     UserError: if it is none, or raises an exception.
   """
+  if path.endswith(".json"):
+    raise UserError(
+      f"config file {path} is JSON, expected a Python file with get_config(); the run that wrote "
+      "it goes on with its own command and --workdir"
+    )
   if Path(path).is_dir():
     raise UserError(f"config file {path} is a directory; the ready-made ones are in configs/")
   if not Path(path).is_file():

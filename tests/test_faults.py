@@ -347,6 +347,22 @@ def test_a_damaged_checkpoint_does_not_outlive_those_after_it(trained, tmp_path)
   assert len(list(directory.glob("damaged-00000027-*"))) == 1
 
 
+def test_a_run_of_damaged_checkpoints_is_not_begun_anew(trained, tmp_path):
+  """Nothing is lost: the metrics stay, also at a second attempt."""
+  workdir = tmp_path / "run"
+  shutil.copytree(trained, workdir)
+  steps = list_steps(workdir / "checkpoints")
+  for step in steps:
+    path = workdir / f"checkpoints/{step:08d}/metadata.json"
+    path.write_bytes(path.read_bytes().replace(b"1", b"2"))
+  metrics = (workdir / "metrics.jsonl").read_bytes()
+  for _ in range(2):
+    with pytest.raises(UserError, match="no whole checkpoint is left in"):
+      loop.train(small_config(), workdir)
+  assert len(list((workdir / "checkpoints").glob("damaged-*"))) == len(steps)
+  assert (workdir / "metrics.jsonl").read_bytes() == metrics
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the file's end
 def test_metrics_on_a_full_disk_are_warnings(tmp_path, capsys):
   """Of lines and of events, however many."""

@@ -283,7 +283,7 @@ def test_other_files_are_counted_in_one_line(tmp_path, capsys):
   for _ in range(2):
     assert len(FolderSource(str(root), "")) == 2
     out = capsys.readouterr().out
-    assert "passed over 11 files that are not images of a class (2 beside the folders of" in out
+    assert "passed over what is not an image of a class, 11 in all (2 beside the folders of" in out
     assert "2 .gif" in out
     assert out.count("passed over") == 1
     assert "\x1b" not in out
@@ -300,7 +300,7 @@ def test_folders_of_systems_are_left_out_and_counted(tmp_path, capsys):
   for _ in range(2):
     source = FolderSource(str(root), "")
     assert (source.class_names, paths(source)) == (["a", "b"], ["a/0.jpg", "b/0.jpg"])
-    assert "passed over 8 files that are not images of a class (3 folders named @eaDir, " in (
+    assert "passed over what is not an image of a class, 8 in all (3 folders named @eaDir, " in (
       capsys.readouterr().out
     )
 

@@ -195,8 +195,8 @@ def check_same_run(
     before: values by dotted name, as from `flatten`.
     now: the same of the present config.
     workdir: of the run, for the message.
-    images: how the training images or their classes differ, "" for not at all: then
-      `data.name` may be another path to them; None if it is not known.
+    images: how the training images or their classes differ, "" for not at all; None if it
+      is not known, then `data.name` may not be another path either.
 
   Raises:
     UserError: naming all that differs and may not change.
@@ -234,7 +234,7 @@ def _may_change(field: str, before: Any, now: Any, images: str | None) -> bool:
   if field == "num_epochs":  # a longer run
     return isinstance(before, int | float) and isinstance(now, int | float) and before < now
   if field == "data.name":  # another path to the same
-    return images == ""
+    return images is not None  # whether they differ is said of the data, not of their path
   return RULES.get(field, NO_RULE).may_change
 
 

@@ -93,7 +93,7 @@ class Lock:
       if self._misses >= MISSES:
         self._lost = (
           f"{self._workdir} was moved or removed during the run ({self._path.name} is not there "
-          "any more); the run ends; where its checkpoints are now, the same command goes on"
+          "any more); the run ends; to go on, set --workdir to where its checkpoints are now"
         )
 
   def check(self) -> None:

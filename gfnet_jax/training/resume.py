@@ -95,10 +95,11 @@ def restore_run(
     shardings: of the state.
 
   Raises:
-    UserError: if the checkpoints were made with another config or on other data.
+    UserError: if the checkpoints were made with another config or on other data, or if all
+      are damaged.
   """
   directory = checkpoints.directory
-  step = agree(together(lambda: newest_whole(directory) if jax.process_index() == 0 else -1))
+  step = agree(together(lambda: _step_to_restore(directory) if jax.process_index() == 0 else -1))
   if step < 0:
     return None
   metadata = together(lambda: read_metadata(directory, step))
@@ -198,6 +199,22 @@ def state_to_trees(state: TrainState) -> dict[str, Any]:
 def trees_to_state(trees: dict[str, Any]) -> TrainState:
   """The inverse of `state_to_trees`."""
   return TrainState(params=trees["params"], ema=trees.get("ema", {}), **trees["training"])
+
+
+def _step_to_restore(directory: Path) -> int:
+  """As `newest_whole`; a run all of whose checkpoints are damaged is not begun anew in silence.
+
+  Raises:
+    UserError: if there are none but damaged ones, now or since an earlier attempt.
+  """
+  step = newest_whole(directory)
+  if step < 0 and any(directory.glob("damaged-*")):
+    raise UserError(
+      f"no whole checkpoint is left in {directory}, only damaged ones that were set aside "
+      "(damaged-...); bring back a copy of one, set another --workdir to begin anew, or remove "
+      "them to begin anew here"
+    )
+  return step
 
 
 def newest_whole(directory: Path) -> int:

@@ -106,13 +106,14 @@ class Watchdog:
       self._directory.mkdir(exist_ok=True)  # not its parent, if that was moved away
       write_atomically(self._path(jax.process_index()), json.dumps(heartbeat))
     except OSError as error:  # a full disk is no reason to end the run
-      if not self._warned:
+      gone = isinstance(error, FileNotFoundError)  # which the lock will say
+      if not self._warned and not gone:
         print(
           f"warning: heartbeats not written ({error.strerror}); others may take this run for dead",
           file=sys.stderr,
           flush=True,
         )
-      self._warned = True
+      self._warned = self._warned or not gone
       return heartbeat, False
     return heartbeat, True
 

@@ -142,14 +142,14 @@ def describe(directory: Path, listing: Arrays) -> list[str]:
     shown = [f"{count} {kind}" for count, kind in zip(counts, kinds, strict=True)]
     rest = [f"{sum(counts[SHOWN:])} others"] if len(counts) > SHOWN else []
     lines.append(
-      f"{directory}: passed over {sum(counts)} files that are not images of a class "
+      f"{directory}: passed over what is not an image of a class, {sum(counts)} in all "
       f"({', '.join(shown[:SHOWN] + rest)}); images are {', '.join(EXTENSIONS)}"
     )
   classes = [os.fsdecode(name) for name in listing["classes"].tolist()]
   if classes != sorted(classes):
+    shown = classes if len(classes) < 6 else [*classes[:3], "...", classes[-1]]
     lines.append(
-      f"{directory}: all classes are named by integers and ordered as such: "
-      f"{', '.join(classes[:3])}, ..., {classes[-1]}"
+      f"{directory}: all classes are named by integers and ordered as such: {', '.join(shown)}"
     )
   return lines
 
