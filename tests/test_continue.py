@@ -160,9 +160,9 @@ def test_all_that_differs_is_named_at_once(root, goes_on, tmp_path):
   with pytest.raises(UserError) as error:
     goes_on(before, describe(config))
   assert str(error.value) == (
-    "runs/x holds a run with ema_decay=0.0, this one has 0.5; with seed=0, this one has 7; on other "
-    "training data: 23 images instead of 24; set another --workdir, or the fields and the data back "
-    "to continue"
+    "runs/x holds a run with ema_decay=0.0, this one has 0.5; with seed=0, this one has 7; on "
+    "other training data: 23 images instead of 24; set another --workdir, or the fields and the "
+    "data back to continue"
   )
 
 
