@@ -1,5 +1,6 @@
 """Going on with a run: what may differ, and runs that older versions began."""
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -114,7 +115,8 @@ def test_which_fields_may_change():
     if RULES[name].may_change:
       check_same_run(before, now, "runs/x")
     else:
-      with pytest.raises(UserError, match=f"^runs/x holds a run with {name}=.*; set another"):
+      difference = f"{name}={before[name]}, this one has {value}; set another"
+      with pytest.raises(UserError, match=re.escape(f"runs/x holds a run with {difference}")):
         check_same_run(before, now, "runs/x")
   changeable = {name for name in now if RULES[name].may_change}
   assert {"data.data_dir", "data.reading.workers", "checkpoints.keep_last"} <= changeable
