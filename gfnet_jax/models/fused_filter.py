@@ -11,8 +11,8 @@ as wide, which fills the 128 x 128 units better than three would.
 """
 
 import functools
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,54 +20,21 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-LANES, SUBLANES = 128, 8  # of a tile in VMEM
-MOST_IMAGES, MOST_TOKENS = 16, 6272  # per step; more images keep the matrix units busier
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.fused_layout import (
+  LANES,
+  SUBLANES,
+  Layout,
+  as_columns,
+  as_rows,
+  choose_layout,
+  count_passes,
+  round_up,
+  transform_matrices,
+)
+
 UNROLLED_ROWS = 8  # of independent products, so that one need not wait for another
 VMEM_BYTES = 100 * 2**20  # of the 128 MiB of a TPU v5e, whose default limit is 16
-
-
-class _Layout(NamedTuple):
-  """How the images of one step lie in VMEM.
-
-  Attributes:
-    images: per step; divides the batch.
-    height, width: of the grid of tokens.
-  """
-
-  images: int
-  height: int
-  width: int
-
-  @property
-  def columns(self) -> int:
-    """Columns of the half spectrum."""
-    return self.width // 2 + 1
-
-  @property
-  def pitch(self) -> int:
-    """Rows of the scratch buffer per part of an image row's spectrum.
-
-    A column is read with this stride, which is odd: its rows then lie in different banks.
-    """
-    return self.columns | 1
-
-  @property
-  def padded_height(self) -> int:
-    """Rows of a column's real parts, and of its imaginary parts: whole tiles."""
-    return _round_up(self.height, SUBLANES)
-
-  def tokens(self, row: jax.Array) -> pl.Slice:
-    """Where a row of tokens is, counted over all images."""
-    return pl.ds(row * self.width, self.width)
-
-  def spectrum(self, row: jax.Array) -> pl.Slice:
-    """Where the spectrum of a row of tokens is in the scratch buffer: real parts first."""
-    return pl.ds(row * 2 * self.pitch, 2 * self.pitch)
-
-  def column(self, image: int, column: jax.Array) -> pl.Slice:
-    """Where a column of an image is there: (height, part)."""
-    start = image * self.height * 2 * self.pitch + column
-    return pl.ds(start, 2 * self.height, stride=self.pitch)
 
 
 def forward(
@@ -84,14 +51,17 @@ def forward(
 
   Returns:
     (batch, height, width, channels), float32.
+
+  Raises:
+    UserError: if the grid is too large; 96 x 96 is not.
   """
-  layout = _choose_layout(tokens.shape)
+  layout = choose_layout(tokens.shape)
   (filtered,) = _call(
     functools.partial(_forward_kernel, layout),
     layout,
-    [_as_rows(tokens, layout)],
-    _as_columns(weight, layout),
-    _matrices(layout, _passes(precision, tokens), _passes(precision)),
+    [as_rows(tokens, layout)],
+    as_columns(weight, layout),
+    transform_matrices(layout, count_passes(precision, tokens), count_passes(precision)),
     interpret=interpret,
   )
   return filtered.reshape(tokens.shape)
@@ -117,14 +87,17 @@ def pull_back(
 
   Returns:
     (gradient of the tokens, gradient of the weight): float32, the latter summed over the batch.
+
+  Raises:
+    UserError: if the grid is too large; 96 x 96 is not.
   """
-  layout = _choose_layout(tokens.shape)
+  layout = choose_layout(tokens.shape)
   tokens_gradient, columns = _call(
     functools.partial(_pull_back_kernel, layout),
     layout,
-    [_as_rows(tokens, layout), _as_rows(gradient, layout)],
-    _as_columns(weight, layout),
-    _matrices(layout, _passes(precision, tokens, gradient), _passes(precision)),
+    [as_rows(tokens, layout), as_rows(gradient, layout)],
+    as_columns(weight, layout),
+    transform_matrices(layout, count_passes(precision, tokens, gradient), count_passes(precision)),
     interpret=interpret,
   )
   numbers = np.arange(layout.columns)
@@ -210,7 +183,7 @@ def _split(spectrum):
 
 def _call(
   kernel,
-  layout: _Layout,
+  layout: Layout,
   rows: Sequence[jax.Array],
   weight: jax.Array,
   matrices: Sequence[np.ndarray],
@@ -224,7 +197,7 @@ def _call(
     layout: of a step.
     rows: one or two arrays (steps, tokens of a step, channels).
     weight: (columns, 2, padded height, channels).
-    matrices: of `_matrices`.
+    matrices: of `transform_matrices`.
     interpret: whether to run without a compiler.
 
   Returns:
@@ -232,6 +205,8 @@ def _call(
   """
   steps, tokens, channels = rows[0].shape
   lanes = min(channels, LANES)
+  spectra = (layout.images * layout.height * 2 * layout.pitch, lanes)
+  _check_size(layout, rows, weight, spectra)
   row_spec = pl.BlockSpec((None, tokens, lanes), lambda block, step: (step, 0, block))
   weight_spec = pl.BlockSpec((*weight.shape[:3], lanes), lambda block, step: (0, 0, 0, block))
   results, result_specs = [rows[0], weight], [row_spec, weight_spec]
@@ -249,10 +224,7 @@ def _call(
       *[pl.BlockSpec(matrix.shape, lambda block, step: (0, 0)) for matrix in matrices],
     ],
     out_specs=result_specs[: len(rows)],
-    scratch_shapes=[
-      pltpu.VMEM((layout.images * layout.height * 2 * layout.pitch, lanes), jnp.float32)
-      for _ in rows
-    ],
+    scratch_shapes=[pltpu.VMEM(spectra, jnp.float32)] * len(rows),
     compiler_params=pltpu.CompilerParams(
       # The steps of a block of channels add to the same gradient of the weight.
       dimension_semantics=("parallel", "arbitrary"),
@@ -264,14 +236,30 @@ def _call(
   )(*rows, weight, *matrices)
 
 
+def _check_size(layout, rows, weight, spectra):
+  """Refuses grids of which not even one image fits into VMEM, a block of channels of it."""
+  of_rows, of_weight, of_spectra = (
+    math.prod(shape[:-1]) for shape in (rows[0].shape[1:], weight.shape, spectra)
+  )
+  # Blocks are there twice: one is copied while the other is worked on.
+  positions = len(rows) * (2 * of_rows + 2 * of_weight + of_spectra) + 2 * of_rows
+  needed = positions * LANES * 4
+  if needed > VMEM_BYTES:
+    raise UserError(
+      f"the fused filter got a grid of {layout.height} x {layout.width} tokens, of which a step "
+      f"needs {needed >> 20} MiB of a TPU's VMEM, expected at most {VMEM_BYTES >> 20}; "
+      "choose another backend"
+    )
+
+
 def _estimate_cost(layout, rows, weight, matrices) -> pl.CostEstimate:
   """What a kernel moves, counted in whole tiles, and multiplies, counted without padded lanes."""
   steps, tokens, channels = rows[0].shape
   width_in, height_in, height_out, width_out = (matrix.size for matrix in matrices)
   of_rows = layout.height * (len(rows) * width_in + width_out)
   of_columns = layout.columns * (len(rows) * height_in + height_out)
-  lanes = _round_up(channels, LANES)
-  values = steps * _round_up(tokens, SUBLANES) * lanes
+  lanes = round_up(channels, LANES)
+  values = steps * round_up(tokens, SUBLANES) * lanes
   moved = values * (4 + sum(x.dtype.itemsize for x in rows))
   moved += len(rows) * 4 * weight.size // channels * lanes
   return pl.CostEstimate(
@@ -279,70 +267,3 @@ def _estimate_cost(layout, rows, weight, matrices) -> pl.CostEstimate:
     bytes_accessed=moved + sum(matrix.nbytes for matrix in matrices),
     transcendentals=0,
   )
-
-
-def _choose_layout(shape: tuple[int, int, int, int]) -> _Layout:
-  batch, height, width, _ = shape
-  most = max(1, min(MOST_IMAGES, MOST_TOKENS // (height * width)))
-  images = max(n for n in range(1, most + 1) if batch % n == 0)
-  return _Layout(images, height, width)
-
-
-def _as_rows(tokens: jax.Array, layout: _Layout) -> jax.Array:
-  """(steps, tokens of a step, channels): without padding, mostly, unlike single images."""
-  _, height, width, channels = tokens.shape
-  return tokens.reshape(-1, layout.images * height * width, channels)
-
-
-def _as_columns(weight: jax.Array, layout: _Layout) -> jax.Array:
-  """(columns, 2, padded height, channels), as the kernels take it."""
-  padding = layout.padded_height - layout.height
-  return jnp.pad(weight.transpose(2, 0, 1, 3), ((0, 0), (0, 0), (0, padding), (0, 0)))
-
-
-def _passes(precision: jax.lax.Precision, *factors: jax.Array) -> int:
-  """How many products of bfloat16 halves make one product with these factors."""
-  if precision == jax.lax.Precision.DEFAULT:
-    return 1
-  # Bfloat16 has no low half.
-  return 2 if factors and all(x.dtype == jnp.bfloat16 for x in factors) else 3
-
-
-@functools.cache
-def _matrices(layout: _Layout, token_passes: int, passes: int) -> tuple[np.ndarray, ...]:
-  """The orthonormal transforms along width and height, then their inverses, height first."""
-  columns, pitch, height, padded = (
-    layout.columns,
-    layout.pitch,
-    layout.height,
-    layout.padded_height,
-  )
-  width_in = np.zeros((2, pitch, layout.width))  # (part, column) from (width,)
-  spectrum = np.fft.rfft(np.eye(layout.width), norm="ortho").T
-  width_in[:, :columns] = spectrum.real, spectrum.imag
-  width_out = np.zeros((layout.width, 2, pitch))  # (width,) from (part, column)
-  for part, unit in enumerate((1, 1j)):
-    inverse = np.fft.irfft(unit * np.eye(columns), layout.width, norm="ortho")
-    width_out[:, part, :columns] = inverse.T
-  height_in = np.zeros((2, padded, height, 2))  # (part, height) from (height, part)
-  spectrum = np.fft.fft(np.eye(height), norm="ortho")
-  height_in[0, :height] = np.stack([spectrum.real, -spectrum.imag], -1)
-  height_in[1, :height] = np.stack([spectrum.imag, spectrum.real], -1)
-  height_in = height_in.reshape(2 * padded, 2 * height)
-  return (
-    _widen(width_in.reshape(2 * pitch, -1), token_passes),
-    _widen(height_in, passes),
-    _widen(height_in.T, passes),  # unitary: the transpose is the inverse
-    _widen(width_out.reshape(-1, 2 * pitch), passes),
-  )
-
-
-def _widen(matrix: np.ndarray, passes: int) -> np.ndarray:
-  """The high half of a matrix, its low half and the high half again: as many as passes."""
-  high = matrix.astype(jnp.bfloat16)
-  low = (matrix - high.astype(np.float64)).astype(jnp.bfloat16)
-  return np.concatenate([high, low, high][:passes], axis=1)
-
-
-def _round_up(number: int, multiple: int) -> int:
-  return -(-number // multiple) * multiple
