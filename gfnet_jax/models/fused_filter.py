@@ -78,8 +78,8 @@ def pull_back(
   """The gradients of `forward`'s arguments, given its result's.
 
   As in `fourier.py`: the filter with the conjugate weight, and the product of the spectra, where
-  a column with a mirror image counts twice. The spectrum of the tokens is computed again, since
-  reading them costs half as much as reading a spectrum that was kept.
+  a column with a mirror image counts twice. The spectrum of the tokens is computed again: kept,
+  it would be one more array of their size to write and to read.
 
   Args:
     tokens, weight, precision, interpret: those of `forward`.
@@ -134,14 +134,15 @@ def _pull_back_kernel(layout, tokens, gradient, weight, *refs):
 
   def filter_column(column, _):
     real, imaginary = weight[column]
+    sums = jnp.zeros_like(real), jnp.zeros_like(real)
     for image in range(layout.images):
       place = layout.column(image, column)
       a, b = _split(_product(height_in, token_spectra[place]))
       c, d = _split(_product(height_in, spectra[place]))
-      weight_gradient[column, 0] += a * c + b * d
-      weight_gradient[column, 1] += a * d - b * c
+      sums = sums[0] + a * c + b * d, sums[1] + a * d - b * c
       product = jnp.concatenate([c * real + d * imaginary, d * real - c * imaginary])
       spectra[place] = _product(height_out, product)
+    weight_gradient[column] += jnp.stack(sums)
 
   jax.lax.fori_loop(0, layout.columns, filter_column, None)
   _invert_rows(layout, width_out, spectra, tokens_gradient)

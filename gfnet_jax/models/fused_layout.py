@@ -57,6 +57,7 @@ class Layout(NamedTuple):
 
 
 def choose_layout(shape: tuple[int, int, int, int]) -> Layout:
+  """The layout for tokens (batch, height, width, channels)."""
   batch, height, width, _ = shape
   most = max(1, min(MOST_IMAGES, MOST_TOKENS // (height * width)))
   images = max(n for n in range(1, most + 1) if batch % n == 0)
@@ -85,20 +86,25 @@ def count_passes(precision: jax.lax.Precision, *factors: jax.Array) -> int:
 
 @functools.cache
 def transform_matrices(layout: Layout, token_passes: int, passes: int) -> tuple[np.ndarray, ...]:
-  """The orthonormal transforms along width and height, then their inverses, height first."""
-  columns, pitch, height, padded = (
-    layout.columns,
-    layout.pitch,
-    layout.height,
-    layout.padded_height,
-  )
-  width_in = np.zeros((2, pitch, layout.width))  # (part, column) from (width,)
-  spectrum = np.fft.rfft(np.eye(layout.width), norm="ortho").T
+  """The orthonormal transforms along width and height, then their inverses, height first.
+
+  Args:
+    layout: of a step.
+    token_passes: of bfloat16, for the first matrix, which multiplies tokens.
+    passes: for the others.
+
+  Returns:
+    Four matrices in bfloat16, made wider by the number of passes. The first two map rows of
+    (width,) to (part, column) and columns of (height, part) to (part, height).
+  """
+  _, height, width = layout
+  columns, pitch, padded = layout.columns, layout.pitch, layout.padded_height
+  width_in = np.zeros((2, pitch, width))  # (part, column) from (width,)
+  spectrum = np.fft.rfft(np.eye(width), norm="ortho").T
   width_in[:, :columns] = spectrum.real, spectrum.imag
-  width_out = np.zeros((layout.width, 2, pitch))  # (width,) from (part, column)
+  width_out = np.zeros((width, 2, pitch))  # (width,) from (part, column)
   for part, unit in enumerate((1, 1j)):
-    inverse = np.fft.irfft(unit * np.eye(columns), layout.width, norm="ortho")
-    width_out[:, part, :columns] = inverse.T
+    width_out[:, part, :columns] = np.fft.irfft(unit * np.eye(columns), width, norm="ortho").T
   height_in = np.zeros((2, padded, height, 2))  # (part, height) from (height, part)
   spectrum = np.fft.fft(np.eye(height), norm="ortho")
   height_in[0, :height] = np.stack([spectrum.real, -spectrum.imag], -1)
