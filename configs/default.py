@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.model[name] = config_dict.placeholder(kind)  # None: the variant's own
   config.model.mixer = config_dict.placeholder(str)  # of the tokens, see gfnet_jax/models/mixers.py
   config.model.drop_path_rate = config_dict.placeholder(float)
-  config.model.backend = "auto"  # of the Fourier transforms: auto, fft, separable or dense
+  config.model.backend = "auto"  # of the filter: auto, fft, separable, dense or fused
   config.model.filter_precision = config_dict.placeholder(str)  # high (None), highest or default
   config.model.remat = False  # less memory for more time
   config.model.scan = False  # compiles faster; parameters are stacked (docs/speed.md)

@@ -49,8 +49,8 @@ def global_filter(
   """
   tokens, weight = (jnp.asarray(array, jnp.float32) for array in (tokens, weight))
   platform = platform_of(tokens)
-  chosen = form(choose_backend(backend, tokens.shape[1:], platform), platform)
-  filter_tokens = _filter(chosen, filter_precision(precision, platform))
+  chosen = choose_backend(backend, tokens.shape[1:], platform)
+  filter_tokens = _filter(chosen, platform, filter_precision(precision, platform))
   mesh, batch, channels = _find_split(tokens)
   specs = PartitionSpec(batch, None, None, channels), PartitionSpec(None, None, None, channels)
   tokens, weight = map(reshard, (tokens, weight), specs)
@@ -84,9 +84,38 @@ def _axes(mesh: AbstractMesh) -> list[tuple[str, AxisType]]:
 
 @functools.cache
 def _filter(
-  backend: Backend, precision: jax.lax.Precision
+  name: str, platform: str, precision: jax.lax.Precision
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """The filter of tokens and weight, computed by a backend."""
+  if name == "fused":
+    functions = _in_one_kernel(precision, interpret=platform != "tpu")
+  else:
+    functions = _by_transforms(form(name, platform), precision)
+  return custom_gradient(*map(jax.named_scope(SCOPE), functions))
+
+
+def _in_one_kernel(precision: jax.lax.Precision, interpret: bool) -> tuple[Callable, ...]:
+  """What `custom_gradient` needs, each function one kernel (a sum of two in forward mode)."""
+  from gfnet_jax.models import fused_filter  # imports Pallas, which takes long
+
+  filter_tokens = functools.partial(fused_filter.forward, precision=precision, interpret=interpret)
+
+  def forward(tokens, weight):
+    return filter_tokens(tokens, weight), (tokens, weight)
+
+  def push_forward(residuals, tangents):
+    tokens, weight = residuals
+    change_of_tokens, change_of_weight = tangents
+    return filter_tokens(change_of_tokens, weight) + filter_tokens(tokens, change_of_weight)
+
+  def pull_back(residuals, gradient):
+    return fused_filter.pull_back(*residuals, gradient, precision=precision, interpret=interpret)
+
+  return forward, push_forward, pull_back
+
+
+def _by_transforms(backend: Backend, precision: jax.lax.Precision) -> tuple[Callable, ...]:
+  """What `custom_gradient` needs, by a backend's transform and its inverse."""
 
   def transform(tokens):
     return backend.transform(tokens, precision)
@@ -138,7 +167,7 @@ def _filter(
       weight_gradient * copies[None, None, :, None],
     )
 
-  return custom_gradient(*map(jax.named_scope(SCOPE), (forward, push_forward, pull_back)))
+  return forward, push_forward, pull_back
 
 
 def _multiply(

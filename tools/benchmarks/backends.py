@@ -15,20 +15,15 @@ import jax
 import jax.numpy as jnp
 from benchmarks import _measure
 
+from gfnet_jax.files import write_atomically
 from gfnet_jax.models import fourier_timings
 from gfnet_jax.models.fourier import global_filter
 from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
+from gfnet_jax.models.fourier_timings import TIMINGS, Timing
+from gfnet_jax.models.platform import platform_of
 from gfnet_jax.models.variants import VARIANTS
 
 DENSE_LIMIT = 600  # tokens above which one product over all of them is hopeless
-TIMINGS = Path(fourier_timings.__file__)
-HEADER = '''"""Milliseconds of the filter's backends, forward with gradient; batch 8, float32.
-
-By platform and (height, width, channels). "auto" chooses from them. Written by
-python tools/benchmark.py backends --write
-"""
-
-'''
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,14 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-  rows, milliseconds = [], {}
+  rows, milliseconds, platform = [], {}, platform_of(jnp.zeros(()))
   shapes = sorted(shape for shape in variant_shapes() if shape[0] <= options.largest)
   for shape in _measure.progress(shapes, "grid"):
     forward, gradient = measure(shape, options)
     # The least: other programs only ever add time.
     best = {name: min(seconds) * 1e3 for name, seconds in gradient.items()}
     milliseconds[shape] = {name: round(value, 3) for name, value in best.items()}
-    chosen = choose_backend("auto", shape)
+    chosen = choose_backend("auto", shape, platform)
     for name in forward:
       rows.append(
         {
@@ -61,19 +56,19 @@ def run(options: argparse.Namespace) -> None:
       )
   _measure.report("backends", rows, options)
   if options.write:
-    platform = jax.default_backend()
-    renewed = fourier_timings.MILLISECONDS.get(platform, {}) | milliseconds
-    timings = fourier_timings.MILLISECONDS | {platform: renewed}
-    TIMINGS.write_text(HEADER + "".join(table_lines(timings)))
+    measured = {shape: Timing("measured", times) for shape, times in milliseconds.items()}
+    table = TIMINGS | {platform: TIMINGS.get(platform, {}) | measured}
+    file = Path(fourier_timings.__file__)
+    head, line, _ = file.read_text().partition("TIMINGS = {\n")
+    write_atomically(file, head + line + "".join(table_lines(table)))
 
 
-def table_lines(timings: dict[str, dict[tuple, dict[str, float]]]) -> Iterator[str]:
-  """The table as Python source, formatted as ruff would."""
-  yield "MILLISECONDS = {\n"
+def table_lines(timings: dict[str, dict[tuple, Timing]]) -> Iterator[str]:
+  """The rows of the table as Python source, formatted as ruff would."""
   for platform, table in timings.items():
     yield f"  {json.dumps(platform)}: {{\n"
-    for shape, times in table.items():
-      yield f"    {shape}: {json.dumps(times)},\n"
+    for shape, row in sorted(table.items()):
+      yield f"    {shape}: Timing({json.dumps(row.origin)}, {json.dumps(row.milliseconds)}),\n"
     yield "  },\n"
   yield "}\n"
 
@@ -102,6 +97,8 @@ def measure(
   forward, gradient = {}, {}
   for name in BACKENDS:
     if name == "dense" and height * width > DENSE_LIMIT:
+      continue
+    if name == "fused" and platform_of(tokens) != "tpu":  # elsewhere it is only interpreted
       continue
 
     @jax.jit
