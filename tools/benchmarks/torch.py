@@ -1,13 +1,14 @@
 """The variants beside PyTorch: the same weights, images, threads and device, in turns.
 
 PyTorch runs the official network (gfnet_jax/weights/reference.py): `eager`, in float32
-whatever --precision is (on a GPU with TF32 if that is "default", as ours has it); with --precision bf16 also under `autocast` to bfloat16; with
---compile also by torch.compile, with bf16 under autocast. Inference, and a training step
-with AdamW. Ratios are PyTorch's time over ours: medians of the ratios within a round,
-with their quartiles (low, high), and the ratio of the two shortest times (of_minima),
-which other programs on the machine disturb least. Beside inference, the model's matrix
-products alone take their turns in JAX: eager/products is PyTorch's time over theirs,
-which eager/jax could reach if all else took no time.
+whatever --precision is (on a GPU with TF32 if that is "default", as ours has it); with
+--precision bf16 also under `autocast` to bfloat16; with --compile also by torch.compile,
+with bf16 under autocast. Inference, and a training step with AdamW. Ratios are PyTorch's
+time over ours: medians of the ratios within a round, with their quartiles (low, high),
+and the ratio of the two shortest times (of_minima), which other programs on the machine
+disturb least. Beside inference, the model's matrix products alone take their turns in
+JAX: eager/products is PyTorch's time over theirs, which eager/jax could reach if all else
+took no time.
 
 `difference` is that of our logits from PyTorch's in float32, relative, in the L2 norm;
 difference_to_float32 that of our bf16 logits from our own in float32. The benchmark fails
