@@ -23,9 +23,10 @@ if output.stem in os.environ["FAILING"].split():
   sys.exit(3)
 output.write_text(" ".join(sys.argv[1:]))
 """
-ALL = ["correctness", "backends", "step-bf16-gfnet-ti", "step-bf16-gfnet-h-ti", "torch-bf16"]
-ALL += ["step-float32-gfnet-ti", "step-float32-gfnet-h-ti", "torch-float32", "models", "layer"]
-ALL += ["profile"]
+SMALL = ("gfnet-ti", "gfnet-h-ti")
+KINDS = ("step-bf16", "torch-bf16", "step-float32", "torch-float32", "models")
+ALL = ["correctness", "backends", *(f"{kind}-{model}" for kind in KINDS for model in SMALL)]
+ALL += ["layer", "profile"]
 
 
 @pytest.fixture
@@ -68,13 +69,15 @@ def test_all_parts_leave_results(call):
 
 def test_what_fails_is_named_and_the_rest_goes_on(call):
   call("--quick")
-  code, _, errors, results = call("--quick", failing="backends torch-bf16")
+  code, _, errors, results = call("--quick", failing="backends torch-bf16-gfnet-ti")
   assert code == 2
   assert errors.startswith(
-    "error: 2 of 11 parts failed: backends (exit code 3), torch-bf16 (exit code 3); the results "
+    "error: 2 of 14 parts failed: backends (exit code 3), torch-bf16-gfnet-ti (exit code 3); the "
   )
   assert errors.count("\n") == 1
-  assert results.keys() == set(ALL) - {"backends", "torch-bf16"}, "none of an earlier call is left"
+  assert results.keys() == set(ALL) - {"backends", "torch-bf16-gfnet-ti"}, (
+    "none of an earlier call is left"
+  )
   assert (call.directory / "backends.txt").read_text() == "platforms cpu\n"
 
 
@@ -110,8 +113,8 @@ def test_a_tpu_is_never_replaced_by_the_host(call):
 def test_a_gpu_has_pytorch_beside_it(call):
   code, output, _, results = call("--parts", "torch", machine=GPU)
   assert code == 0
-  assert output.count("platforms cuda,cpu\n") == len(results) == 2
-  assert "--compile --precision bf16" in results["torch-bf16"]
+  assert output.count("platforms cuda,cpu\n") == len(results) == 14
+  assert "--compile --models gfnet-b --precision bf16" in results["torch-bf16-gfnet-b"]
 
 
 def test_without_an_accelerator_nothing_is_run(call):
@@ -153,7 +156,7 @@ def test_the_benchmarks_know_all_arguments(accelerator, monkeypatch, tmp_path, q
   monkeypatch.setattr(accelerator, "look", lambda: GPU)
   monkeypatch.setattr(accelerator, "run_part", run_in_process(benchmark.main))
   accelerator.main([str(tmp_path), *options])
-  assert len(asked) == (11 if quick else 21)
+  assert len(asked) == (14 if quick else 39)
   assert all(option.output.parent == tmp_path for option in asked)
 
 

@@ -101,13 +101,18 @@ def look() -> dict[str, Any]:
 
 
 def plan(machine: dict[str, Any], options: argparse.Namespace) -> list[Part]:
-  """The parts in their order: what decides first, and what a later part profits from."""
+  """The parts in their order: what decides first, and what a later part profits from.
+
+  A network has parts of its own: if it does not fit the device, the others are not lost.
+  """
   quick = options.quick
   models = ("gfnet-ti", "gfnet-h-ti") if quick else MODELS
   size, batch, rounds = (32, 2, 2) if quick else (224, 128, 20)  # batch: of every device
-  turns = ("--rounds", rounds)
-  shape = ("--models", *models, "--image-size", size)
-  torch = ("torch", *shape, "--batch-size", batch, *turns, *(() if quick else ("--compile",)))
+  rows, turns = ("--batch-size", batch), ("--rounds", rounds)
+  largest = ("--largest", 7 if quick else 96)
+  torch = ("torch", "--image-size", size, *rows, *turns, *(() if quick else ("--compile",)))
+  alone = ("models", "--image-sizes", size, "--batch-sizes", batch, *turns)
+  alone += ("--dtypes", "float32", "bfloat16", "--peak-side", 256 if quick else 8192)
 
   def step(model: str, precision: str) -> tuple[object, ...]:
     fields = {"precision": precision, "model.image_size": size, "mixing.group_size": batch}
@@ -115,25 +120,18 @@ def plan(machine: dict[str, Any], options: argparse.Namespace) -> list[Part]:
     overrides = (f"--config.{field}={value}" for field, value in fields.items())
     return ("step", "--config", f"configs/imagenet.py:{model}", *turns, *overrides)
 
-  largest = ("--largest", 7 if quick else 96)
+  profile = ("--profile", options.directory.resolve() / "profile")
   write = () if quick else ("--write",)
-  sides = ("--sides", 4, 8) if quick else ()
   parts = [
-    Part("correctness", ("correctness", *shape, *largest)),
-    Part("backends", ("backends", "--batch-size", batch, *largest, *turns, *write)),
+    Part("correctness", ("correctness", "--models", *models, "--image-size", size, *largest)),
+    Part("backends", ("backends", *rows, *largest, *turns, *write)),
     *(Part(f"step-bf16-{model}", step(model, "bf16")) for model in models),
-    Part("torch-bf16", (*torch, "--precision", "bf16")),
+    *(Part(f"torch-bf16-{m}", (*torch, "--models", m, "--precision", "bf16")) for m in models),
     *(Part(f"step-float32-{model}", step(model, "default")) for model in models),
-    Part("torch-float32", torch),
-    Part(
-      "models",
-      ("models", "--models", *models, "--image-sizes", size, "--batch-sizes", batch, *turns)
-      + ("--dtypes", "float32", "bfloat16", "--peak-side", 256 if quick else 8192),
-    ),
-    Part("layer", ("layer", *sides, *turns)),
-    Part(
-      "profile", (*step(models[1], "bf16"), "--profile", options.directory.resolve() / "profile")
-    ),
+    *(Part(f"torch-float32-{model}", (*torch, "--models", model)) for model in models),
+    *(Part(f"models-{model}", (*alone, "--models", model)) for model in models),
+    Part("layer", ("layer", *(("--sides", 4, 8) if quick else ()), *turns)),
+    Part("profile", (*step(models[1], "bf16"), *profile)),
   ]
   chosen = [part for part in parts if part.kind in options.parts]
   if not machine["torch"]:

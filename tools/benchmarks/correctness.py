@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks import _measure, _models, backends, step
+from benchmarks import _measure, backends, step
 from benchmarks import torch as beside_torch
 
 from gfnet_jax.config_files import read_config
@@ -61,9 +61,7 @@ def logits(options: argparse.Namespace) -> Iterator[dict[str, object]]:
   for name in _measure.progress(options.models, "model"):
     reference, weights = beside_torch.their_model(name, options.image_size)
     expected = np.asarray(beside_torch.torch_inference(reference, images, autocast=False)())
-    with matmul_precision("highest"):
-      model = beside_torch.our_model(name, weights, "highest", options.image_size)
-      found = np.asarray(_models.inference(model, images).call())
+    found = beside_torch.our_logits(name, weights, images)
     difference = _measure.relative_l2(found, expected)
     yield row("logits", name, difference, beside_torch.EXACT)
 

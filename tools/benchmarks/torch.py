@@ -109,11 +109,7 @@ def inference(
     for way, (module, autocast) in ways(reference, options).items()
   }
   expected = theirs["eager"]().float().cpu().numpy()
-  float32 = None
-  if options.precision == "bf16":  # gone before the next model is there
-    with matmul_precision("highest"):
-      model = our_model(name, weights, "highest", options.image_size)
-      float32 = np.asarray(_models.inference(model, images).call())
+  float32 = our_logits(name, weights, images) if options.precision == "bf16" else None
   model = our_model(name, weights, options.precision, options.image_size)
   ours = _models.inference(model, images)
   logits = np.asarray(ours.call())
@@ -154,6 +150,13 @@ def their_model(name: str, image_size: int):
   reference = official.create(name, image_size)
   weights = official.golden_weights(official.shapes(reference))
   return official.load(reference, weights), weights
+
+
+def our_logits(name: str, weights: dict, images: np.ndarray) -> np.ndarray:
+  """Of our network in float32, which is gone afterwards."""
+  with matmul_precision("highest"):
+    model = our_model(name, weights, "highest", images.shape[1])
+    return np.asarray(_models.inference(model, images).call())
 
 
 def our_model(name: str, weights: dict, precision: str, image_size: int):
