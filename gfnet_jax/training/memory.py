@@ -95,7 +95,7 @@ def explain_shortage(advice: Callable[[], list[str]]) -> Iterator[None]:
 def advise(config: ml_collections.ConfigDict, devices: int = 1, excess: float = 2.0) -> list[str]:
   """Overrides with which a training step needs less memory, the most useful first.
 
-  The first two change no result but by rounding and the draws of stochastic depth.
+  All but a smaller batch change results by rounding and the draws of stochastic depth only.
 
   Args:
     config: of the run.
