@@ -1,12 +1,14 @@
 """The benchmarks of computations at a small size: rows, files, mistakes."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gfnet_jax.errors import UserError
 from gfnet_jax.models.variants import create_model
 
 SMALL = ("--models", "gfnet-ti", "--rounds", "2")
@@ -19,6 +21,7 @@ def run(script, tmp_path, *arguments):
   assert done.returncode == 0, done.stderr
   result = json.loads(path.read_text())
   assert result["machine"]["versions"]["jax"]
+  assert result["machine"]["load_before"] >= 0 <= result["machine"]["load_after"]
   for row in result["rows"]:
     assert all(str(column) in done.stdout for column in row)
   return result["rows"]
@@ -107,13 +110,124 @@ def test_attention_of_the_layer_benchmark_is_attention(monkeypatch):
 
 
 @pytest.mark.slow
-def test_torch(script, tmp_path):
+@pytest.mark.parametrize("precision", ["highest", "bf16"])
+def test_torch(script, tmp_path, precision):
   pytest.importorskip("torch")
-  options = ("--image-size", 32, "--batch-size", 2, "--precision", "highest")
+  options = ("--image-size", 32, "--batch-size", 2, "--precision", precision)
   inference, training = run(script, tmp_path, "torch", *SMALL, *options)
-  assert inference["difference"] < 1e-5, "it is the same network"
+  ways = ["eager", "autocast"] if precision == "bf16" else ["eager"]
+  assert inference["difference"] <= inference["at_most"], "it is the same network"
+  if precision == "highest":
+    assert inference["at_most"] < 1e-4
+    assert inference["difference_to_float32"] is None
+  else:  # rounded to bfloat16, but not in every sum
+    assert 1e-4 < inference["difference_to_float32"] <= inference["at_most"]
+    assert inference["difference_to_float32"] == pytest.approx(inference["difference"], rel=1e-2)
   for row in (inference, training):
-    assert row["eager_low"] <= row["eager/jax"] <= row["eager_high"]
+    assert [name.removesuffix("/jax") for name in row if name.endswith("/jax")] == ways
+    for way in ways:
+      assert row[f"{way}_low"] <= row[f"{way}/jax"] <= row[f"{way}_high"]
+
+
+def test_only_with_a_device_of_its_own_is_pytorch_beside(monkeypatch):
+  pytest.importorskip("torch")
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import torch as beside_torch
+
+  assert beside_torch.torch_device() == "cpu"
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  with pytest.raises(UserError, match="jax computes on tpu, where this PyTorch has no device"):
+    beside_torch.torch_device()
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(beside_torch.torch.cuda, "is_available", lambda: True)
+  assert beside_torch.torch_device() == "cuda"
+  monkeypatch.setattr(beside_torch.torch.cuda, "is_available", lambda: False)
+  with pytest.raises(UserError, match="jax computes on gpu, where"):
+    beside_torch.torch_device()
+
+
+def test_bounds_of_logits(monkeypatch):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks.torch import at_most
+
+  assert at_most("highest", 224) == at_most("default", 224) == 2e-5
+  assert (at_most("bf16", 384), at_most("bf16", 224), at_most("bf16", 32)) == (5e-3, 5e-3, 1e-2)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert (at_most("highest", 224), at_most("default", 224)) == (2e-5, 5e-3)
+
+
+@pytest.mark.parametrize("width", [4, 5])
+def test_the_filter_in_float64_and_its_gradients(monkeypatch, width):
+  """The result by the formula of the paper; the gradients by differences, as it is bilinear."""
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import correctness
+
+  rng = np.random.default_rng(0)
+  tokens, cotangent, other = rng.standard_normal((3, 2, 6, width, 3))
+  weight, other_weight = rng.standard_normal((2, 2, 6, width // 2 + 1, 3))
+
+  def filtered(tokens, weight):
+    spectrum = np.fft.rfft2(tokens, axes=(1, 2), norm="ortho") * (weight[0] + 1j * weight[1])
+    return np.fft.irfft2(spectrum, s=(6, width), axes=(1, 2), norm="ortho")
+
+  result, of_tokens, of_weight = correctness.filter_in_float64(tokens, weight, cotangent)
+  np.testing.assert_allclose(result, filtered(tokens, weight), atol=1e-13)
+  by_tokens = (cotangent * filtered(other, weight)).sum()
+  assert (of_tokens * other).sum() == pytest.approx(by_tokens, rel=1e-12)
+  by_weight = (cotangent * filtered(tokens, other_weight)).sum()
+  assert (of_weight * other_weight).sum() == pytest.approx(by_weight, rel=1e-12)
+
+
+@pytest.mark.parametrize("error", [0.0, 3e-3, np.nan])
+def test_a_filter_in_one_pass_of_bfloat16_is_noticed(monkeypatch, error):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _measure, correctness
+
+  def compute(*arguments):
+    *arrays, backend = arguments
+    exact = correctness.filter_in_float64(*arrays)
+    return [array * (1 + error) for array in exact] if backend == "separable" else exact
+
+  monkeypatch.setattr(correctness, "filter_and_gradients", compute)
+  rows = list(correctness.filters(SimpleNamespace(backends=None, largest=12)))
+  assert {row["case"].partition(" ")[0] for row in rows} == {"7x7", "12x12"}
+  if error == 0:
+    _measure.check_differences(rows)
+    return
+  with pytest.raises(UserError) as refusal:
+    _measure.check_differences(rows)
+  said = "nan" if np.isnan(error) else "0.003"
+  assert str(refusal.value).startswith(
+    f"difference of filter 7x7 separable is {said}, expected at most 2e-05, and 5 more; the results"
+  )
+
+
+def test_what_exceeds_its_bound_is_kept_and_then_refused(monkeypatch, tmp_path, capsys):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _measure
+
+  options = SimpleNamespace(output=tmp_path / "result.json")
+  row = {"model": "gfnet-ti", "ms": 3.0, "difference": 2e-3, "at_most": 1e-3}
+  good = row | {"difference": None, "at_most": None}
+  _measure.report("title", [good, row | {"at_most": 2e-3}], options)
+  with pytest.raises(UserError, match=r"of gfnet-ti is 0\.002, expected at most 0\.001;"):
+    _measure.report("title", [good, row], options)
+  assert json.loads(options.output.read_text())["rows"][1] == row
+  assert "0.002" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.5, False), (4.2, False), (5.3, True)])
+def test_a_busy_machine_is_warned_of(monkeypatch, capsys, load, warned):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _measure
+
+  monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+  monkeypatch.setattr("os.cpu_count", lambda: 4)
+  _measure.report("title", [{"ms": 1.0}], SimpleNamespace(output=None))
+  printed, errors = capsys.readouterr()
+  assert json.loads(printed.splitlines()[0])["load_after"] == load
+  line = f"warning: after the benchmark the load of this machine is {load} on 4 cores; "
+  assert errors.startswith(line) if warned else not errors
 
 
 def test_backends(script, tmp_path):

@@ -133,6 +133,7 @@ def test_no_module_and_no_function_is_too_long():
     ("eval.py", "--help"),
     ("eval.py", "--checkpont", "x"),
     ("convert_torch_weights.py", "--help"),
+    ("tools/accelerator.py", "--help"),
     ("tools/predict.py", "--help"),
     ("tools/prepare_tfds.py", "--help"),
   ],

@@ -17,6 +17,8 @@ from gfnet_jax.command_line import ArgumentParser, run
 
 def main(arguments: list[str]) -> None:
   startup.keep_freed_memory()  # as the scripts do
+  from benchmarks import _measure  # after it: this imports jax
+
   parser = ArgumentParser(prog="tools/benchmark.py", description=__doc__)
   benchmarks = parser.add_subparsers(required=True, metavar="WHAT")
   # Every module of tools/benchmarks has add_arguments(parser) and run(options).
@@ -31,6 +33,7 @@ def main(arguments: list[str]) -> None:
   if overrides and "overrides" not in options:
     parser.error(f"unexpected argument {overrides[0]!r}")
   options.overrides = overrides  # of a config, for the benchmarks that read one
+  _measure.warn_of_load(_measure.LOAD_BEFORE, "before the benchmark")
   options.run(options)
 
 

@@ -265,7 +265,7 @@ def check_groups(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     UserError: if its groups do not divide the batch.
   """
   mixing = config.mixing
-  if not (mixing.mixup_alpha or mixing.cutmix_alpha or mixing.cutmix_minmax):
+  if not mixes(mixing):
     return
   if mixing.group_size < 1 or config.data.batch_size % mixing.group_size:
     raise UserError(
@@ -278,6 +278,11 @@ def check_groups(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
       f"warning: mixing.group_size={mixing.group_size} spans devices of {rows} images each, which "
       f"moves images between them in every step; a divisor of {rows} would not"
     )
+
+
+def mixes(mixing: ml_collections.ConfigDict) -> bool:
+  """Whether images are mixed at all, by mixup or CutMix."""
+  return bool(mixing.mixup_alpha or mixing.cutmix_alpha or mixing.cutmix_minmax)
 
 
 def flatten(config: dict, prefix: str = "") -> dict[str, Any]:

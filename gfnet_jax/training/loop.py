@@ -20,6 +20,7 @@ from gfnet_jax.training import metrics
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run
 from gfnet_jax.training.inputs import batches_from
 from gfnet_jax.training.lock import Lock
+from gfnet_jax.training.memory import advise, check_memory, explain_shortage
 from gfnet_jax.training.nonfinite import NonFinite, RollBack
 from gfnet_jax.training.periods import Every
 from gfnet_jax.training.profile import Profile
@@ -89,7 +90,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str) -> Results | N
   config, workdir = config.copy_and_resolve_references(), Path(workdir)
   check(config)
   mesh = make_mesh()
-  with jax.set_mesh(mesh), matmul_precision(config.precision), Preemption() as preemption:
+  with (
+    jax.set_mesh(mesh),
+    matmul_precision(config.precision),
+    explain_shortage(lambda: advise(config, mesh.size)),
+    Preemption() as preemption,
+  ):
     run = prepare(config, workdir, mesh)
     # What cannot be begun with is refused before anything is written.
     fresh = begin(run) if is_new(workdir) else None
@@ -147,8 +153,11 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
         evaluate_and_save(run, state, progress, guards, writer, bar)
       watch = Stopwatch(config.data.batch_size)
       for step, batch in enumerate(watch.waits(to_devices(batches, run.mesh)), first + 1):
+        rate = inputs.schedule(step - 1)
+        if step == first + 1:
+          check_memory(run, (state, program.teacher_params, batch, rate))
         profile.before(step)
-        state = program.train(state, program.teacher_params, batch, inputs.schedule(step - 1))
+        state = program.train(state, program.teacher_params, batch, rate)
         profile.after(step, state)
         progress.step, progress.results = step, {}
         watch.count(state)
@@ -248,16 +257,17 @@ def evaluate(run: Run, params: Params, guards: Guards) -> Results:
     if guards.pulse():
       raise Stopped
 
-  return evaluate_params(
-    run.program.evaluate,
-    run.program.gather(params),
-    run.inputs.eval_source,
-    run.inputs.eval_transform,
-    batch_size=run.config.data.eval_batch_size,
-    mesh=run.mesh,
-    reading=run.inputs.reading,
-    on_batch=on_batch,
-  )
+  with explain_shortage(lambda: ["a smaller --config.data.eval_batch_size"]):
+    return evaluate_params(
+      run.program.evaluate,
+      run.program.gather(params),
+      run.inputs.eval_source,
+      run.inputs.eval_transform,
+      batch_size=run.config.data.eval_batch_size,
+      mesh=run.mesh,
+      reading=run.inputs.reading,
+      on_batch=on_batch,
+    )
 
 
 def save(run: Run, state: TrainState, progress: Progress, guards: Guards) -> None:

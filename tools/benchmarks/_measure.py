@@ -16,9 +16,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory, write_atomically
 
 T = TypeVar("T")
+
+LOAD_BEFORE = os.getloadavg()[0]  # of the last minute, when this is imported: before any work
+FULL = 1.1  # load per core that a benchmark makes by itself, and a quiet machine beside it
 
 
 def count(text: str) -> int:
@@ -79,15 +83,36 @@ def _quartiles(values: list[float]) -> tuple[float, float, float]:
   return tuple(np.quantile(values, (0.25, 0.5, 0.75)).tolist())
 
 
+def relative_l2(actual: object, expected: object) -> float:
+  """The L2 norm of the difference of two arrays over that of the second, in float64."""
+  expected = np.asarray(expected, np.float64)
+  difference = np.linalg.norm((np.asarray(actual, np.float64) - expected).ravel())
+  return float(difference / np.linalg.norm(expected.ravel()))
+
+
+def warn_of_load(load: float, when: str) -> None:
+  """Warns if other programs compete for the cores: quartiles may look calm all the same."""
+  cores = os.cpu_count()
+  if load > FULL * cores:
+    print(
+      f"warning: {when} the load of this machine is {load:.1f} on {cores} cores; other programs "
+      "disturb these times: repeat on a quiet machine",
+      file=sys.stderr,
+      flush=True,
+    )
+
+
 def machine() -> dict[str, object]:
-  """Where and with what this runs; the load shows whether others were running too."""
+  """Where and with what this runs; the loads show whether others were running too."""
   packages = ("jax", "jaxlib", "flax", "numpy", "torch")
   return {
+    "platform": jax.default_backend(),
     "device": jax.devices()[0].device_kind,
     "devices": jax.device_count(),
     "processor": _processor(),
     "cores": os.cpu_count(),
-    "load": os.getloadavg()[0],
+    "load_before": LOAD_BEFORE,
+    "load_after": os.getloadavg()[0],
     "python": platform.python_version(),
     "versions": {name: _version(name) for name in packages},
     "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
@@ -110,7 +135,12 @@ def _version(package: str) -> str | None:
 
 
 def report(title: str, rows: list[dict[str, object]], options: argparse.Namespace) -> None:
-  """Prints the rows as a table under the machine; writes both if options.output is set."""
+  """Prints the rows as a table under the machine; writes both if options.output is set.
+
+  Raises:
+    UserError: afterwards, if a column whose name begins with "difference" exceeds the column
+      "at_most" of its row, or is no number.
+  """
   command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
   result = {"benchmark": title, "command": command, "machine": machine(), "rows": rows}
   print(json.dumps(result["machine"]))
@@ -121,6 +151,26 @@ def report(title: str, rows: list[dict[str, object]], options: argparse.Namespac
   if options.output:
     make_directory(options.output.parent)
     write_atomically(options.output, json.dumps(result, indent=2) + "\n")
+  warn_of_load(result["machine"]["load_after"], "after the benchmark")
+  check_differences(rows)
+
+
+def check_differences(rows: list[dict[str, object]]) -> None:
+  """Raises UserError as `report` does."""
+  exceeding = [
+    (row, column)
+    for row in rows
+    for column, value in row.items()
+    if column.startswith("difference") and value is not None and not value <= row["at_most"]
+  ]
+  if exceeding:
+    row, column = exceeding[0]
+    what = " ".join(value for value in row.values() if isinstance(value, str))
+    more = f", and {len(exceeding) - 1} more" if exceeding[1:] else ""
+    raise UserError(
+      f"{column} of {what} is {row[column]:.3g}, expected at most {row['at_most']:.3g}{more}; the "
+      "results are wrong on this machine: do not trust its times"
+    )
 
 
 def _cell(value: object) -> str:

@@ -14,6 +14,7 @@ from flax import nnx
 
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.layers import Block
+from gfnet_jax.training.memory import read_plan
 
 OPTIMIZER = dict(learning_rate=1e-4, weight_decay=0.05)
 
@@ -72,7 +73,7 @@ def _compile(
   jitted = jax.jit(function, donate_argnums=0 if carries_state else ())
   compiled = jitted.lower(state, images).compile()
   compile_s = time.perf_counter() - start
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  cost = compiled.cost_analysis()
 
   def call():
     nonlocal state
@@ -83,9 +84,7 @@ def _compile(
 
   jax.block_until_ready(call())
   first_s = time.perf_counter() - start
-  size = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-  size -= memory.alias_size_in_bytes
-  return Compiled(call, compile_s, first_s, size, (cost or {}).get("flops"))
+  return Compiled(call, compile_s, first_s, sum(read_plan(compiled)), (cost or {}).get("flops"))
 
 
 def kernels(model: nnx.Module) -> Iterator[tuple[int, list[jax.Array]]]:

@@ -15,9 +15,7 @@ filters_limit what it would be if all but the products and the filters took no t
 
 import argparse
 import itertools
-from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmarks import _measure, _models
@@ -40,9 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--peak-side", type=_measure.count, default=2048, help="of the large product's matrices"
-  )
-  parser.add_argument(
-    "--profile", type=Path, help="directory for jax.profiler's trace of a training step of each"
   )
 
 
@@ -82,9 +77,6 @@ def measure(
     },
     options.rounds,
   )
-  if options.profile:
-    with jax.profiler.trace(options.profile / name):
-      jax.block_until_ready(training.call())
   _, peak_ms, _ = _measure.quartiles_ms(times["peak"])
   both = [sum(pair) for pair in zip(times["products"], times["filters"], strict=True)]
   flops = _models.flops(model) * batch_size

@@ -3,13 +3,15 @@
 From uint8 images to the next state: normalisation, random erasing, mixup and CutMix, forward
 and backward pass, clipping, AdamW, moving averages, metrics, and the reduction over the
 devices; in turns with the evaluation step of the same batch. Images are random, so
-nothing is read. Fields of the config can be overridden as for train.py:
+nothing is read. memory_mb is what XLA plans for one device: arguments, results and
+temporaries. Fields of the config can be overridden as for train.py:
 
   python tools/benchmark.py step --config configs/imagenet.py:gfnet-xs --config.data.batch_size=8
 """
 
 import argparse
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,12 +24,16 @@ from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.sharding import check_batch_size, make_mesh, split_batch
 from gfnet_jax.training.config_rules import check_config, check_groups
 from gfnet_jax.training.initialize import initial_params
+from gfnet_jax.training.memory import advise, explain_shortage, read_plan
 from gfnet_jax.training.program import build_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", default="configs/imagenet.py:gfnet-xs", metavar="FILE[:ARGUMENT]")
   parser.add_argument("--rounds", type=_measure.count, default=10, help="turns of each step")
+  parser.add_argument(
+    "--profile", type=Path, help="directory for jax.profiler's trace of a training step"
+  )
   parser.set_defaults(overrides=())
 
 
@@ -35,12 +41,15 @@ def run(options: argparse.Namespace) -> None:
   config = read_config(options.config, options.overrides)
   check_config(config)
   mesh = make_mesh()
-  with jax.set_mesh(mesh), matmul_precision(config.precision):
-    rows = measure(config, mesh, options.rounds)
+  shortage = explain_shortage(lambda: advise(config, mesh.size))
+  with jax.set_mesh(mesh), matmul_precision(config.precision), shortage:
+    rows = measure(config, mesh, options)
   _measure.report("step", rows, options)
 
 
-def measure(config, mesh: jax.sharding.Mesh, rounds: int) -> list[dict[str, object]]:
+def measure(
+  config, mesh: jax.sharding.Mesh, options: argparse.Namespace
+) -> list[dict[str, object]]:
   """A row for the training step and one for the evaluation step."""
   check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
   check_groups(config, mesh)
@@ -58,8 +67,11 @@ def measure(config, mesh: jax.sharding.Mesh, rounds: int) -> list[dict[str, obje
     return state.step
 
   times = _measure.time_in_turns(
-    {"train": train_step, "evaluate": lambda: evaluate(params, batch)}, rounds
+    {"train": train_step, "evaluate": lambda: evaluate(params, batch)}, options.rounds
   )
+  if options.profile:
+    with jax.profiler.trace(options.profile, create_perfetto_trace=True):
+      jax.block_until_ready(train_step())
   return [
     row(config, what, times[what], step, seconds)
     for what, step, seconds in (("train", train, train_s), ("evaluate", evaluate, evaluate_s))
@@ -93,8 +105,6 @@ def row(
   config, what: str, seconds: list[float], step: jax.stages.Compiled, compile_s: float
 ) -> dict[str, object]:
   low, median, high = _measure.quartiles_ms(seconds)
-  memory = step.memory_analysis()
-  size = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
   return {
     "model": config.model.name,
     "what": what,
@@ -104,5 +114,5 @@ def row(
     "spread": (high - low) / median,
     "images/s": 1e3 * config.data.batch_size / median,
     "compile_s": compile_s,
-    "memory_mb": (size - memory.alias_size_in_bytes) / 1e6,
+    "memory_mb": sum(read_plan(step)) / 1e6,
   }
