@@ -52,12 +52,16 @@ def main(arguments: list[str]) -> None:
   from gfnet_jax.config_files import read_config
 
   config = read_config(options.config, overrides)
-  for path in filter(None, (options.output, options.text)):
+  for path in filter(None, (options.output, options.text)):  # before the work, not after
     make_directory(path.parent)
+    if path.exists() and not path.is_file():
+      parser.error(f"{path} is a directory or a device, expected a file")
   chips.prepare_environment()
   from ahead.report import compile_and_read, table  # jax only now
 
-  mesh = chips.make_mesh(chip, sides, options.topology)
+  from gfnet_jax.sharding import make_mesh
+
+  mesh = make_mesh(chips.chips_of(options.topology, chip, sides))
   found, text = compile_and_read(options.program, config, chip, mesh, options.grid)
   result = {
     "command": shlex.join(["tools/compile_ahead.py", *arguments]),

@@ -21,7 +21,7 @@ from gfnet_jax.names import look_up
 from gfnet_jax.text import printable
 
 if TYPE_CHECKING:
-  from jax.sharding import Mesh
+  import jax
 
 # They must be set before jax is imported: it is not to look for devices, of which libtpu
 # would otherwise ask the host and the network.
@@ -133,17 +133,14 @@ def check_compiler(chip: Chip) -> None:
   )
 
 
-def make_mesh(chip: Chip, sides: tuple[int, ...], topology: str) -> "Mesh":
-  """A mesh as `gfnet_jax.sharding.make_mesh` makes it, over chips that are not there.
+def chips_of(topology: str, chip: Chip, sides: tuple[int, ...]) -> "list[jax.Device]":
+  """The devices of a topology, as jax would find them there.
 
   Raises:
     UserError: if the compiler knows no such arrangement.
   """
   import jax
-  import numpy as np
   from jax.experimental import topologies
-
-  from gfnet_jax.sharding import BATCH_AXIS
 
   count = math.prod(sides)
   if chip.description:
@@ -154,12 +151,10 @@ def make_mesh(chip: Chip, sides: tuple[int, ...], topology: str) -> "Mesh":
   else:
     arguments = dict(platform="tpu", topology_name=topology)
     if count == 1:
-      arguments["chips_per_host_bounds"] = [1, 1, 1]
+      arguments |= dict(chips_per_host_bounds=[1, 1, 1])
   try:
-    devices = topologies.get_topology_desc(**arguments).devices
+    return topologies.get_topology_desc(**arguments).devices
   except jax.errors.JaxRuntimeError as error:
     raise UserError(
       f"--topology is {topology!r}, which the compiler refuses ({printable(error)})"
     ) from error
-  axis_types = (jax.sharding.AxisType.Auto,)
-  return jax.sharding.Mesh(np.array(devices), (BATCH_AXIS,), axis_types=axis_types)

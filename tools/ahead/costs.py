@@ -22,7 +22,8 @@ def estimate(program: Program, steps: list[Step], chip: Chip) -> dict[str, Any]:
   Returns:
     estimated_ms and filter_ms (None for a chip whose clock is not known), estimated_cycles,
     estimated_by_rule: count and ms of the kernels, contained in both times; not_estimated:
-    count and bytes of other instructions without cycles.
+    count of other instructions without cycles and what they take at least, contained in
+    neither: floor_ms, reading and writing the chip's memory once.
   """
   cycles, kernel_s, kernels, missing = Counter(), Counter(), 0, Counter()
   for one, computation, times in steps:
@@ -34,7 +35,8 @@ def estimate(program: Program, steps: list[Step], chip: Chip) -> dict[str, Any]:
     elif found:
       cycles[of_filter] += times * int(found[1])
     elif should_be_estimated(one):
-      missing.update(count=times, bytes=times * one.bytes)
+      size = one.memory_bytes + sum(computation[name].memory_bytes for name in one.operands)
+      missing.update(count=times, bytes=times * size)
 
   def milliseconds(*parts: bool) -> float | None:
     if chip.clock is None:
@@ -46,7 +48,10 @@ def estimate(program: Program, steps: list[Step], chip: Chip) -> dict[str, Any]:
     "filter_ms": milliseconds(True),
     "estimated_cycles": cycles.total(),
     "estimated_by_rule": {"count": kernels, "ms": 1e3 * kernel_s.total()},
-    "not_estimated": {"count": missing["count"], "bytes": missing["bytes"]},
+    "not_estimated": {
+      "count": missing["count"],
+      "floor_ms": 1e3 * missing["bytes"] / chip.bandwidth,
+    },
   }
 
 

@@ -51,16 +51,17 @@ class Instruction(NamedTuple):
   @property
   def arrays(self) -> list[tuple[str, int]]:
     """(type, bytes) of every array in the result, without the padding of tiles."""
-    return [
-      (dtype, math.ceil(ITEM_BYTES[dtype] * math.prod(map(int, re.findall(r"\d+", sizes)))))
-      for dtype, sizes in re.findall(r"(\w+)\[([\d,<=]*)\]", self.shape)
-      if dtype in ITEM_BYTES
-    ]
+    return arrays(self.shape)
 
   @property
   def bytes(self) -> int:
     """Of the result."""
     return sum(size for _, size in self.arrays)
+
+  @property
+  def memory_bytes(self) -> int:
+    """Of the result, without what lies in another memory, such as the vector memory of a TPU."""
+    return sum(size for _, size in arrays(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(\d\)\}", "", self.shape)))
 
   @property
   def op_name(self) -> str:
@@ -184,6 +185,15 @@ class Program:
   def op_name(self, instruction: Instruction) -> str:
     """Where it comes from; a fusion has a name of its own, mostly that of its root."""
     return instruction.op_name or self.root(instruction).op_name
+
+
+def arrays(shape: str) -> list[tuple[str, int]]:
+  """(type, bytes) of every array in a shape."""
+  return [
+    (dtype, math.ceil(ITEM_BYTES[dtype] * math.prod(map(int, re.findall(r"\d+", sizes)))))
+    for dtype, sizes in re.findall(r"(\w+)\[([\d,<=]*)\]", shape)
+    if dtype in ITEM_BYTES
+  ]
 
 
 def written(steps: list[Step]) -> int:

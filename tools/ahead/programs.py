@@ -24,7 +24,7 @@ def lower(
   Args:
     program: "train", "eval", "filter" or "filter-gradient".
     config: of `read_config`; its batch size is that of all chips together.
-    mesh: of `chips.make_mesh`.
+    mesh: of `make_mesh`, over the chips.
     grid: (height, width, channels) of the tokens, for the filter.
 
   Raises:

@@ -25,7 +25,7 @@ def compile_and_read(
     which: a name of `programs.lower`.
     config: of `read_config`.
     chip: what the mesh consists of.
-    mesh: of `chips.make_mesh`.
+    mesh: of `make_mesh`, over the chips.
     grid: of the filter, if it is alone.
 
   Returns:
@@ -132,8 +132,8 @@ def estimates(result: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("kernels in it, by rule", f"{rule['count']}, {rule['ms']:.4g} ms"))
   missing = result["not_estimated"]
   if missing["count"]:
-    count, size = missing["count"], missing["bytes"] / 1e6
-    rows.append(("not estimated", f"{count} instructions that write {size:.3g} MB"))
+    count, floor = missing["count"], missing["floor_ms"]
+    rows.append(("besides, not estimated", f"{count} instructions, {floor:.3g} ms at least"))
   return rows
 
 
