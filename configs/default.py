@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
   config.model.mixer = config_dict.placeholder(str)  # of the tokens, see gfnet_jax/models/mixers.py
   config.model.drop_path_rate = config_dict.placeholder(float)
   config.model.backend = "auto"  # of the Fourier transforms: auto, fft, separable or dense
+  config.model.filter_precision = config_dict.placeholder(str)  # high (None), highest or default
   config.model.remat = False  # less memory for more time
   config.model.scan = False  # compiles faster; parameters are stacked (docs/speed.md)
 

@@ -7,9 +7,15 @@ import pytest
 from jax.test_util import check_grads
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.models import fourier_backends
+from gfnet_jax.models import fourier, fourier_backends
 from gfnet_jax.models.fourier import global_filter
-from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
+from gfnet_jax.models.fourier_backends import (
+  BACKENDS,
+  ON_ACCELERATORS,
+  ON_CPU,
+  choose_backend,
+)
+from gfnet_jax.models.fourier_timings import Timing
 from gfnet_jax.models.variants import create_model
 
 # Of the seven variants at 224 and 384, and odd and non-square ones.
@@ -50,8 +56,11 @@ def relative(actual, expected):
   return np.linalg.norm(np.float64(actual) - expected) / np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize(("grid", "backend"), CASES)
-def test_backends_agree_with_a_float64_transform(grid, backend):
+def test_backends_agree_with_a_float64_transform(grid, backend, platform, monkeypatch):
+  """In the forms of every platform."""
+  monkeypatch.setattr(fourier, "platform_of", lambda _: platform)
   arrays = random_arrays(*grid)
 
   @jax.jit
@@ -93,14 +102,16 @@ def test_imaginary_parts_without_effect_have_no_gradient(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_one_transform_and_one_inverse_in_the_backward_pass(backend, monkeypatch):
+@pytest.mark.parametrize("forms", [ON_CPU, ON_ACCELERATORS])
+def test_one_transform_and_one_inverse_in_the_backward_pass(forms, backend, monkeypatch):
   calls, expected = [], ["transform", "invert"]
 
   def counted(name, function):
     return lambda *arguments: (calls.append(name), function(*arguments))[1]
 
-  counting = {name: counted(name, getattr(BACKENDS[backend], name)) for name in expected}
-  monkeypatch.setitem(BACKENDS, backend, BACKENDS[backend]._replace(**counting))
+  counting = {name: counted(name, getattr(forms[backend], name)) for name in expected}
+  monkeypatch.setitem(forms, backend, forms[backend]._replace(**counting))
+  monkeypatch.setattr(fourier, "platform_of", lambda _: "cpu" if forms is ON_CPU else "tpu")
   tokens, weight, gradient = random_arrays(4, 6)
   _, pull_back = jax.vjp(lambda x, w: global_filter(x, w, backend), tokens, weight)
   assert calls == expected
@@ -110,17 +121,19 @@ def test_one_transform_and_one_inverse_in_the_backward_pass(backend, monkeypatch
 
 def test_auto_takes_the_fastest_of_the_most_similar_shape(monkeypatch):
   times = {
-    (7, 7, 512): {"fft": 3.0, "dense": 1.0},
-    (56, 56, 64): {"fft": 1.0, "separable": 2.0},
-    (56, 56, 512): {"fft": 2.0, "separable": 1.0},
+    (7, 7, 512): Timing("measured", {"fft": 3.0, "dense": 1.0}),
+    (56, 56, 64): Timing("measured", {"fft": 1.0, "separable": 2.0}),
+    (56, 56, 512): Timing("estimated", {"fft": 2.0, "separable": 1.0}),
   }
-  monkeypatch.setattr(fourier_backends, "MILLISECONDS", {"cpu": times})
-  assert choose_backend("auto", (7, 7, 64)) == "dense"
-  assert choose_backend("auto", (60, 50, 96)) == "fft"
-  assert choose_backend("auto", (60, 50, 400)) == "separable"
-  assert choose_backend("separable", (7, 7, 64)) == "separable"
-  monkeypatch.setattr(fourier_backends, "MILLISECONDS", {"tpu": times})
-  assert choose_backend("auto", (7, 7, 64)) == "fft", "the reference where nothing was measured"
+  monkeypatch.setattr(fourier_backends, "TIMINGS", {"cpu": times})
+  assert choose_backend("auto", (7, 7, 64), "cpu") == "dense"
+  assert choose_backend("auto", (60, 50, 96), "cpu") == "fft"
+  assert choose_backend("auto", (60, 50, 400), "cpu") == "separable"
+  assert choose_backend("separable", (7, 7, 64), "cpu") == "separable"
+  monkeypatch.setattr(fourier_backends, "TIMINGS", {"tpu": times})
+  assert choose_backend("auto", (7, 7, 64), "cpu") == "fft", (
+    "the reference where nothing was measured"
+  )
 
 
 def test_unknown_backends_are_named():

@@ -12,35 +12,51 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.layers import Mlp
-from gfnet_jax.models.products import repeat_rows, sum_over_rows, with_fast_gradient
+from gfnet_jax.models.products import linear, repeat_rows, sum_over_rows
 
 pytestmark = pytest.mark.usefixtures("compiled_as_for_users")
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  return x @ with_fast_gradient(kernel)
+  return linear(x, kernel, jnp.zeros(kernel.shape[1], kernel.dtype), kernel.dtype)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (5, 3, 7), (4, 6, 6)])
-@pytest.mark.parametrize(("dtype", "limit"), [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_value_and_gradients(shape, dtype, limit, compiled):
-  """Against float64 NumPy, for (n, rows, columns)."""
+def test_value_and_gradients(shape, dtype, compiled):
+  """Against float64 NumPy with the factors, and nothing else, rounded; (n, rows, columns)."""
   n, rows, columns = shape
   rng = np.random.default_rng(0)
-  arrays = [rng.normal(size=size) for size in ((n, rows), (rows, columns), (n, columns))]
-  x, kernel, gradient = (jnp.asarray(array, dtype) for array in arrays)
+  sizes = (n, rows), (rows, columns), (columns,), (n, columns)
+  arrays = [rng.normal(size=size).astype(np.float32) for size in sizes]
 
-  def value_and_gradients(x, kernel, gradient):
-    value, pull_back = jax.vjp(product, x, kernel)
+  def value_and_gradients(x, kernel, bias, gradient):
+    value, pull_back = jax.vjp(lambda *factors: linear(*factors, dtype), x, kernel, bias)
     return value, *pull_back(gradient)
 
   function = jax.jit(value_and_gradients) if compiled else value_and_gradients
-  found = function(x, kernel, gradient)
-  x, kernel, gradient = (np.asarray(array, np.float64) for array in (x, kernel, gradient))
-  for a, b in zip(found, (x @ kernel, gradient @ kernel.T, x.T @ gradient), strict=True):
-    assert a.dtype == dtype and not a.committed
-    np.testing.assert_allclose(np.float64(a), b, atol=limit * np.abs(b).max())
+  found = function(*map(jnp.asarray, arrays))
+  x, kernel, gradient = (np.asarray(jnp.asarray(arrays[i], dtype), np.float64) for i in (0, 1, 3))
+  bias, whole_gradient = (np.float64(arrays[i]) for i in (2, 3))
+  expected = x @ kernel + bias, gradient @ kernel.T, x.T @ gradient, whole_gradient.sum(0)
+  for a, b in zip(found, expected, strict=True):
+    assert a.dtype == jnp.float32 and not a.committed
+    np.testing.assert_allclose(np.float64(a), b, atol=1e-6 * max(1, np.abs(b).max()))
+
+
+def test_tangents_in_bfloat16():
+  """Forward mode rounds the factors and sums in float32, too."""
+  rng = np.random.default_rng(0)
+  primals, tangents = (
+    tuple(rng.normal(size=size).astype(np.float32) for size in ((4, 5), (5, 3), (3,)))
+    for _ in range(2)
+  )
+  _, found = jax.jvp(lambda *factors: linear(*factors, jnp.bfloat16), primals, tangents)
+  x, kernel, dx, dkernel = (
+    np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (*primals[:2], *tangents[:2])
+  )
+  np.testing.assert_allclose(found, dx @ kernel + x @ dkernel + tangents[2], atol=1e-5)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.models.layers import PatchEmbed
+from gfnet_jax.models.layers import Linear, PatchEmbed
 from gfnet_jax.models.products import repeat_rows
 from gfnet_jax.models.stage import Blocks
 from gfnet_jax.text import printable
@@ -35,7 +35,7 @@ class Network(nnx.Module):
   remat: bool
   pos_embed: nnx.Param
   norm: nnx.Module
-  head: nnx.Linear
+  head: Linear
   settings: tuple[tuple[str, object], ...]
 
   def stages(self) -> Iterable[tuple[PatchEmbed, Blocks]]:

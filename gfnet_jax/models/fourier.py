@@ -8,15 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
+from gfnet_jax.models.fourier_backends import Backend, choose_backend, form, like, parts
 from gfnet_jax.models.gradients import custom_gradient
+from gfnet_jax.models.platform import platform_of
+from gfnet_jax.models.precision import filter_precision
 from gfnet_jax.models.products import sum_over_rows
 from gfnet_jax.sharding import BATCH_AXIS, reshard
+
+SCOPE = "global_filter"  # by which profiles and compiled programs name its operations
 
 Axes = str | tuple[str, ...] | None  # of a mesh
 
 
-def global_filter(tokens: jax.Array, weight: jax.Array, backend: str = "auto") -> jax.Array:
+def global_filter(
+  tokens: jax.Array, weight: jax.Array, backend: str = "auto", precision: str = "high"
+) -> jax.Array:
   """Filters a grid of tokens in the frequency domain (paper, section 3.2, eq. 3 to 5).
 
   Under a mesh (`jax.set_mesh`) whose axis "data" shards the batch, or with tokens whose
@@ -29,18 +35,22 @@ def global_filter(tokens: jax.Array, weight: jax.Array, backend: str = "auto") -
     weight: (2, height, width // 2 + 1, channels), any float type: the real parts, then
       the imaginary parts. Once the height is transformed back, the imaginary parts of the
       DC and Nyquist columns have no effect.
-    backend: a name in `fourier_backends.BACKENDS`, or "auto" for the one measured to be
-      fastest on this platform for the most similar grid. The precision of its matrix
-      products is `jax.default_matmul_precision`.
+    backend: a name in `fourier_backends.BACKENDS`, or "auto" for the fastest one for the most
+      similar grid on the platform of the computation (see `platform_of`), as measured or,
+      for want of a measurement, estimated (fourier_timings.py).
+    precision: of the matrix products of a backend: "high", "highest" or "default"; see
+      `filter_precision`.
 
   Returns:
     (batch, height, width, channels), float32.
 
   Raises:
-    UserError: for an unknown backend.
+    UserError: for an unknown backend or precision.
   """
   tokens, weight = (jnp.asarray(array, jnp.float32) for array in (tokens, weight))
-  filter_tokens = _filter(choose_backend(backend, tokens.shape[1:]))
+  platform = platform_of(tokens)
+  chosen = form(choose_backend(backend, tokens.shape[1:], platform), platform)
+  filter_tokens = _filter(chosen, filter_precision(precision, platform))
   mesh, batch, channels = _find_split(tokens)
   specs = PartitionSpec(batch, None, None, channels), PartitionSpec(None, None, None, channels)
   tokens, weight = map(reshard, (tokens, weight), specs)
@@ -73,52 +83,66 @@ def _axes(mesh: AbstractMesh) -> list[tuple[str, AxisType]]:
 
 
 @functools.cache
-def _filter(backend: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def _filter(
+  backend: Backend, precision: jax.lax.Precision
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """The filter of tokens and weight, computed by a backend."""
-  functions = (_forward, _push_forward, _pull_back)
-  return custom_gradient(*(functools.partial(f, backend) for f in functions))
+
+  def transform(tokens):
+    return backend.transform(tokens, precision)
+
+  def invert(spectrum, real, imaginary, grid):
+    """Of these parts; the spectrum shows how they are to be held."""
+    return backend.invert(like(spectrum, real, imaginary), grid, precision)
+
+  def arrange(weight, part):
+    """The parts of a weight in the order of a spectrum's."""
+    return (x.transpose(backend.axes).reshape(part.shape[1:])[None] for x in weight)
+
+  def forward(tokens, weight):
+    """Returns the filtered tokens, and what the derivatives need."""
+    spectrum = transform(tokens)
+    real, imaginary = parts(spectrum)
+    product = _multiply(real, imaginary, *arrange(weight, real))
+    return invert(spectrum, *product, tokens.shape[1:3]), (*spectrum, weight)
+
+  def push_forward(residuals, tangents):
+    """The filter is linear in the tokens and in the weight."""
+    *spectrum, weight = residuals
+    tokens, change = tangents
+    real, imaginary = parts(spectrum)
+    of_tokens = _multiply(*parts(transform(tokens)), *arrange(weight, real))
+    of_weight = _multiply(real, imaginary, *arrange(change, real))
+    return invert(spectrum, *map(jnp.add, of_tokens, of_weight), tokens.shape[1:3])
+
+  def pull_back(residuals, gradient):
+    """Takes one transform and one inverse; automatic differentiation would take more.
+
+    The filter is a circular convolution, so its adjoint is the filter with the conjugate
+    weight. A weight acts on its own frequency and, except in the DC and Nyquist columns,
+    also on the mirrored one that the half spectrum leaves out: hence the factor of 2.
+    """
+    *spectrum, weight = residuals
+    grid = gradient.shape[1:3]
+    transformed = transform(gradient)
+    (a, b), (c, d) = parts(spectrum), parts(transformed)
+    real, imaginary = arrange(weight, c)
+    product = like(spectrum, a * c + b * d, a * d - b * c)
+    sums = parts(tuple(sum_over_rows(x)[None] for x in product))
+    columns = np.arange(weight.shape[2])
+    copies = np.where((columns == 0) | (2 * columns == grid[1]), 1, 2).astype(weight.dtype)
+    shape, order = [weight.shape[1:][axis] for axis in backend.axes], np.argsort(backend.axes)
+    weight_gradient = jnp.stack([x.reshape(shape).transpose(order) for x in sums])
+    return (
+      invert(spectrum, *_multiply(c, d, real, -imaginary), grid),
+      weight_gradient * copies[None, None, :, None],
+    )
+
+  return custom_gradient(*map(jax.named_scope(SCOPE), (forward, push_forward, pull_back)))
 
 
-def _forward(backend, tokens, weight):
-  """Returns the filtered tokens, and what the derivatives need."""
-  transform, invert, axes = BACKENDS[backend]
-  spectrum = transform(tokens)
-  filtered = invert(_multiply(spectrum, weight.transpose(axes)), tokens.shape[2])
-  return filtered, (spectrum, weight)
-
-
-def _push_forward(backend, residuals, tangents):
-  """The filter is linear in the tokens and in the weight."""
-  transform, invert, axes = BACKENDS[backend]
-  spectrum, weight = residuals
-  tokens, change = tangents
-  product = _multiply(transform(tokens), weight.transpose(axes))
-  return invert(product + _multiply(spectrum, change.transpose(axes)), tokens.shape[2])
-
-
-def _pull_back(backend, residuals, gradient):
-  """Takes one transform and one inverse; automatic differentiation would take more.
-
-  The filter is a circular convolution, so its adjoint is the filter with the conjugate
-  weight. A weight acts on its own frequency and, except in the DC and Nyquist columns,
-  also on the mirrored one that the half spectrum leaves out: hence the factor of 2.
-  """
-  transform, invert, axes = BACKENDS[backend]
-  spectrum, weight = residuals
-  width = gradient.shape[2]
-  gradient = transform(gradient)
-  conjugate = weight * jnp.array([1, -1], weight.dtype)[:, None, None, None]
-  a, b, c, d = spectrum[:, 0], spectrum[:, 1], gradient[:, 0], gradient[:, 1]
-  products = jnp.stack([a * c + b * d, a * d - b * c], axis=1)
-  columns = np.arange(weight.shape[2])
-  copies = np.where((columns == 0) | (2 * columns == width), 1, 2).astype(weight.dtype)
-  return (
-    invert(_multiply(gradient, conjugate.transpose(axes)), width),
-    sum_over_rows(products).transpose(np.argsort(axes)) * copies[None, None, :, None],
-  )
-
-
-def _multiply(spectrum: jax.Array, weight: jax.Array) -> jax.Array:
-  """The complex product of (batch, 2, ...) and (2, ...), both as pairs of real numbers."""
-  a, b, c, d = spectrum[:, 0], spectrum[:, 1], weight[:1], weight[1:]
-  return jnp.stack([a * c - b * d, a * d + b * c], axis=1)
+def _multiply(
+  a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The real and the imaginary part of (a + ib) (c + id)."""
+  return a * c - b * d, a * d + b * c

@@ -1,28 +1,38 @@
-"""Milliseconds of the filter's backends, forward with gradient; batch 8, float32.
+"""Milliseconds of the filter's backends, forward with gradient, float32.
 
-By platform and (height, width, channels). "auto" chooses from them. Written by
-python tools/benchmark.py backends --write
+By platform and (height, width, channels), for a batch of 8 on a CPU and of 128 on an
+accelerator; "auto" chooses from them. What was measured (python tools/benchmark.py backends
+--write) replaces what is only the compiler's estimate for a TPU v5e, or a GPU's (H100) bytes
+over its bandwidth (python tools/compile_ahead.py --program filter).
 """
 
-MILLISECONDS = {
+from typing import Literal, NamedTuple
+
+
+class Timing(NamedTuple):
+  origin: Literal["measured", "estimated"]
+  milliseconds: dict[str, float]
+
+
+TIMINGS = {
   "cpu": {
-    (7, 7, 512): {"fft": 3.018, "separable": 0.948, "dense": 1.145},
-    (7, 7, 768): {"fft": 3.638, "separable": 1.227, "dense": 1.659},
-    (12, 12, 512): {"fft": 6.372, "separable": 2.402, "dense": 5.115},
-    (12, 12, 768): {"fft": 7.669, "separable": 3.643, "dense": 7.784},
-    (14, 14, 256): {"fft": 4.082, "separable": 2.053, "dense": 3.874},
-    (14, 14, 384): {"fft": 6.224, "separable": 2.599, "dense": 6.561},
-    (14, 14, 512): {"fft": 8.678, "separable": 3.488, "dense": 8.555},
-    (24, 24, 256): {"fft": 9.86, "separable": 7.7, "dense": 31.143},
-    (24, 24, 384): {"fft": 14.271, "separable": 12.252, "dense": 46.467},
-    (24, 24, 512): {"fft": 22.079, "separable": 15.986, "dense": 62.508},
-    (28, 28, 128): {"fft": 9.09, "separable": 7.31},
-    (28, 28, 192): {"fft": 12.185, "separable": 10.521},
-    (48, 48, 128): {"fft": 22.314, "separable": 26.671},
-    (48, 48, 192): {"fft": 43.237, "separable": 48.394},
-    (56, 56, 64): {"fft": 24.172, "separable": 26.883},
-    (56, 56, 96): {"fft": 25.765, "separable": 31.913},
-    (96, 96, 64): {"fft": 51.259, "separable": 100.221},
-    (96, 96, 96): {"fft": 73.25, "separable": 128.299},
+    (7, 7, 512): Timing("measured", {"fft": 3.018, "separable": 0.948, "dense": 1.145}),
+    (7, 7, 768): Timing("measured", {"fft": 3.638, "separable": 1.227, "dense": 1.659}),
+    (12, 12, 512): Timing("measured", {"fft": 6.372, "separable": 2.402, "dense": 5.115}),
+    (12, 12, 768): Timing("measured", {"fft": 7.669, "separable": 3.643, "dense": 7.784}),
+    (14, 14, 256): Timing("measured", {"fft": 4.082, "separable": 2.053, "dense": 3.874}),
+    (14, 14, 384): Timing("measured", {"fft": 6.224, "separable": 2.599, "dense": 6.561}),
+    (14, 14, 512): Timing("measured", {"fft": 8.678, "separable": 3.488, "dense": 8.555}),
+    (24, 24, 256): Timing("measured", {"fft": 9.86, "separable": 7.7, "dense": 31.143}),
+    (24, 24, 384): Timing("measured", {"fft": 14.271, "separable": 12.252, "dense": 46.467}),
+    (24, 24, 512): Timing("measured", {"fft": 22.079, "separable": 15.986, "dense": 62.508}),
+    (28, 28, 128): Timing("measured", {"fft": 9.09, "separable": 7.31}),
+    (28, 28, 192): Timing("measured", {"fft": 12.185, "separable": 10.521}),
+    (48, 48, 128): Timing("measured", {"fft": 22.314, "separable": 26.671}),
+    (48, 48, 192): Timing("measured", {"fft": 43.237, "separable": 48.394}),
+    (56, 56, 64): Timing("measured", {"fft": 24.172, "separable": 26.883}),
+    (56, 56, 96): Timing("measured", {"fft": 25.765, "separable": 31.913}),
+    (96, 96, 64): Timing("measured", {"fft": 51.259, "separable": 100.221}),
+    (96, 96, 96): Timing("measured", {"fft": 73.25, "separable": 128.299}),
   },
 }

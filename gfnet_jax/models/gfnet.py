@@ -14,7 +14,7 @@ from gfnet_jax.models.base import Network
 from gfnet_jax.models.image_size import ImageSize, as_height_width, divide
 from gfnet_jax.models.initializers import normal_init
 from gfnet_jax.models.layer_norm import LayerNorm
-from gfnet_jax.models.layers import Block, PatchEmbed
+from gfnet_jax.models.layers import Block, Linear, PatchEmbed
 from gfnet_jax.models.stage import BlockList, Blocks, BlockStack
 
 
@@ -32,6 +32,8 @@ class GFNet(Network):
     drop_path_rate: stochastic depth of the last block; grows linearly from 0.
     mixer: what mixes the tokens of a block: a name in `mixers.MIXERS`.
     backend: how it transforms: "auto" or a name in `fourier_backends.BACKENDS`.
+    filter_precision: of the filter's transforms, see `precision.filter_precision`; None for
+      the mixer's own, "high".
     remat: computes every block again in the backward pass instead of keeping its
       intermediate values: less memory, more time.
     scan: holds the blocks of a stage as one `BlockStack`: compiles faster, but gives the
@@ -57,6 +59,7 @@ class GFNet(Network):
     drop_path_rate: float = 0.0,
     mixer: str = "global-filter",
     backend: str = "auto",
+    filter_precision: str | None = None,
     remat: bool = False,
     scan: bool = False,
     dtype: DTypeLike = jnp.float32,
@@ -86,11 +89,12 @@ class GFNet(Network):
       mlp_ratio=mlp_ratio,
       mixer=mixer,
       backend=backend,
+      filter_precision=filter_precision,
       dtype=dtype,
       rngs=rngs,
     )
     self.norm = LayerNorm(embed_dim, rngs=rngs)
-    self.head = nnx.Linear(embed_dim, num_classes, kernel_init=normal_init, dtype=dtype, rngs=rngs)
+    self.head = Linear(embed_dim, num_classes, dtype=dtype, rngs=rngs)
 
   def stages(self) -> Iterator[tuple[PatchEmbed, Blocks]]:
     yield self.patch_embed, self.blocks
@@ -114,6 +118,8 @@ class GFNetPyramid(Network):
     layer_scale_init: initial value of the factors on the residual branches.
     mixer: what mixes the tokens of a block: a name in `mixers.MIXERS`.
     backend: how it transforms: "auto" or a name in `fourier_backends.BACKENDS`.
+    filter_precision: of the filter's transforms, see `precision.filter_precision`; None for
+      the mixer's own, "high".
     remat: computes every block again in the backward pass instead of keeping its
       intermediate values: less memory, more time.
     scan: holds the blocks of a stage as one `BlockStack`: compiles faster, but gives the
@@ -140,6 +146,7 @@ class GFNetPyramid(Network):
     layer_scale_init: float = 1e-3,
     mixer: str = "global-filter",
     backend: str = "auto",
+    filter_precision: str | None = None,
     remat: bool = False,
     scan: bool = False,
     dtype: DTypeLike = jnp.float32,
@@ -177,14 +184,13 @@ class GFNetPyramid(Network):
         layer_scale_init=layer_scale_init,
         mixer=mixer,
         backend=backend,
+        filter_precision=filter_precision,
         dtype=dtype,
         rngs=rngs,
       )
     )
     self.norm = LayerNorm(embed_dims[-1], rngs=rngs)
-    self.head = nnx.Linear(
-      embed_dims[-1], num_classes, kernel_init=normal_init, dtype=dtype, rngs=rngs
-    )
+    self.head = Linear(embed_dims[-1], num_classes, dtype=dtype, rngs=rngs)
 
   def stages(self) -> Iterator[tuple[PatchEmbed, Blocks]]:
     yield from zip(self.patch_embed, self.blocks, strict=True)

@@ -5,6 +5,7 @@ type of the matrix products. Names follow the official state dict (gfnet.py).
 """
 
 import functools
+import inspect
 import math
 import numbers
 
@@ -19,17 +20,48 @@ from gfnet_jax.models.arguments import check_input
 from gfnet_jax.models.initializers import normal_init, uniform_init
 from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.mixers import MIXERS
-from gfnet_jax.models.products import with_fast_gradient
+from gfnet_jax.models.products import linear, sum_type
 from gfnet_jax.names import look_up
 from gfnet_jax.sharding import reshard
 
 
-@jax.checkpoint  # otherwise the erf of the network's widest array is kept for the gradient
+class Linear(nnx.Module):
+  """A dense layer; its product and gradient are those of `products.linear`.
+
+  Args:
+    in_features: channels in.
+    out_features: channels out.
+    kernel_init: of the kernel (in_features, out_features).
+    bias_init: of the bias (out_features,).
+    dtype: type of the factors of the matrix product.
+    rngs: source of the initial weights.
+  """
+
+  def __init__(
+    self,
+    in_features: int,
+    out_features: int,
+    *,
+    kernel_init: nnx.Initializer = normal_init,
+    bias_init: nnx.Initializer = nnx.initializers.zeros,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+  ):
+    self.kernel = nnx.Param(kernel_init(rngs.params(), (in_features, out_features), jnp.float32))
+    self.bias = nnx.Param(bias_init(rngs.params(), (out_features,), jnp.float32))
+    self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps (n, in_features) of any float type to (n, out_features), float32."""
+    return linear(x, self.kernel[...], self.bias[...], self.dtype)
+
+
 def gelu(x: jax.Array) -> jax.Array:
-  """The exact GELU of an array of any shape and float type.
+  """The exact GELU of an array of any shape and float type, computed in float32.
 
   Written with erf, as in PyTorch; `jax.nn.gelu` uses erfc, which costs more.
   """
+  x = x.astype(sum_type(x.dtype))
   return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
@@ -39,28 +71,34 @@ class Mlp(nnx.Module):
   Args:
     dim: channels in and out.
     hidden_dim: channels between the layers.
-    dtype: type of the matrix products.
+    dtype: type of the factors of the matrix products.
     rngs: source of the initial weights, N(0, 0.02^2); biases start at 0.
   """
 
   def __init__(self, dim: int, hidden_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-    linear = functools.partial(nnx.Linear, kernel_init=normal_init, dtype=dtype, rngs=rngs)
-    self.fc1 = linear(dim, hidden_dim)
-    self.fc2 = linear(hidden_dim, dim)
+    self.fc1 = Linear(dim, hidden_dim, dtype=dtype, rngs=rngs)
+    self.fc2 = Linear(hidden_dim, dim, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-    """Maps (..., dim) to the same shape, multiplied by a scale (dim,) if one is given.
+    """Maps (..., dim) to the same shape, float32, multiplied by a scale (dim,) if one is given.
 
     The scale is multiplied into the second layer: its gradient then follows from the
     kernel's, without another pass over the tokens.
     """
     # A single axis of tokens: XLA is slow to contract several in the kernel's gradient.
-    hidden = gelu(self.fc1(x.reshape(-1, x.shape[-1])))
+    before = self.fc1(x.reshape(-1, x.shape[-1])).astype(self.fc1.dtype)
     kernel, bias = self.fc2.kernel[...], self.fc2.bias[...]
     if scale is not None:
       kernel, bias = kernel * scale[None], bias * scale
-    rows = hidden @ with_fast_gradient(kernel.astype(hidden.dtype))
-    return (rows + bias.astype(hidden.dtype)[None]).reshape(x.shape)
+    return _activated_product(before, kernel, bias, self.fc2.dtype).reshape(x.shape)
+
+
+# The gradient computes the GELU again, so that of the network's widest arrays one is kept.
+@functools.partial(jax.checkpoint, static_argnums=3)
+def _activated_product(
+  before: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike
+) -> jax.Array:
+  return linear(gelu(before), kernel, bias, dtype)
 
 
 class Block(nnx.Module):
@@ -74,11 +112,13 @@ class Block(nnx.Module):
     layer_scale_init: initial value of gamma; None builds the block without gamma.
     mixer: a name in `mixers.MIXERS`.
     backend: how the mixer computes its transforms.
+    filter_precision: passed to the mixer as `precision` unless None.
     dtype: type of the matrix products.
     rngs: source of the initial weights.
 
   Raises:
-    UserError: for an unknown mixer or backend, or an mlp_ratio without hidden channels.
+    UserError: for an unknown mixer, backend or precision, a mixer without a precision if one is
+      given, or an mlp_ratio without hidden channels.
   """
 
   def __init__(
@@ -91,6 +131,7 @@ class Block(nnx.Module):
     layer_scale_init: float | None = None,
     mixer: str = "global-filter",
     backend: str = "auto",
+    filter_precision: str | None = None,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -103,7 +144,15 @@ class Block(nnx.Module):
     self.norm1 = LayerNorm(dim, rngs=rngs)
     # Called `filter` whatever the mixer: the official state dict and our checkpoints say so.
     make_mixer = look_up("mixer", mixer, MIXERS)
-    self.filter = make_mixer(dim, *grid, backend=backend, dtype=dtype, rngs=rngs)
+    options = {}
+    if filter_precision is not None:
+      if "precision" not in inspect.signature(make_mixer).parameters:
+        raise UserError(
+          f"filter_precision is {filter_precision!r}, but the mixer {mixer!r} takes no precision; "
+          "leave it out"
+        )
+      options["precision"] = filter_precision
+    self.filter = make_mixer(dim, *grid, backend=backend, dtype=dtype, rngs=rngs, **options)
     # While it is traced, NNX does not count a bare array as state.
     arrays = any(isinstance(value, jax.Array) for value in vars(self.filter).values())
     if arrays or nnx.to_flat_state(nnx.state(self.filter, nnx.Not(nnx.Param))):
@@ -191,7 +240,7 @@ class PatchEmbed(nnx.Module):
   ):
     fan_in = patch_size * patch_size * in_dim
     init = uniform_init(fan_in)
-    self.proj = nnx.Linear(fan_in, dim, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs)
+    self.proj = Linear(fan_in, dim, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs)
     self.grid, self.patch_size, self.in_dim = grid, patch_size, in_dim
 
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -5,7 +5,8 @@ checkpoints, fine-tuning and evaluation then know it as `mixer="its-name"`. The 
 
 - Its constructor takes (dim, height, width, *, backend, dtype, rngs): the channels, the
   token grid, how to transform (see `fourier_backends.BACKENDS`), the type of matrix
-  products, and the source of initial weights. It may ignore backend and dtype.
+  products, and the source of initial weights. It may ignore backend and dtype. If it takes
+  `precision`, too, that is the model's `filter_precision` where one is given.
 - A call maps tokens (batch, height, width, dim) of any float type to the same shape in
   float32. Images do not affect each other, so that XLA can split the batch over devices.
 - It must work inside `jax.jit` and `jax.lax.scan` (see `BlockStack`): no Python branches
@@ -31,8 +32,9 @@ from jax.typing import DTypeLike
 
 from gfnet_jax.models.arguments import as_sizes, check_input, check_rngs
 from gfnet_jax.models.fourier import global_filter
-from gfnet_jax.models.fourier_backends import choose_backend
+from gfnet_jax.models.fourier_backends import check_backend
 from gfnet_jax.models.initializers import normal_init
+from gfnet_jax.models.precision import check_filter_precision
 from gfnet_jax.models.resize import resize_bicubic
 
 
@@ -46,11 +48,12 @@ class GlobalFilter(nnx.Module):
     height: rows of the token grid.
     width: columns of the token grid.
     backend: how to transform: "auto" or a name in `fourier_backends.BACKENDS`.
+    precision: of the transforms, see `filter_precision`.
     dtype: accepted because every mixer accepts it; the filter computes in float32.
     rngs: source of the initial weights, N(0, 0.02^2) for real and imaginary parts.
 
   Raises:
-    UserError: for an unknown backend, a size that is no positive integer, or rngs that
+    UserError: for an unknown backend or precision, a size that is no positive integer, or rngs that
       have no parameters.
   """
 
@@ -61,16 +64,18 @@ class GlobalFilter(nnx.Module):
     width: int,
     *,
     backend: str = "auto",
+    precision: str = "high",
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     dim, height, width = as_sizes(dim=dim, height=height, width=width)
     check_rngs(rngs)
-    choose_backend(backend, (height, width, dim))  # so that a mistake shows at once
+    check_backend(backend)  # so that a mistake shows at once
+    check_filter_precision(precision)
     # Pairs first: a trailing axis of 2 would be padded to 128 lanes on a TPU.
     shape = (2, height, width // 2 + 1, dim)
     self.complex_weight = nnx.Param(normal_init(rngs.params(), shape, jnp.float32))
-    self.grid, self.backend = (height, width), backend
+    self.grid, self.backend, self.precision = (height, width), backend, precision
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Filters (batch, height, width, dim) of any float type; returns float32.
@@ -81,7 +86,7 @@ class GlobalFilter(nnx.Module):
     """
     expected = (*self.grid, self.complex_weight.shape[-1])
     check_input("GlobalFilter got tokens", tokens, expected)
-    return global_filter(tokens, self.complex_weight[...], self.backend)
+    return global_filter(tokens, self.complex_weight[...], self.backend, self.precision)
 
   @staticmethod
   def resize_params(

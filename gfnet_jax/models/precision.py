@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from gfnet_jax.errors import UserError
 
 PRECISIONS = ("highest", "default", "bf16")
+FILTER_PRECISIONS = ("high", "highest", "default")
 
 
 def compute_dtype(precision: str) -> jnp.dtype:
@@ -31,3 +32,32 @@ def matmul_precision(precision: str) -> contextlib.AbstractContextManager:
   if precision == "highest":
     return jax.default_matmul_precision("highest")
   return contextlib.nullcontext()
+
+
+def filter_precision(name: str, platform: str) -> jax.lax.Precision:
+  """Returns the precision of the matrix products by which a filter transforms.
+
+  Args:
+    name: "high" for a relative error below 2e-5 (three bfloat16 passes on a TPU, float32 on
+      a GPU), "highest" for float32 everywhere, "default" for the platform's fastest
+      (one bfloat16 pass on a TPU, with an error of up to 1e-2; TF32 on a GPU). In a context
+      of `matmul_precision("highest")`, all are "highest".
+    platform: see `platform_of`.
+
+  Raises:
+    UserError: for another name.
+  """
+  check_filter_precision(name)
+  if jax.config.jax_default_matmul_precision in ("highest", "float32"):
+    return jax.lax.Precision.HIGHEST
+  if name == "high" and platform == "gpu":  # where HIGH means TF32
+    return jax.lax.Precision.HIGHEST
+  return jax.lax.Precision[name.upper()]
+
+
+def check_filter_precision(name: str) -> None:
+  """Raises UserError for an unknown name."""
+  if name not in FILTER_PRECISIONS:
+    raise UserError(
+      f"the precision of a filter is {name!r}, expected one of {', '.join(FILTER_PRECISIONS)}"
+    )

@@ -1,56 +1,115 @@
-"""Matrix products, and sums written as products, in forms that XLA also compiles well on CPUs."""
+"""The product of every dense layer, and sums as products, in the form that suits the platform."""
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from gfnet_jax.models.gradients import custom_gradient
+from gfnet_jax.models.platform import platform_of
 
 
-def with_fast_gradient(kernel: jax.Array) -> jax.Array:
-  """Returns the kernel (rows, columns), of any float type, for the product x @ kernel.
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike) -> jax.Array:
+  """Multiplies rows by a kernel and adds a bias.
 
-  If the kernel has more rows than columns, a CPU then computes its gradient,
-  x.T @ gradient, as the transpose of gradient.T @ x: products from the narrow side are
-  faster. Differentiable in reverse and in forward mode. On several devices, call it
-  under `jax.set_mesh`, or with explicit shardings: otherwise it assumes one device, and
-  XLA may gather a sharded gradient.
+  The factors of the product and of those in its gradient are rounded to `dtype`; sums are
+  of float32 or, if `dtype` is wider, of that. Differentiable in reverse and in forward
+  mode. On several devices, call it under `jax.set_mesh`, or with explicit shardings:
+  otherwise it assumes one device, and XLA may gather a sharded gradient.
+
+  Args:
+    x: (n, rows), any float type.
+    kernel: (rows, columns), any float type.
+    bias: (columns,), any float type.
+    dtype: of the factors.
+
+  Returns:
+    (n, columns), float32 or, if `dtype` is wider, that.
   """
-  return _identity(kernel)
+  dtype = jnp.dtype(dtype)
+  arguments = (array.astype(sum_type(dtype)) for array in (x, kernel, bias))
+  return _linear(dtype)(*arguments)
 
 
-def _pull_back(residuals, gradient):
-  rows, columns = gradient.shape
-  # On several devices, fixing the layout would gather a sharded gradient on each.
-  meshes = jax.sharding.get_abstract_mesh(), jax.typeof(gradient).sharding.mesh
+def sum_type(dtype: DTypeLike) -> jnp.dtype:
+  """The type in which numbers of a float type are summed: float32, or float64 for float64."""
+  return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+@functools.cache
+def _linear(dtype: jnp.dtype) -> Callable[..., jax.Array]:
+  multiply = functools.partial(
+    jax.lax.dot_general, preferred_element_type=sum_type(dtype)
+  )  # (a, b, ((axes of a, of b to sum over), ((), ())), out_sharding)
+  plain = (((1,), (0,)), ((), ()))
+
+  def forward(x, kernel, bias):
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    return multiply(x, kernel, plain) + bias[None], (x, kernel)
+
+  def push_forward(residuals, tangents):
+    x, kernel = residuals
+    x_tangent, kernel_tangent, bias_tangent = tangents
+    of_x = multiply(x_tangent.astype(dtype), kernel, plain)
+    return of_x + multiply(x, kernel_tangent.astype(dtype), plain) + bias_tangent[None]
+
+  def pull_back(residuals, gradient):
+    x, kernel = residuals
+    rounded = gradient.astype(dtype)
+    of_x = multiply(rounded, kernel, (((1,), (1,)), ((), ())), out_sharding=_explicit(x))
+    over_rows = (((0,), (0,)), ((), ()))
+    if _from_the_narrow_side(kernel):
+      of_kernel = _turned(multiply(rounded, x, over_rows))
+    else:
+      of_kernel = multiply(x, rounded, over_rows, out_sharding=_explicit(kernel))
+    return of_x, of_kernel, sum_over_rows(gradient)
+
+  return custom_gradient(forward, push_forward, pull_back)
+
+
+def _explicit(x: jax.Array) -> jax.sharding.NamedSharding | None:
+  """The sharding of an array if it is explicit."""
+  sharding = jax.typeof(x).sharding
+  return sharding if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def _from_the_narrow_side(kernel: jax.Array) -> bool:
+  """Whether the gradient of a kernel is to be computed as its transpose.
+
+  A CPU multiplies faster so if the kernel has more rows than columns. On several devices,
+  fixing the layout would gather a sharded gradient on each.
+  """
+  meshes = jax.sharding.get_abstract_mesh(), jax.typeof(kernel).sharding.mesh
   one_device = all(mesh.size <= 1 for mesh in meshes)
-  slow = rows > columns and one_device and jax.default_backend() == "cpu"
-  return (_from_the_narrow_side(gradient) if slow else gradient,)
-
-
-_identity = custom_gradient(
-  lambda kernel: (kernel, ()), lambda residuals, tangents: tangents[0], _pull_back
-)
+  rows, columns = kernel.shape
+  return rows > columns and one_device and platform_of(kernel) == "cpu"
 
 
 @jax.jit  # run eagerly, a layout constraint would tie the array to its device
-def _from_the_narrow_side(product: jax.Array) -> jax.Array:
-  """Returns the given product x.T @ y, but has its transpose computed instead."""
+def _turned(product: jax.Array) -> jax.Array:
+  """Returns the transpose, but has the product itself computed."""
   # Imported here, so that a change in an experimental module can only break training on a CPU.
   from jax.experimental.layout import Layout, with_layout_constraint
 
-  turned = jax.lax.optimization_barrier(product.T)  # else XLA turns it back
+  product = jax.lax.optimization_barrier(product)  # else XLA computes the transpose
   # Stored by rows, so that the optimiser need not stride through it.
-  return with_layout_constraint(turned.T, Layout((0, 1)))
+  return with_layout_constraint(product.T, Layout((0, 1)))
 
 
 def sum_over_rows(x: jax.Array) -> jax.Array:
   """Sums an array (n, ...) of any float type over its first axis.
 
-  It multiplies by ones: XLA's CPU code for a plain sum is many times slower.
+  On a CPU it multiplies by ones: XLA's code for a plain sum is many times slower there.
   """
+  if platform_of(x) != "cpu":
+    return x.sum(0)
   return jnp.tensordot(jnp.ones(x.shape[0], x.dtype), x, 1, precision=jax.lax.Precision.HIGHEST)
 
 
 def repeat_rows(x: jax.Array, n: int) -> jax.Array:
   """Repeats an array of any float type n times, to (n, ...); its gradient is `sum_over_rows`."""
+  if platform_of(x) != "cpu":
+    return jnp.broadcast_to(x, (n, *x.shape))
   return jnp.tensordot(jnp.ones(n, x.dtype), x, 0, precision=jax.lax.Precision.HIGHEST)

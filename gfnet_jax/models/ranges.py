@@ -85,6 +85,7 @@ ARGUMENTS = {  # what else is wrong with them is found where they are used
   "layer_scale_init": NUMBER,
   "mixer": TEXT,
   "backend": TEXT,
+  "filter_precision": TEXT,
   "remat": FLAG,
   "scan": FLAG,
 }

@@ -109,6 +109,7 @@ RULES = {
   "model.mixer": Rule(ANY),
   "model.drop_path_rate": Rule(ANY),
   "model.backend": Rule(ANY),
+  "model.filter_precision": Rule(ANY),
   "model.remat": Rule(FLAG, may_change=True),
   "model.scan": Rule(FLAG),
   "optimizer.learning_rate": Rule(AT_LEAST_ZERO),
