@@ -114,8 +114,13 @@ def refusal(result: dict[str, Any]) -> str:
       f"{result['program']} needs {result['needed_bytes'] / 1e9:.3g} GB on every "
       f"{result['chip']}, which has {result['chip_bytes'] / 1e9:.3g} GB"
     )
+  elif "RESOURCE_EXHAUSTED" in result["reason"]:
+    found = f"the memory of a {result['chip']} is too small ({result['reason']})"
   else:
-    found = f"the compiler refuses the program ({result['reason']})"
+    return (
+      f"the compiler refuses the program ({result['reason']}); try another form of it, such as "
+      "--config.model.scan, or other options of the compiler in XLA_FLAGS"
+    )
   advice = " or ".join(result["advice"]) or "a smaller batch, more chips or chips with more memory"
   return f"{found}; try {advice}"
 

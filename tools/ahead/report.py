@@ -39,22 +39,40 @@ def compile_and_read(
   result = {"compiles": False, "reason": None, "chip_bytes": chip.memory, "fits": False}
   start = time.perf_counter()
   try:
-    compiled = lowered.compile()
+    compiled, result["compiler_options"] = compile_for(chip, lowered)
   except jax.errors.JaxRuntimeError as error:
     # XLA says in many lines which buffers were the largest.
     result["reason"] = printable(str(error).partition("\n")[0], limit=400)
-    exhausted = result["reason"].startswith("RESOURCE_EXHAUSTED")
-    result["advice"] = advise(config, mesh.size) if exhausted and which == "train" else []
+    result["advice"] = []
+    if which == "train" and result["reason"].startswith("RESOURCE_EXHAUSTED"):
+      result["advice"] = advise(config, mesh.size)
     return result, ""
   result |= {"compiles": True, "compile_s": time.perf_counter() - start}
   result |= memory(compiled, chip)
   result["advice"] = []
-  if not result["fits"] and which == "train":
+  if which == "train" and not result["fits"]:
     room = chip.memory - (result["needed_bytes"] - result["temporary_bytes"])
     excess = result["temporary_bytes"] / room if room > 0 else math.inf
     result["advice"] = advise(config, mesh.size, excess)
   text = compiled.as_text()
   return result | read(text, chip), text
+
+
+def compile_for(
+  chip: Chip, lowered: jax.stages.Lowered
+) -> tuple[jax.stages.Compiled, dict[str, Any]]:
+  """The compiled program, and the options of the compiler that it took.
+
+  With a GPU, XLA tries ways to multiply and passes over those that do not compile. Without
+  one it takes the first, and gives up where that is one of Triton's that cannot be tiled.
+  """
+  try:
+    return lowered.compile(), {}
+  except jax.errors.JaxRuntimeError as error:
+    if not chip.description or "Couldn't find output tile sizes" not in str(error):
+      raise
+  options = {"xla_gpu_enable_triton_gemm": False}
+  return lowered.compile(compiler_options=options), options
 
 
 def memory(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
@@ -92,7 +110,7 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
   if not result["compiles"]:
     return [("compiles", f"no: {result['reason']}")]
   rows = [
-    ("compiles", f"yes, in {result['compile_s']:.0f} s"),
+    ("compiles", f"yes, in {result['compile_s']:.0f} s{with_options(result['compiler_options'])}"),
     (
       "memory",
       f"{gigabytes(result['needed_bytes'])} of {gigabytes(result['chip_bytes'])}, "
@@ -116,6 +134,10 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
   if result["unknown_loops"]:
     rows.append(("loops of unknown length", f"{result['unknown_loops']}, each counted once"))
   return rows
+
+
+def with_options(options: dict[str, Any]) -> str:
+  return "".join(f", with {name}={value}" for name, value in options.items())
 
 
 def estimates(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -69,4 +69,6 @@ def written(program: Program, instruction: Instruction, computation: Computation
     return sum(written(program, computation[name], computation) for name in instruction.operands)
   if instruction.opcode == UPDATE:
     return computation[instruction.operands[1]].bytes
+  if instruction.opcode == "custom-call":  # of a library, to which bytes are room to work in
+    return sum(size for dtype, size in instruction.arrays if dtype != "s8")
   return instruction.bytes
