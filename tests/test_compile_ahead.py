@@ -91,7 +91,8 @@ def test_the_bytes_of_a_gpu_program_by_hand():
   program = Program(GPU)
   # Slices of a stack, an operand once, an update in place: 2 + 2 + 2 arrays and two indices.
   body = 6 * ARRAY + 2 * 4
-  around = 2 * 2 * ARRAY + 2 * ARRAY + (1 + 16) * ARRAY  # transform, slice, gathering
+  # A transform, a slice, a library's product (its room to work in is none), a gathering.
+  around = 2 * 2 * ARRAY + 2 * ARRAY + 2 * ARRAY + (1 + 16) * ARRAY
   assert traffic(program, program.steps()) == 5 * body + around
   assert program.unknown_loops == 0
 
@@ -265,6 +266,31 @@ def test_what_does_not_fit_is_one_line_of_advice(compile_ahead, tmp_path, tempor
   result = json.loads(path.read_text())
   assert (result["compiles"], result["fits"]) == (bool(temporary), False)
   assert result["advice"][0] == "--config.model.remat=True"
+
+
+def test_what_a_gpu_cannot_tile_is_compiled_without_triton(compile_ahead, monkeypatch, tmp_path):
+  def compile_with(self, compiler_options=None):
+    if compiler_options is None:
+      raise jax.errors.JaxRuntimeError("INTERNAL: Couldn't find output tile sizes for %dot")
+    assert compiler_options == {"xla_gpu_enable_triton_gemm": False}
+    return SimpleNamespace(memory_analysis=lambda: self.plan, as_text=lambda: GPU)
+
+  monkeypatch.setattr(Lowered, "compile", compile_with)
+  path = tmp_path / "result.json"
+  code, out, err = compile_ahead({}, "--topology", "h100:8", "--output", path)
+  assert (code, err) == (0, "")
+  assert "with xla_gpu_enable_triton_gemm=False" in out
+  result = json.loads(path.read_text())
+  assert result["floor_ms"] == pytest.approx(result["bytes_accessed"] / 3.35232e9)
+  code, _, err = compile_ahead({}, "--output", path)  # on a TPU it is no such thing
+  assert (code, err.count("\n")) == (2, 1)
+  assert "refuses the program (INTERNAL: Couldn't find" in err
+
+
+def test_a_place_for_the_result_that_is_none_is_said_before_the_work(compile_ahead, tmp_path):
+  code, out, err = compile_ahead({}, "--output", tmp_path)
+  assert (code, out, err.count("\n")) == (2, "", 1)
+  assert "is a directory or a device, expected a file" in err
 
 
 COMPILERS = {"v5e:2x4": "libtpu", "h100:8": "jax_cuda12_plugin"}

@@ -7,7 +7,8 @@ from typing import Any
 from ahead.chips import Chip
 from ahead.hlo import COLLECTIVES, NO_WORK, Computation, Instruction, Program, Step
 
-FILTER = "global_filter"  # the name under which all operations of the filter are traced
+from gfnet_jax.models.fourier import SCOPE
+
 RULE_FACTOR = 1.5  # by which a kernel without an estimate counts above its floor
 SUMS = ("reduce", "reduce-window", "reduce-scatter", "all-reduce", "all-reduce-start")
 
@@ -57,7 +58,7 @@ def estimate(program: Program, steps: list[Step], chip: Chip) -> dict[str, Any]:
 
 def is_filter(program: Program, instruction: Instruction) -> bool:
   """Whether an instruction belongs to the filter; a fusion of mixed origin, by its own name."""
-  return FILTER in re.split(r"\W+", program.op_name(instruction))
+  return SCOPE in re.split(r"\W+", program.op_name(instruction))
 
 
 def should_be_estimated(instruction: Instruction) -> bool:

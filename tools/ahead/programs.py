@@ -82,10 +82,13 @@ def lower_filter(
 ) -> jax.stages.Lowered:
   """The filter of a batch of tokens, with the gradients of weight and tokens if asked for."""
   height, width, channels = grid
-  dtype, backend = compute_dtype(config.precision), config.model.backend
+  dtype = compute_dtype(config.precision)
+  settings = dict(backend=config.model.backend, dtype=dtype)
+  if config.model.filter_precision is not None:
+    settings["precision"] = config.model.filter_precision
 
   def make_filter() -> GlobalFilter:
-    return GlobalFilter(channels, height, width, backend=backend, dtype=dtype, rngs=nnx.Rngs(0))
+    return GlobalFilter(channels, height, width, **settings, rngs=nnx.Rngs(0))
 
   structure, params = split(nnx.eval_shape(make_filter))
 
