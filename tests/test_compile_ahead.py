@@ -327,6 +327,6 @@ def test_only_gradients_cross_and_no_sum_is_in_bf16_on_an_accelerator(tmp_path, 
   assert size <= result["collectives"]["all-reduce"]["bytes"] < size + 1000  # and some scalars
   assert result["bf16_sums"] == 0
   if topology.startswith("v5e"):
-    assert 0 < result["filter_ms"] < result["estimated_ms"] / 2
+    assert 0 < result["filter_ms"] < result["estimated_ms"]
   else:
     assert result["floor_ms"] == pytest.approx(result["bytes_accessed"] / 3.35232e9)
