@@ -35,4 +35,13 @@ TIMINGS = {
     (96, 96, 64): Timing("measured", {"fft": 51.259, "separable": 100.221}),
     (96, 96, 96): Timing("measured", {"fft": 73.25, "separable": 128.299}),
   },
+  "tpu": {
+    (14, 14, 384): Timing("estimated", {"fft": 4.57, "separable": 1.714, "dense": 1.14}),
+    (28, 28, 192): Timing("estimated", {"separable": 5.0, "dense": 3.2}),
+    (56, 56, 96): Timing("estimated", {"fft": 24.0, "separable": 10.0}),
+  },
+  "gpu": {
+    (14, 14, 384): Timing("estimated", {"fft": 0.4, "separable": 0.3, "dense": 0.15}),
+    (56, 56, 96): Timing("estimated", {"fft": 1.5, "separable": 1.0}),
+  },
 }
