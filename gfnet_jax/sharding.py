@@ -1,7 +1,7 @@
 """One mesh axis over all devices: batches are split over it, states replicated or sharded."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +14,10 @@ BATCH_AXIS = "data"  # the mesh axis over which batches are sharded
 Batch = dict[str, jax.Array]  # "image", "label" and more, split over the mesh
 
 
-def make_mesh() -> Mesh:
-  """A one-dimensional mesh over all devices of all processes."""
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A one-dimensional mesh over devices, by default all of all processes."""
   # In the order of the processes, whose rows of a batch follow each other.
-  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
   return Mesh(np.array(devices), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
 
 

@@ -136,6 +136,8 @@ def test_no_module_and_no_function_is_too_long():
     ("tools/accelerator.py", "--help"),
     ("tools/predict.py", "--help"),
     ("tools/prepare_tfds.py", "--help"),
+    ("tools/compile_ahead.py", "--help"),
+    ("tools/compile_ahead.py", "--topolgy=v5e:2x4"),
   ],
 )
 def test_help_and_mistyped_flags_need_neither_jax_nor_numpy(arguments):
