@@ -168,7 +168,7 @@ def test_a_block_of_channels_in_full_and_one_in_part():
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5), st.integers(1, 3))
 def test_any_grid(height, width, batch, channels):
   assert (errors(random_arrays(height, width, batch, channels)) < BOUND).all()
