@@ -44,7 +44,7 @@ def errors(arrays, precision=HIGH):
   tokens, weight, gradient = (np.asarray(array, np.float64) for array in arrays)
   expected = exact_filter(tokens, weight), *exact_gradients(tokens, weight, gradient)
   assert [array.shape for array in actual] == [array.shape for array in expected]
-  return [relative(*pair) for pair in zip(actual, expected, strict=True)]
+  return np.array([relative(*pair) for pair in zip(actual, expected, strict=True)])
 
 
 def in_bfloat16(arrays):
@@ -55,18 +55,18 @@ def in_bfloat16(arrays):
 @pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize("grid", [(5, 8), (9, 7)])
 def test_three_passes_agree_with_a_float64_transform(grid):
-  assert max(errors(random_arrays(*grid, batch=4, channels=6))) < BOUND
+  assert (errors(random_arrays(*grid, batch=4, channels=6)) < BOUND).all()
 
 
 @pytest.mark.usefixtures("small_steps")
 def test_bfloat16_tokens_agree_with_a_float64_transform():
-  assert max(errors(in_bfloat16(random_arrays(6, 5)))) < BOUND
+  assert (errors(in_bfloat16(random_arrays(6, 5))) < BOUND).all()
 
 
 @pytest.mark.usefixtures("small_steps")
 def test_one_pass_only_on_request():
   one_pass = errors(random_arrays(4, 3), DEFAULT)
-  assert 1e-3 < min(one_pass) < max(one_pass) < 1e-2
+  assert ((one_pass > 1e-3) & (one_pass < 1e-2)).all()
   assert [fused_layout.count_passes(precision) for precision in jax.lax.Precision] == [1, 3, 3]
 
 
@@ -151,24 +151,24 @@ def test_cost_of_a_kernel():
 @pytest.mark.parametrize("cast", [tuple, in_bfloat16])
 @pytest.mark.parametrize("side", SIDES)
 def test_grids_of_all_networks(side, cast):
-  assert max(errors(cast(random_arrays(side, side)))) < BOUND
+  assert (errors(cast(random_arrays(side, side))) < BOUND).all()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_steps")
 def test_float32_gradients_of_bfloat16_tokens():
   tokens, weight, gradient = random_arrays(6, 5)
-  assert max(errors((jnp.asarray(tokens, jnp.bfloat16), weight, gradient))) < BOUND
+  assert (errors((jnp.asarray(tokens, jnp.bfloat16), weight, gradient)) < BOUND).all()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_as_for_users")
 def test_a_block_of_channels_in_full_and_one_in_part():
-  assert max(errors(random_arrays(4, 6, batch=3, channels=130))) < BOUND
+  assert (errors(random_arrays(4, 6, batch=3, channels=130)) < BOUND).all()
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5), st.integers(1, 3))
 def test_any_grid(height, width, batch, channels):
-  assert max(errors(random_arrays(height, width, batch, channels))) < BOUND
+  assert (errors(random_arrays(height, width, batch, channels)) < BOUND).all()
