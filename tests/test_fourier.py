@@ -14,8 +14,8 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models import fourier, fourier_backends
 from gfnet_jax.models.fourier import global_filter
 from gfnet_jax.models.fourier_backends import (
-  ON_ACCELERATORS,
-  ON_CPU,
+  PAIRED,
+  STACKED,
   choose_backend,
 )
 from gfnet_jax.models.fourier_timings import Timing
@@ -27,7 +27,7 @@ GRIDS += [(1, 1), (1, 4), (3, 1), (5, 8), (8, 5), (9, 13), (14, 20)]
 CASES = [
   (grid, backend)
   for grid in GRIDS
-  for backend in ON_CPU
+  for backend in STACKED
   if backend != "dense" or grid[0] * grid[1] <= 600  # its matrix is as large as the grid, squared
 ]
 
@@ -86,7 +86,7 @@ def test_backends_agree_with_a_float64_transform(grid, backend, platform, monkey
     assert relative(actual, exact) < 1e-6
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("backend", STACKED)
 @pytest.mark.parametrize("grid", [(4, 6), (3, 5)])
 def test_gradients_agree_with_finite_differences(grid, backend):
   tokens, weight, _ = random_arrays(*grid)
@@ -96,7 +96,7 @@ def test_gradients_agree_with_finite_differences(grid, backend):
   )
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("backend", STACKED)
 def test_imaginary_parts_without_effect_have_no_gradient(backend):
   """At the frequencies that are their own mirror image, exactly; the rest antisymmetric."""
   tokens, weight, _ = random_arrays(4, 6)
@@ -112,8 +112,8 @@ def test_imaginary_parts_without_effect_have_no_gradient(backend):
   )
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
-@pytest.mark.parametrize("forms", [ON_CPU, ON_ACCELERATORS])
+@pytest.mark.parametrize("backend", STACKED)
+@pytest.mark.parametrize("forms", [STACKED, PAIRED])
 def test_one_transform_and_one_inverse_in_the_backward_pass(forms, backend, monkeypatch):
   calls, expected = [], ["transform", "invert"]
 
@@ -122,7 +122,7 @@ def test_one_transform_and_one_inverse_in_the_backward_pass(forms, backend, monk
 
   counting = {name: counted(name, getattr(forms[backend], name)) for name in expected}
   monkeypatch.setitem(forms, backend, forms[backend]._replace(**counting))
-  monkeypatch.setattr(fourier, "platform_of", lambda _: "cpu" if forms is ON_CPU else "tpu")
+  monkeypatch.setattr(fourier, "platform_of", lambda _: "cpu" if forms is STACKED else "tpu")
   tokens, weight, gradient = random_arrays(4, 6)
   _, pull_back = jax.vjp(lambda x, w: global_filter(x, w, backend), tokens, weight)
   assert calls == expected
@@ -153,7 +153,7 @@ def test_unknown_backends_are_named():
 
 
 @pytest.mark.usefixtures("compiled_as_for_users")
-@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("backend", STACKED)
 def test_shards_filter_their_own_images(backend):
   """The same results under a mesh of eight devices, with no collective but the gradient's sum."""
   tokens, weight, gradient = random_arrays(4, 6, batch=16)

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from gfnet_jax.models.fourier import global_filter
-from gfnet_jax.models.fourier_backends import ON_CPU
+from gfnet_jax.models.fourier_backends import STACKED
 from gfnet_jax.models.gradients import custom_gradient
 from gfnet_jax.models.layer_norm import EPSILON, LayerNorm
 from gfnet_jax.models.products import linear
@@ -53,7 +53,7 @@ def random(*shape, seed=0):
 
 TOKENS, WEIGHT = (8, 2, 3, 2), (2, 2, 2, 2)
 CASES = {
-  **{backend: (filtered_by(backend), plain_filter, TOKENS, WEIGHT) for backend in ON_CPU},
+  **{backend: (filtered_by(backend), plain_filter, TOKENS, WEIGHT) for backend in STACKED},
   "norm": (norm, plain_norm, (8, 5), (5,)),
   "product": (product, plain_product, (8, 5), (5, 2)),
 }
@@ -117,7 +117,7 @@ def test_the_hessian_of_a_filter_is_the_automatic_one():
   assert_alike(found, expected, 3e-6)
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("backend", STACKED)
 def test_forward_mode_agrees_with_finite_differences(backend):
   arrays = random(2, 3, 4, 2), random(2, 3, 3, 2, seed=1)
   check_grads(filtered_by(backend), arrays, 1, ["fwd"], rtol=1e-2, eps=0.1)
@@ -177,7 +177,7 @@ def test_gradients_inside_shard_map_are_summed(case, kind, check):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("backend", STACKED)
 def test_the_backward_pass_keeps_the_spectrum_and_the_weight(backend):
   tokens, weight = random(2, 4, 6, 3), random(2, 4, 4, 3)
   _, pull_back = jax.vjp(filtered_by(backend), tokens, weight)

@@ -12,7 +12,7 @@ from helpers import collectives
 import gfnet_jax
 from configs.digits import get_config
 from gfnet_jax.inference.evaluate import make_eval_step
-from gfnet_jax.models.fourier_backends import ON_CPU
+from gfnet_jax.models.fourier_backends import STACKED
 from gfnet_jax.models.functional import split
 from gfnet_jax.sharding import make_mesh, shard_state, split_batch
 from gfnet_jax.training import metrics
@@ -97,7 +97,7 @@ def elements(shape: str) -> int:
 @pytest.mark.parametrize(
   ("name", "backend"),
   [
-    *(("gfnet-ti", backend) for backend in ON_CPU),
+    *(("gfnet-ti", backend) for backend in STACKED),
     pytest.param("gfnet-h-ti", "auto", marks=pytest.mark.slow),
   ],
 )

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import gfnet_jax
-from gfnet_jax.models.fourier_backends import ON_CPU
+from gfnet_jax.models.fourier_backends import STACKED
 from gfnet_jax.models.functional import merge, split
 
 
@@ -33,8 +33,8 @@ def random(*shape):
   ("backend", "enter"),  # whether the mesh is set, or only in the types of the arrays
   [
     ("fft", True),
-    *[pytest.param(backend, False, marks=pytest.mark.slow) for backend in ON_CPU],
-    *[pytest.param(b, True, marks=pytest.mark.slow) for b in ON_CPU if b != "fft"],
+    *[pytest.param(backend, False, marks=pytest.mark.slow) for backend in STACKED],
+    *[pytest.param(b, True, marks=pytest.mark.slow) for b in STACKED if b != "fft"],
   ],
 )
 @pytest.mark.parametrize(

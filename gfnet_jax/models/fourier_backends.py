@@ -1,9 +1,9 @@
 """Different ways to compute one transform: the orthonormal real 2D DFT of token grids.
 
-A spectrum is a tuple of float32 arrays, the batch first. A CPU multiplies fastest with one
-array (batch, 2, ...) of real parts before imaginary parts; on an accelerator, putting
-the parts together costs as much as a product, and they are two arrays (batch, ...). The grid
-and the channels follow in an order, and in axes, of the backend's own.
+A spectrum is a tuple of float32 arrays, the batch first. CPUs and GPUs multiply fastest with
+one array (batch, 2, ...) of real parts before imaginary parts; on a TPU, putting the parts
+together costs as much as a product, and they are two arrays (batch, ...). The grid and the
+channels follow in an order, and in axes, of the backend's own.
 """
 
 import math
@@ -74,7 +74,7 @@ def check_backend(name: str) -> None:
 
 def form(name: str, platform: str) -> Backend:
   """The backend of that name, other than the fused kernel, as it is fastest on a platform."""
-  return (ON_CPU if platform == "cpu" else ON_ACCELERATORS)[name]
+  return (PAIRED if platform == "tpu" else STACKED)[name]
 
 
 def parts(spectrum: Spectrum) -> tuple[jax.Array, jax.Array]:
@@ -89,16 +89,16 @@ def like(spectrum: Spectrum, real: jax.Array, imaginary: jax.Array) -> Spectrum:
   return (real, imaginary) if len(spectrum) == 2 else (jnp.stack([real, imaginary], axis=1),)
 
 
-ON_CPU = {
+STACKED = {
   "fft": Backend(stacked.fft, stacked.inverse_fft, axes=(2, 0, 1)),
   "separable": Backend(stacked.separable, stacked.inverse_separable),
   "dense": Backend(stacked.dense, stacked.inverse_dense),
 }
-ON_ACCELERATORS = {
+PAIRED = {
   "fft": Backend(paired.fft, paired.inverse_fft, axes=(2, 0, 1)),
   "separable": Backend(paired.separable, paired.inverse_separable),
   "dense": Backend(paired.dense, paired.inverse_dense),
 }
 # The fused kernel (fused_filter.py) transforms and multiplies in one; elsewhere than on a TPU it
 # is interpreted, slowly. Nothing chooses it that was not measured on a device.
-BACKENDS = (*ON_CPU, "fused")
+BACKENDS = (*STACKED, "fused")

@@ -1,4 +1,4 @@
-"""Transforms for accelerators: real and imaginary parts in an array each.
+"""Transforms for TPUs: real and imaginary parts in an array each.
 
 Putting the parts into one array, or reshaping across the channels, would cost a TPU as much
 as the products. The products along height and width, and those over all tokens, are written for

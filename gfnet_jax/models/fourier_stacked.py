@@ -1,6 +1,7 @@
-"""Transforms for CPUs: one array (batch, 2, ...), real parts before imaginary parts.
+"""Transforms for CPUs and GPUs: one array (batch, 2, ...), real parts before imaginary parts.
 
-A CPU multiplies fastest by few and large matrices, with a copy of the matrix per image.
+They multiply fastest by few and large matrices, with a copy of the matrix per image, of which
+XLA makes none.
 """
 
 import jax
@@ -64,7 +65,7 @@ def inverse_dense(
 
 def _product(matrix: np.ndarray, x: jax.Array, precision: jax.lax.Precision) -> jax.Array:
   """Multiplies a matrix (m, n) with each of (..., n, c), which gives (..., m, c)."""
-  # With one matrix for all, XLA would put m first and then transpose the result.
+  # With one matrix for all, XLA would put m or the channels first and then transpose the result.
   copies = jnp.broadcast_to(matrix, (*x.shape[:-2], *matrix.shape))
   return jnp.matmul(copies, x, precision=precision)
 

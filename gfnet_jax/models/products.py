@@ -15,8 +15,8 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike) -
   """Multiplies rows by a kernel and adds a bias.
 
   The factors of the product and of those in its gradient are rounded to `dtype`; sums are
-  of float32 or, if `dtype` is wider, of that. Differentiable in reverse and in forward
-  mode. On several devices, call it under `jax.set_mesh`, or with explicit shardings:
+  of float32 or, if `dtype` is wider, of that. The gradient of x is of x's type, those of kernel
+  and bias of the sums'. Differentiable in reverse and in forward mode. On several devices, call it under `jax.set_mesh`, or with explicit shardings:
   otherwise it assumes one device, and XLA may gather a sharded gradient.
 
   Args:
@@ -29,8 +29,8 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike) -
     (n, columns), float32 or, if `dtype` is wider, that.
   """
   dtype = jnp.dtype(dtype)
-  arguments = (array.astype(sum_type(dtype)) for array in (x, kernel, bias))
-  return _linear(dtype)(*arguments)
+  kernel, bias = (array.astype(sum_type(dtype)) for array in (kernel, bias))
+  return _linear(dtype, x.dtype)(x, kernel, bias)
 
 
 def sum_type(dtype: DTypeLike) -> jnp.dtype:
@@ -39,7 +39,7 @@ def sum_type(dtype: DTypeLike) -> jnp.dtype:
 
 
 @functools.cache
-def _linear(dtype: jnp.dtype) -> Callable[..., jax.Array]:
+def _linear(dtype: jnp.dtype, x_type: jnp.dtype) -> Callable[..., jax.Array]:
   multiply = functools.partial(
     jax.lax.dot_general, preferred_element_type=sum_type(dtype)
   )  # (a, b, ((axes of a, of b to sum over), ((), ())), out_sharding)
@@ -64,7 +64,7 @@ def _linear(dtype: jnp.dtype) -> Callable[..., jax.Array]:
       of_kernel = _turned(multiply(rounded, x, over_rows))
     else:
       of_kernel = multiply(x, rounded, over_rows, out_sharding=_explicit(kernel))
-    return of_x, of_kernel, sum_over_rows(gradient)
+    return of_x.astype(x_type), of_kernel, sum_over_rows(gradient)
 
   return custom_gradient(forward, push_forward, pull_back)
 
