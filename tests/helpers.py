@@ -17,6 +17,7 @@ from gfnet_jax.models.functional import merge, split
 
 ROOT = Path(__file__).parent.parent
 HANGS = 1800.0  # seconds after which a process is taken for one that hangs, on any machine
+FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"  # of XLA; compiling takes twice as long with them
 
 
 def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
@@ -45,7 +46,10 @@ def script_command(name: str, *arguments) -> list[str]:
 
 
 def script_environment(devices: int = 1) -> dict[str, str]:
-  return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  if "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ:
+    flags += f" --{FUSION_EMITTERS}=false"
+  return os.environ | {"XLA_FLAGS": flags}
 
 
 def read_lines(path: Path) -> list[dict]:
