@@ -5,13 +5,13 @@ import json
 import os
 import re
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from flax import nnx
+from fork_server import Script
 
 from gfnet_jax.models.functional import merge, split
 
@@ -20,13 +20,13 @@ HANGS = 1800.0  # seconds after which a process is taken for one that hangs, on 
 FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"  # of XLA; compiling takes twice as long with them
 
 
-def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+def finish(processes: list[Script]) -> list[tuple[int, str, str]]:
   """(exit code, standard output, standard error) of every process."""
   outputs = [process.communicate(timeout=HANGS) for process in processes]
   return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
-def wait_for_line(process: subprocess.Popen, start: str) -> None:
+def wait_for_line(process: Script, start: str) -> None:
   """Reads the output of a process up to a line."""
   for line in process.stdout:
     if line.startswith(start):
