@@ -16,6 +16,7 @@ import gfnet_jax
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.gfnet import drop_path_rates
+from gfnet_jax.models.initializers import initial_rngs
 from gfnet_jax.models.layers import drop_path
 
 # Counted on the official implementation.
@@ -59,6 +60,15 @@ def test_official_rates_of_the_largest_variant():
   rates = drop_path_rates(0.4, 36)
   assert rates[1] == pytest.approx(0.01142857131, rel=1e-9)
   assert rates[-1] == pytest.approx(0.400000006, rel=1e-9)
+
+
+def test_the_keys_of_initial_weights_are_those_of_flax():
+  def draw(make):
+    rngs = make(7)
+    return jnp.stack([jax.random.key_data(rngs.params()) for _ in range(3)])
+
+  for compute in (lambda make: draw(make), lambda make: jax.jit(lambda: draw(make))()):
+    np.testing.assert_array_equal(compute(initial_rngs), draw(nnx.Rngs))
 
 
 def test_initial_weights():
