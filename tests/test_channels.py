@@ -34,7 +34,6 @@ def test_a_kernel_that_fits_stays_as_it_is(dtype):
   assert adapt_channels(kernel, 5).dtype == np.float32
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(st.integers(1, 16), st.integers(0, 2**32 - 1))
 def test_it_is_the_rule_of_timm(in_dim, seed):
   torch = pytest.importorskip("torch")

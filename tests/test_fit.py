@@ -14,6 +14,7 @@ import gfnet_jax
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.fit import fit_params, resize
 from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.initializers import initial_rngs
 from gfnet_jax.models.resize import resize_bicubic
 from gfnet_jax.models.stage import BlockStack
 from gfnet_jax.models.variants import create_model
@@ -32,7 +33,7 @@ def register(monkeypatch):
 
 def create(name="gfnet-ti", *, seed=0, **options):
   options = dict(image_size=(32, 64), num_classes=5) | SIZES[name] | options
-  return create_model(name, **options, rngs=nnx.Rngs(seed))
+  return create_model(name, **options, rngs=initial_rngs(seed))
 
 
 @functools.cache

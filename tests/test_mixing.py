@@ -91,7 +91,7 @@ def boxes_by_hand(lam, row, column, height, width, new_box):
   where=st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),
   new_box=st.booleans(),
 )
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 def test_box_follows_the_rule(lam, height, width, where, new_box):
   row, column = int(where[0] * height), int(where[1] * width)
   edges = cutmix_box(

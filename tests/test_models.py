@@ -94,7 +94,7 @@ def test_initial_weights():
 @given(
   grid=st.sampled_from([(1, 1), (1, 4), (3, 1), (5, 7), (8, 6)]), seed=st.integers(0, 2**32 - 1)
 )
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_filter_is_a_circular_convolution(grid, seed):
   """Against sums over all shifts, for odd and even and non-square grids."""
   height, width = grid
