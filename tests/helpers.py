@@ -45,9 +45,10 @@ def script_command(name: str, *arguments) -> list[str]:
   return [sys.executable, name, *map(str, arguments)]
 
 
-def script_environment(devices: int = 1) -> dict[str, str]:
+def script_environment(devices: int = 1, *, fusion_emitters: bool = False) -> dict[str, str]:
+  """With fusion emitters, the bits of a row do not depend on how many rows there are."""
   flags = f"--xla_force_host_platform_device_count={devices}"
-  if "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ:
+  if "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ and not fusion_emitters:
     flags += f" --{FUSION_EMITTERS}=false"
   return os.environ | {"XLA_FLAGS": flags}
 
