@@ -13,15 +13,19 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import contextlib
+import functools
 import runpy
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import hypothesis
 import jax
+import jax._src.compiler
 import pytest
-from helpers import HANGS, ROOT, free_port, script_command, script_environment
+from fork_server import Script, Server
+from helpers import FUSION_EMITTERS, HANGS, ROOT, free_port, script_environment
 
 from gfnet_jax import startup
 from gfnet_jax.command_line import run
@@ -31,8 +35,29 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile("busy machine", deadline=None)
+hypothesis.settings.load_profile("busy machine")
 # Most of the time goes into compiling.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def _compile_quickly(get_compile_options: Callable) -> Callable:
+  """Adds what halves the time of compiling a training step, and jax has no setting for.
+
+  In XLA_FLAGS it would hold for `compiled_as_for_users`, too.
+  """
+
+  @functools.wraps(get_compile_options)
+  def get_quick_options(*args, **kwargs):
+    options = get_compile_options(*args, **kwargs)
+    if jax.config.read("jax_disable_most_optimizations"):
+      options.env_option_overrides = [*options.env_option_overrides, (FUSION_EMITTERS, False)]
+    return options
+
+  return get_quick_options
+
+
+jax._src.compiler.get_compile_options = _compile_quickly(jax._src.compiler.get_compile_options)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,18 +81,20 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def script() -> Callable[..., subprocess.CompletedProcess]:
+def server() -> Iterator[Server]:
+  """server.start(name, *arguments, ...) starts a script of the project as a process."""
+  with Server() as server:
+    yield server
+
+
+@pytest.fixture(scope="session")
+def script(server) -> Callable[..., subprocess.CompletedProcess]:
   """script("train.py", *arguments, devices=1) runs a script of the project to its end."""
 
   def run(name: str, *arguments, devices: int = 1) -> subprocess.CompletedProcess:
-    return subprocess.run(
-      script_command(name, *arguments),
-      cwd=ROOT,
-      env=script_environment(devices),
-      capture_output=True,
-      text=True,
-      timeout=HANGS,
-    )
+    with server.start(name, *arguments, env=script_environment(devices)) as process:
+      outputs = process.communicate(timeout=HANGS)
+      return subprocess.CompletedProcess([name, *arguments], process.returncode, *outputs)
 
   return run
 
@@ -93,7 +120,7 @@ def in_process(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., list[subprocess.Popen]]]:
+def start(server) -> Iterator[Callable[..., list[Script]]]:
   """start("train.py", *arguments, processes, devices) starts all processes of a run.
 
   `devices` is of each of them, and `last` holds arguments of the last one alone.
@@ -102,21 +129,14 @@ def start() -> Iterator[Callable[..., list[subprocess.Popen]]]:
 
     def start(
       name: str, *arguments, processes: int, devices: int | Sequence[int] = 1, last: tuple = ()
-    ) -> list[subprocess.Popen]:
+    ) -> list[Script]:
       devices = [devices] * processes if isinstance(devices, int) else devices
       flags = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", processes)
       started = []
       for i in range(processes):
         own = (*flags, "--process-id", i) if processes > 1 else ()
         own = (*own, *last) if i == processes - 1 else own
-        process = subprocess.Popen(
-          script_command(name, *arguments, *own),
-          cwd=ROOT,
-          env=script_environment(devices[i]),
-          stdout=subprocess.PIPE,
-          stderr=subprocess.PIPE,
-          text=True,
-        )
+        process = server.start(name, *arguments, *own, env=script_environment(devices[i]))
         stack.enter_context(process)
         stack.callback(process.kill)  # before the context waits for its end
         started.append(process)

@@ -5,27 +5,28 @@ import json
 import os
 import re
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from flax import nnx
+from fork_server import Script
 
 from gfnet_jax.models.functional import merge, split
 
 ROOT = Path(__file__).parent.parent
 HANGS = 1800.0  # seconds after which a process is taken for one that hangs, on any machine
+FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"  # of XLA; compiling takes twice as long with them
 
 
-def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+def finish(processes: list[Script]) -> list[tuple[int, str, str]]:
   """(exit code, standard output, standard error) of every process."""
   outputs = [process.communicate(timeout=HANGS) for process in processes]
   return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
-def wait_for_line(process: subprocess.Popen, start: str) -> None:
+def wait_for_line(process: Script, start: str) -> None:
   """Reads the output of a process up to a line."""
   for line in process.stdout:
     if line.startswith(start):
@@ -44,8 +45,12 @@ def script_command(name: str, *arguments) -> list[str]:
   return [sys.executable, name, *map(str, arguments)]
 
 
-def script_environment(devices: int = 1) -> dict[str, str]:
-  return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+def script_environment(devices: int = 1, *, fusion_emitters: bool = False) -> dict[str, str]:
+  """With fusion emitters, the bits of a row do not depend on how many rows there are."""
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  if "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ and not fusion_emitters:
+    flags += f" --{FUSION_EMITTERS}=false"
+  return os.environ | {"XLA_FLAGS": flags}
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -105,7 +105,17 @@ def test_an_evaluation_does_not_depend_on_processes(start, one_device, tmp_path)
   assert found["loss"] == pytest.approx(last["eval_loss"], rel=1e-6)
 
 
-LONG = (*FULL, "--config.num_epochs=50", "--config.eval_every_epochs=1")
+# Too long to end by itself, of little to compile.
+LONG = (
+  "--config.num_epochs=50",
+  "--config.eval_every_epochs=1",
+  "--config.log_every_steps=1",
+  "--config.data.batch_size=32",
+  "--config.data.eval_batch_size=100",
+  "--config.model.embed_dim=8",
+  "--config.model.depth=1",
+  "--config.ema_decay=0.9",
+)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def two_steps(image, size):
 
 @pytest.mark.parity
 @given(short=st.integers(1, 7), long=st.integers(100, 900), upright=st.booleans(), h=SIDES, w=SIDES)
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 def test_thin_images_equal_the_two_steps(short, long, upright, h, w):
   image = thin_image(short, long, upright)
   np.testing.assert_array_equal(eval_transform(image, (h, w)), two_steps(image, (h, w)))
@@ -36,7 +36,7 @@ def test_thin_images_equal_the_two_steps(short, long, upright, h, w):
 
 @pytest.mark.parity
 @given(width=st.integers(1, 60), height=st.integers(1, 60), data=st.data())
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_any_part_of_any_enlargement_equals_pillows(width, height, data):
   image = Image.fromarray(
     np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)

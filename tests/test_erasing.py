@@ -31,7 +31,7 @@ def test_rate_and_counts():
 
 
 @given(height=st.integers(1, 300), width=st.integers(1, 300), seed=st.integers(0, 2**32))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 def test_boxes_lie_inside(height, width, seed):
   boxes = draw_erasing_boxes((height, width), random.Random(seed), probability=1.0, max_count=4)
   assert boxes.dtype == np.int32 and boxes.shape == (4, 4)

@@ -11,7 +11,7 @@ from gfnet_jax.weights.files import write_state_dict
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("gfnet_jax.weights.reference")
 
-NAME, SIZE, CLASSES, IMAGES = "gfnet-ti", 96, 20, 500
+NAME, SIZE, CLASSES, IMAGES = "gfnet-ti", 96, 20, 150
 
 
 @pytest.fixture(scope="module")

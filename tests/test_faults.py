@@ -10,7 +10,6 @@ import resource
 import select
 import shutil
 import signal
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fork_server import Script
 from helpers import finish, read_lines, wait_for_line
 
 from configs.digits import get_config
@@ -46,12 +46,12 @@ def _standard_promotion():
 
 def small_config(**changes):
   config = get_config()
-  config.num_epochs = 6.0
+  config.num_epochs = 3.0  # 13 steps
   config.eval_every_epochs = 1.0
   config.log_every_steps = 1
   config.optimizer.warmup_epochs = 1.0
   config.data.batch_size = 320
-  config.model.update(embed_dim=16, depth=2)
+  config.model.update(embed_dim=8, depth=1)
   config.update(changes)
   return config
 
@@ -85,7 +85,7 @@ def last_step(workdir: Path) -> int:
   return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
 
 
-def kill_after(run: list[subprocess.Popen], workdir: Path, step: int, rng: random.Random) -> bool:
+def kill_after(run: list[Script], workdir: Path, step: int, rng: random.Random) -> bool:
   """Kills one or all processes of a run at most a tenth of a second after a step.
 
   Returns:
@@ -194,7 +194,7 @@ def test_a_full_disk_is_survived(tmp_path, capsys):
   assert "the checkpoint of step 4 could not be written" in printed
   assert "the next one will be tried" in printed
   assert results["images"] == 360
-  assert list_steps(workdir / "checkpoints")[-1] == 27
+  assert list_steps(workdir / "checkpoints")[-1] == 13
   assert not list((workdir / "checkpoints").glob(".pending-*"))
 
 
@@ -259,7 +259,7 @@ def test_it_can_be_skipped(poison, tmp_path):
   lines = [
     line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "skipped_steps" in line
   ]
-  assert [line["skipped_steps"] for line in lines] == [0] * 11 + [1] * 16
+  assert [line["skipped_steps"] for line in lines] == [0] * 11 + [1] * 2
 
 
 @pytest.mark.parametrize("log_every_steps", [pytest.param(1, marks=pytest.mark.slow), 7])
@@ -272,7 +272,7 @@ def test_it_can_be_rolled_back(poison, tmp_path, capsys, trained, log_every_step
     "step 12 (batch 11) is not finite; going on from the last checkpoint" in capsys.readouterr().out
   )
   found, clean = steps_and_losses(tmp_path / "run"), steps_and_losses(trained)
-  assert list(found) == [*range(log_every_steps, 27, log_every_steps), 27]
+  assert list(found) == [*range(log_every_steps, 13, log_every_steps), 13]
   assert all(np.isfinite(list(found.values())))
   if log_every_steps == 1:
     assert {step: found[step] for step in range(1, 12)} == {
@@ -283,7 +283,7 @@ def test_it_can_be_rolled_back(poison, tmp_path, capsys, trained, log_every_step
 
 def test_what_is_not_finite_is_not_saved(poison, tmp_path):
   """Met by an evaluation before the next line of metrics; and mended by another policy."""
-  config = small_config(on_nonfinite="stop", log_every_steps=100)
+  config = small_config(num_epochs=4.0, on_nonfinite="stop", log_every_steps=100)
   poison(config, 11)
   with pytest.raises(UserError, match="the loss of step 12"):
     loop.train(config, tmp_path / "run")
@@ -291,8 +291,7 @@ def test_what_is_not_finite_is_not_saved(poison, tmp_path):
   config.on_nonfinite = "skip"
   assert loop.train(config, tmp_path / "run")["images"] == 360
   config.on_nonfinite = "stop"  # a run with skipped steps in its past is not frozen
-  config.num_epochs = 6.0
-  shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000027")
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000018")
   assert loop.train(config, tmp_path / "run")["images"] == 360
 
 
@@ -339,12 +338,12 @@ def test_a_damaged_checkpoint_does_not_outlive_those_after_it(trained, tmp_path)
   workdir = tmp_path / "run"
   shutil.copytree(trained, workdir)
   directory = workdir / "checkpoints"
-  victim = next((directory / "00000027").rglob("d/*"))
+  victim = next((directory / "00000013").rglob("d/*"))
   victim.write_bytes(victim.read_bytes()[:-1])
   loop.train(small_config(), workdir)
-  assert list_steps(directory)[-1] == 27
-  verify(directory, 27)
-  assert len(list(directory.glob("damaged-00000027-*"))) == 1
+  assert list_steps(directory)[-1] == 13
+  verify(directory, 13)
+  assert len(list(directory.glob("damaged-00000013-*"))) == 1
 
 
 def test_a_run_of_damaged_checkpoints_is_not_begun_anew(trained, tmp_path):

@@ -40,7 +40,7 @@ def test_what_is_not_finite_is_null(value, text):
 
 
 @hypothesis.given(VALUES)
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=50)
 def test_the_rest_is_as_python_writes_it(value):
   text = to_json(value)
   found = json.loads(text, parse_constant=refuse)

@@ -120,7 +120,7 @@ def test_the_hessian_of_a_filter_is_the_automatic_one():
 @pytest.mark.parametrize("backend", STACKED)
 def test_forward_mode_agrees_with_finite_differences(backend):
   arrays = random(2, 3, 4, 2), random(2, 3, 3, 2, seed=1)
-  check_grads(filtered_by(backend), arrays, 1, ["fwd"], rtol=1e-2, eps=0.1)
+  check_grads(jax.jit(filtered_by(backend)), arrays, 1, ["fwd"], rtol=1e-2, eps=0.1)
 
 
 @pytest.mark.parametrize("axes", [(None, 0), (4, None), (1, 2)])
@@ -161,7 +161,7 @@ def test_gradients_inside_shard_map_are_summed(case, kind, check):
   """Of replicated weights, over the axes over which the images are split, and no others."""
   function, plain, *shapes = CASES[case]
   x, weight = random(*shapes[0]), random(*shapes[1], seed=1)
-  expected = jax.grad(curved(plain), (0, 1))(x, weight)
+  expected = jax.jit(jax.grad(curved(plain), (0, 1)))(x, weight)
   mesh = jax.make_mesh((4, 2), ("images", "other"), axis_types=(kind,) * 2)
   split, whole = PartitionSpec("images"), PartitionSpec()
 

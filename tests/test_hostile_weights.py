@@ -425,7 +425,7 @@ contents = st.recursive(
 
 
 @hypothesis.given(contents, st.sampled_from([2, 4]))
-@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.settings(max_examples=20)
 def test_plain_values_of_any_shape_are_no_hindrance(tmp_path_factory, beside, protocol):
   file = tmp_path_factory.mktemp("plain") / "weights.pth"
   torch.save(dict(model={"w": FLOATS}, beside=beside), file, pickle_protocol=protocol)

@@ -294,8 +294,8 @@ def test_whether_a_process_runs():
 def small_config():
   """Compiled only once for all tests that have it."""
   config = get_config()
-  config.update(num_epochs=6.0, eval_every_epochs=1.0, log_every_steps=1)
-  config.model.update(embed_dim=16, depth=2)
+  config.update(num_epochs=3.0, eval_every_epochs=1.0, log_every_steps=1)
+  config.model.update(embed_dim=8, depth=1)
   config.optimizer.warmup_epochs = 1.0
   config.data.batch_size = 320
   return config

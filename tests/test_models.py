@@ -16,6 +16,7 @@ import gfnet_jax
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.gfnet import drop_path_rates
+from gfnet_jax.models.initializers import initial_rngs
 from gfnet_jax.models.layers import drop_path
 
 # Counted on the official implementation.
@@ -61,6 +62,15 @@ def test_official_rates_of_the_largest_variant():
   assert rates[-1] == pytest.approx(0.400000006, rel=1e-9)
 
 
+def test_the_keys_of_initial_weights_are_those_of_flax():
+  def draw(make):
+    rngs = make(7)
+    return jnp.stack([jax.random.key_data(rngs.params()) for _ in range(3)])
+
+  for compute in (lambda make: draw(make), lambda make: jax.jit(lambda: draw(make))()):
+    np.testing.assert_array_equal(compute(initial_rngs), draw(nnx.Rngs))
+
+
 def test_initial_weights():
   model = gfnet_jax.create_model("gfnet-h-ti", image_size=64, depths=(1, 1, 1, 1))
   _, params = split(model)
@@ -84,7 +94,7 @@ def test_initial_weights():
 @given(
   grid=st.sampled_from([(1, 1), (1, 4), (3, 1), (5, 7), (8, 6)]), seed=st.integers(0, 2**32 - 1)
 )
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_filter_is_a_circular_convolution(grid, seed):
   """Against sums over all shifts, for odd and even and non-square grids."""
   height, width = grid

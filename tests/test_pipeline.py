@@ -76,7 +76,7 @@ def joined(parts: list[list[dict]]) -> list[np.ndarray]:
 @given(
   count=st.integers(24, 40), processes=st.sampled_from([1, 2, 3, 8]), seed=st.integers(0, 2**31)
 )
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_an_epoch_holds_every_index_once_for_any_number_of_processes(count, processes, seed):
   source, batch_size = NumberedSource(count), 24
   steps = count  # 24 epochs

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import compiled
 from PIL import Image
 
 import gfnet_jax
@@ -61,7 +62,7 @@ def test_json_lines_hold_what_the_model_gives(directory, model, predict, batch_s
   assert [line["image"] for line in lines] == list(map(str, files))
   for line, file in zip(lines, files, strict=True):
     pixels = eval_transform(decode_image(file.read_bytes()), CONFIG["image_size"])
-    expected = np.asarray(jax.nn.softmax(model(normalize(jnp.asarray(pixels[None])))))[0]
+    expected = np.asarray(jax.nn.softmax(compiled(model)(normalize(jnp.asarray(pixels[None])))))[0]
     best = np.argsort(-expected)[:3].tolist()
     assert [p["index"] for p in line["predictions"]] == best
     assert [p["class"] for p in line["predictions"]] == [NAMES[i] for i in best]

@@ -1,26 +1,19 @@
 """The recipes of docs/architecture.md, followed to the letter in a copy of the project."""
 
+import functools
 import io
 import json
 import re
 import shutil
 import signal
-import subprocess
 import zipfile
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import (
-  HANGS,
-  ROOT,
-  compiled,
-  read_lines,
-  script_command,
-  script_environment,
-  wait_for_line,
-)
+from fork_server import Server
+from helpers import HANGS, ROOT, compiled, read_lines, script_environment, wait_for_line
 from PIL import Image
 
 import gfnet_jax
@@ -35,7 +28,7 @@ SMALL = (
   "--config.optimizer.warmup_epochs=1",
   "--config.data.batch_size=320",
   "--config.model.embed_dim=8",
-  "--config.model.depth=2",
+  "--config.model.depth=1",
   "--config.model.patch_size=4",
 )
 
@@ -43,8 +36,9 @@ SMALL = (
 class Project:
   """A copy of the project to which a recipe is applied, block of code by block."""
 
-  def __init__(self, directory: Path, recipe: str):
+  def __init__(self, server: Server, directory: Path, recipe: str):
     self.directory = directory
+    self._start = functools.partial(server.start, cwd=directory, env=script_environment())
     for name in ("gfnet_jax", "configs"):
       ignored = shutil.ignore_patterns("__pycache__")
       shutil.copytree(ROOT / name, directory / name, ignore=ignored)
@@ -72,27 +66,14 @@ class Project:
 
   def run(self, *arguments) -> str:
     """Runs a script to its end; returns what it printed."""
-    result = subprocess.run(
-      script_command(*arguments),
-      cwd=self.directory,
-      env=script_environment(),
-      capture_output=True,
-      text=True,
-      timeout=HANGS,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    with self._start(*arguments) as process:
+      output, errors = process.communicate(timeout=HANGS)
+    assert process.returncode == 0, errors
+    return output
 
   def stop(self, *arguments, workdir: Path) -> None:
     """Runs a training up to its first evaluation, and stops it there by a signal."""
-    with subprocess.Popen(
-      script_command(*arguments),
-      cwd=self.directory,
-      env=script_environment(),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    ) as process:
+    with self._start(*arguments) as process:
       wait_for_line(process, "epoch")
       process.send_signal(signal.SIGTERM)
       _, errors = process.communicate(timeout=HANGS)
@@ -105,8 +86,8 @@ def evaluation(workdir: Path) -> dict:
   return [line for line in read_lines(workdir / "metrics.jsonl") if "eval_top1" in line][-1]
 
 
-def test_a_token_mixer(tmp_path):
-  project = Project(tmp_path / "project", "a token mixer")
+def test_a_token_mixer(tmp_path, server):
+  project = Project(server, tmp_path / "project", "a token mixer")
   mixers = "gfnet_jax/models/mixers.py"
   project.insert(mixers, "MIXERS", before=True)
   project.insert(mixers, "MIXERS")
@@ -119,15 +100,15 @@ def test_a_token_mixer(tmp_path):
   results = tmp_path / "results.json"
   project.run("eval.py", "--checkpoint", workdir, "--output", results)
   assert json.loads(results.read_text())["top1"] == evaluation(workdir)["eval_top1"]
-  project.run(*train, tuned, f"--config.init_checkpoint={workdir}")
+  project.run(*train, tuned, "--config.num_epochs=2", f"--config.init_checkpoint={workdir}")
   fresh, fine_tuned = (read_lines(path / "metrics.jsonl")[0] for path in (workdir, tuned))
   assert fine_tuned["train_loss"] < fresh["train_loss"] - 0.001
   with pytest.raises(AssertionError, match=r"error: .*pooling"):
     project.run("convert_torch_weights.py", "--to-torch", workdir, tmp_path / "weights.safetensors")
 
 
-def test_a_data_set_with_an_augmentation(tmp_path):
-  project = Project(tmp_path / "project", "a data set")
+def test_a_data_set_with_an_augmentation(tmp_path, server):
+  project = Project(server, tmp_path / "project", "a data set")
   project.write("gfnet_jax/data/sources/npz.py")
   project.insert("gfnet_jax/data/sources/open.py", "SOURCES")
   augmentations = "gfnet_jax/data/augmentations.py"
@@ -147,7 +128,7 @@ def test_a_data_set_with_an_augmentation(tmp_path):
     np.savez(directory / f"{split}.npz", images=images, labels=labels, names=names)
   small = ("--config.num_epochs=4", "--config.eval_every_epochs=1", "--config.log_every_steps=1")
   train = ("train.py", "--config", "configs/npz.py", f"--config.data.name={data}", *small)
-  train = (*train, "--config.model.embed_dim=8", "--config.model.depth=2")
+  train = (*train, "--config.model.embed_dim=8", "--config.model.depth=1")
   train = (*train, "--config.optimizer.warmup_epochs=1", "--workdir")
   workdir, tuned = tmp_path / "run", tmp_path / "tuned"
   project.stop(*train, workdir, workdir=workdir)
@@ -159,7 +140,9 @@ def test_a_data_set_with_an_augmentation(tmp_path):
   project.run("eval.py", "--checkpoint", workdir, "--data", other, "--output", results)
   assert json.loads(results.read_text())["images"] == 12
   workers = "--config.data.reading.workers=2"  # augmentations travel to other processes
-  project.run(*train, tuned, workers, f"--config.init_checkpoint={workdir}")
+  project.run(
+    *train, tuned, "--config.num_epochs=2", workers, f"--config.init_checkpoint={workdir}"
+  )
   fresh, fine_tuned = (read_lines(path / "metrics.jsonl")[0] for path in (workdir, tuned))
   assert fine_tuned["train_loss"] < fresh["train_loss"] - 0.001
 
@@ -174,9 +157,9 @@ def margin(workdir: Path, ema: bool) -> float:
   return float(np.mean(logits.max(-1) - logits.mean(-1)))
 
 
-def test_a_metric_and_a_thing_done_every_n_steps(tmp_path):
+def test_a_metric_and_a_thing_done_every_n_steps(tmp_path, server):
   """In a run that began without them, at the commit d75db2a."""
-  project = Project(tmp_path / "project", "a metric")
+  project = Project(server, tmp_path / "project", "a metric")
   for path, last in (("training", '  "gradient_norm"'), ("inference", '  "loss": Metric(loss')):
     file = f"gfnet_jax/{path}/metrics.py"
     project.insert(file, "METRICS", before=True)

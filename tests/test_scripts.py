@@ -22,8 +22,8 @@ SMALL = (
   "--config.log_every_steps=1",
   "--config.optimizer.warmup_epochs=1",
   "--config.data.batch_size=320",
-  "--config.model.embed_dim=16",
-  "--config.model.depth=2",
+  "--config.model.embed_dim=8",
+  "--config.model.depth=1",
 )
 
 
@@ -44,7 +44,7 @@ def saved_arrays(workdir: Path) -> dict[str, np.ndarray]:
 def test_a_run_leaves_what_it_promises(finished):
   assert list_steps(finished / "checkpoints")[-1] == 27
   assert len(list_steps(finished / "checkpoints")) in (2, 3)
-  assert json.loads((finished / "config.json").read_text())["model"]["embed_dim"] == 16
+  assert json.loads((finished / "config.json").read_text())["model"]["embed_dim"] == 8
   assert list((finished / "tensorboard").glob("events.out.*"))
   lines = read_lines(finished / "metrics.jsonl")
   steps = [line["step"] for line in lines if "train_loss" in line]

@@ -98,7 +98,7 @@ def test_an_official_file_becomes_a_model_with_stacked_blocks():
 
 def test_a_checkpoint_of_stacked_blocks_is_exported_and_begins_other_runs(tmp_path):
   def config(scan):
-    return dict(name="gfnet-ti", image_size=32, num_classes=5, scan=scan)
+    return dict(name="gfnet-ti", image_size=32, num_classes=5, scan=scan, **SIZES["gfnet-ti"])
 
   def fresh(scan):
     return create_model(**config(scan), rngs=nnx.Rngs(1))

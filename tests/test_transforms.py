@@ -131,7 +131,7 @@ def test_short_side_before_the_crop(size, short):
   image=st.tuples(st.integers(1, 400), st.integers(1, 400)),
   size=st.tuples(st.integers(33, 80), st.integers(1, 80)),
 )
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_eval_transform_of_any_shape_has_the_size(image, size):
   white = Image.new("RGB", image[::-1], "white")
   result = eval_transform(white, size)
@@ -262,7 +262,7 @@ def test_golden_crops_that_never_fit():
   height=st.integers(1, 600),
   seed=st.integers(0, 2**32),
 )
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 def test_crops_lie_inside(width, height, seed):
   left, top, right, bottom = draw_crop(width, height, random.Random(seed), **IMAGENET)
   assert 0 <= left <= right <= width

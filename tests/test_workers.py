@@ -56,8 +56,8 @@ class Reader(subprocess.Popen):
 @pytest.fixture
 def start(folder, tmp_path):
   """start(processes, workers, first, steps) starts the Readers of one run."""
-  environment = script_environment() | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-  environment |= {"PYTHONPATH": "."}
+  environment = script_environment(fusion_emitters=True)
+  environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": "."}
   started = []
 
   def run(processes: int, *numbers: int) -> list[Reader]:

@@ -7,25 +7,19 @@ but a socket: a shared lock would stay locked once the process that holds it is 
 import atexit
 import contextlib
 import multiprocessing
-import os
 import pickle
 import signal
 import socket
-import threading
 import traceback
 from collections.abc import Iterator
-from multiprocessing import resource_tracker
-from multiprocessing.connection import wait
 from typing import Any, BinaryIO, NamedTuple, Protocol, SupportsIndex
 
 import grain
 
+from gfnet_jax.data.child_processes import PARENTS_SIGNALS, blocked_signals, exit_with_parent
 from gfnet_jax.data.shared_memory import AVAILABLE, pack, receive, send
 from gfnet_jax.errors import UserError
 
-# A terminal or scheduler sends them to the whole process group, but the parent may still
-# need batches: workers ignore them.
-PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 REQUEST = b"\0"  # for one batch
 
 
@@ -167,20 +161,6 @@ class _WorkerPool:
     atexit.unregister(self.close)
 
 
-@contextlib.contextmanager
-def blocked_signals() -> Iterator[None]:
-  """Has processes that are started here begin with PARENTS_SIGNALS blocked.
-
-  Otherwise a signal could end them, or print a traceback, before they are able to ignore it.
-  """
-  resource_tracker.ensure_running()  # or else the first start of a process would unblock them
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
-  try:
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class _Worker:
   """A process that makes batches, as its parent sees it."""
 
@@ -286,13 +266,3 @@ def _picklable(error: Exception) -> Exception:
     return pickle.loads(pickle.dumps(error))
   except Exception:
     return RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def exit_with_parent() -> None:
-  """Makes this child process exit when its parent does, even if the parent is killed."""
-
-  def watch() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()

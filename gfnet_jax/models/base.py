@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.initializers import initial_rngs
 from gfnet_jax.models.layers import Linear, PatchEmbed
 from gfnet_jax.models.products import repeat_rows
 from gfnet_jax.models.stage import Blocks
@@ -98,7 +99,7 @@ class Network(nnx.Module):
     A subclass whose constructor takes other arguments overrides this.
     """
     arguments = {**dict(self.settings), "remat": self.remat, **changes}
-    return type(self)(**arguments, rngs=nnx.Rngs(0))
+    return type(self)(**arguments, rngs=initial_rngs(0))
 
   def _remember(self, arguments: dict[str, object]) -> None:
     """Keeps the arguments of the constructor: its `locals()` when it begins."""

@@ -8,6 +8,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.base import Network
 from gfnet_jax.models.gfnet import GFNet, GFNetPyramid
 from gfnet_jax.models.image_size import ImageSize
+from gfnet_jax.models.initializers import initial_rngs
 from gfnet_jax.models.ranges import check_arguments
 from gfnet_jax.names import look_up
 
@@ -79,5 +80,5 @@ def create_model(
     **{**settings, **overrides},
     num_classes=num_classes,
     dtype=dtype,
-    rngs=nnx.Rngs(0) if rngs is None else rngs,
+    rngs=initial_rngs(0) if rngs is None else rngs,
   )

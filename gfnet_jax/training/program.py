@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from gfnet_jax.inference.evaluate import make_eval_step
 from gfnet_jax.inference.metrics import Averages
 from gfnet_jax.models.functional import Params, split
+from gfnet_jax.models.initializers import initial_rngs
 from gfnet_jax.models.precision import compute_dtype
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.sharding import Batch, replicated, shard_state
@@ -59,7 +60,7 @@ def build_program(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
   dtype, whole = compute_dtype(config.precision), replicated(mesh)
 
   def make_model() -> nnx.Module:
-    return create_model(**model_config(config), dtype=dtype, rngs=nnx.Rngs(config.seed))
+    return create_model(**model_config(config), dtype=dtype, rngs=initial_rngs(config.seed))
 
   model = nnx.eval_shape(make_model)
   structure, params = split(model)

@@ -22,8 +22,8 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 from tqdm import tqdm
 
+from gfnet_jax.data.child_processes import PARENTS_SIGNALS, blocked_signals, exit_with_parent
 from gfnet_jax.data.prepare.archives import Entry
-from gfnet_jax.data.workers import PARENTS_SIGNALS, blocked_signals, exit_with_parent
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory, write_atomically
 from gfnet_jax.text import printable
