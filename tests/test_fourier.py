@@ -123,6 +123,7 @@ def test_one_transform_and_one_inverse_in_the_backward_pass(forms, backend, monk
   counting = {name: counted(name, getattr(forms[backend], name)) for name in expected}
   monkeypatch.setitem(forms, backend, forms[backend]._replace(**counting))
   monkeypatch.setattr(fourier, "platform_of", lambda _: "cpu" if forms is STACKED else "tpu")
+  fourier._filter.cache_clear()
   tokens, weight, gradient = random_arrays(4, 6)
   _, pull_back = jax.vjp(lambda x, w: global_filter(x, w, backend), tokens, weight)
   assert calls == expected

@@ -6,12 +6,13 @@ of its residuals. This is as small as what allows all of them: a primitive, as i
 tutorial "JAX internals: primitives".
 """
 
+import itertools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir, partial_eval
 
 Arrays = tuple[jax.Array, ...]
 
@@ -84,10 +85,18 @@ def _jvp(primals, tangents, *, push, **_):
 
 
 def _transpose(cotangent, *inputs, pull, number, **_):
-  """The residuals, `number` of them, are known; a tangent may be, if it is zero."""
-  cotangents = [None] * number + list(pull(*inputs[:number], cotangent))
-  unknown = map(ad.is_undefined_primal, inputs)
-  return [c if wanted else None for c, wanted in zip(cotangents, unknown, strict=True)]
+  """The residuals, `number` of them, are known; a tangent may be, if it is zero.
+
+  Only what is wanted is computed: not the gradients of parameters if it is that of the images.
+  """
+  wanted = list(map(ad.is_undefined_primal, inputs))
+  arguments = (*inputs[:number], cotangent)
+  closed = jax.make_jaxpr(pull)(*arguments)
+  jaxpr, kept_constants, kept = partial_eval.dce_jaxpr_consts(closed.jaxpr, wanted[number:])
+  constants = list(itertools.compress(closed.consts, kept_constants))
+  function = jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))
+  cotangents = iter(function(*itertools.compress(arguments, kept)))
+  return [next(cotangents) if each else None for each in wanted]
 
 
 def _batch(inputs, axes, *, push, pull, number, **_):
