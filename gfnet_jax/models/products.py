@@ -14,10 +14,11 @@ from gfnet_jax.models.platform import platform_of
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike) -> jax.Array:
   """Multiplies rows by a kernel and adds a bias.
 
-  The factors of the product and of those in its gradient are rounded to `dtype`; sums are
-  of float32 or, if `dtype` is wider, of that. The gradient of x is of x's type, those of kernel
-  and bias of the sums'. Differentiable in reverse and in forward mode. On several devices, call it under `jax.set_mesh`, or with explicit shardings:
-  otherwise it assumes one device, and XLA may gather a sharded gradient.
+  The factors of the product and of those in its gradient are rounded to `dtype`; sums are of
+  float32 or, if `dtype` is wider, of that. The gradient of x is of x's type, those of kernel and
+  bias are of the sums'. Differentiable in reverse and in forward mode. On several devices,
+  call it under `jax.set_mesh`, or with explicit shardings: otherwise it assumes one device,
+  and XLA may gather a sharded gradient.
 
   Args:
     x: (n, rows), any float type.
