@@ -1,8 +1,10 @@
 """Which kind of device a computation is compiled for, while it is traced."""
 
-import jax
+import functools
+import re
+from pathlib import Path
 
-ACCELERATORS = ("gpu", "tpu")
+import jax
 
 
 def platform_of(x: jax.Array) -> str:
@@ -20,6 +22,23 @@ def platform_of(x: jax.Array) -> str:
       return _name(mesh.abstract_device.platform)
   default = jax.config.jax_default_device or jax.devices()[0]
   return _name(getattr(default, "platform", default))  # a device, or the name of a platform
+
+
+def multiplies(dtype: jax.typing.DTypeLike, platform: str) -> bool:
+  """Whether a platform has instructions for products of a type narrower than float32.
+
+  Of an x86 processor, AVX512_BF16 or AMX-BF16 for bfloat16 (Zen 4, Sapphire Rapids and later).
+  """
+  return platform != "cpu" or (dtype == jax.numpy.bfloat16 and _has_bfloat16_products())
+
+
+@functools.cache
+def _has_bfloat16_products() -> bool:
+  try:
+    flags = re.findall(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+  except OSError:
+    return False
+  return bool(flags) and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[0].split())
 
 
 def _name(platform: str) -> str:

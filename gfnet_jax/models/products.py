@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gfnet_jax.models.gradients import custom_gradient
-from gfnet_jax.models.platform import platform_of
+from gfnet_jax.models.platform import multiplies, platform_of
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -41,30 +41,41 @@ def sum_type(dtype: DTypeLike) -> jnp.dtype:
 
 @functools.cache
 def _linear(dtype: jnp.dtype, x_type: jnp.dtype) -> Callable[..., jax.Array]:
-  multiply = functools.partial(
-    jax.lax.dot_general, preferred_element_type=sum_type(dtype)
-  )  # (a, b, ((axes of a, of b to sum over), ((), ())), out_sharding)
-  plain = (((1,), (0,)), ((), ()))
+  total = sum_type(dtype)
+  plain = (((1,), (0,)), ((), ()))  # ((axes of a, of b to sum over), batches)
+
+  def emulated(x):
+    return dtype != total and not multiplies(dtype, platform_of(x))
+
+  def rounded(x):
+    if emulated(x):  # what follows would undo a mere cast
+      x = jax.lax.reduce_precision(x, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
+    return x.astype(dtype)
+
+  def multiply(a, b, axes, out_sharding=None):
+    if emulated(a):  # the same products, as fast as any of float32
+      a, b = a.astype(total), b.astype(total)
+    return jax.lax.dot_general(a, b, axes, preferred_element_type=total, out_sharding=out_sharding)
 
   def forward(x, kernel, bias):
-    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    x, kernel = rounded(x), rounded(kernel)
     return multiply(x, kernel, plain) + bias[None], (x, kernel)
 
   def push_forward(residuals, tangents):
     x, kernel = residuals
     x_tangent, kernel_tangent, bias_tangent = tangents
-    of_x = multiply(x_tangent.astype(dtype), kernel, plain)
-    return of_x + multiply(x, kernel_tangent.astype(dtype), plain) + bias_tangent[None]
+    of_x = multiply(rounded(x_tangent), kernel, plain)
+    return of_x + multiply(x, rounded(kernel_tangent), plain) + bias_tangent[None]
 
   def pull_back(residuals, gradient):
     x, kernel = residuals
-    rounded = gradient.astype(dtype)
-    of_x = multiply(rounded, kernel, (((1,), (1,)), ((), ())), out_sharding=_explicit(x))
+    factor = rounded(gradient)
+    of_x = multiply(factor, kernel, (((1,), (1,)), ((), ())), out_sharding=_explicit(x))
     over_rows = (((0,), (0,)), ((), ()))
     if _from_the_narrow_side(kernel):
-      of_kernel = _turned(multiply(rounded, x, over_rows))
+      of_kernel = _turned(multiply(factor, x, over_rows))
     else:
-      of_kernel = multiply(x, rounded, over_rows, out_sharding=_explicit(kernel))
+      of_kernel = multiply(x, factor, over_rows, out_sharding=_explicit(kernel))
     return of_x.astype(x_type), of_kernel, sum_over_rows(gradient)
 
   return custom_gradient(forward, push_forward, pull_back)
