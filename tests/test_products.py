@@ -21,7 +21,7 @@ from gfnet_jax.models import platform, products
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.layers import Mlp
 from gfnet_jax.models.platform import platform_of
-from gfnet_jax.models.products import linear, repeat_rows, sum_over_rows
+from gfnet_jax.models.products import linear, repeat_rows, sum_over_columns, sum_over_rows
 from gfnet_jax.models.variants import create_model
 
 pytestmark = pytest.mark.usefixtures("compiled_as_for_users")
@@ -138,8 +138,13 @@ def test_a_sharded_gradient_needs_no_other_collectives(spec):
   assert found(product) == expected
 
 
-def test_sums_and_repetitions_are_each_others_gradients():
+@pytest.mark.parametrize("name", ["cpu", "tpu"])
+def test_sums_and_repetitions_are_each_others_gradients(name, monkeypatch):
+  monkeypatch.setattr(products, "platform_of", lambda _: name)
   x = jax.random.normal(jax.random.key(0), (5, 2, 3))
+  weights = jnp.array([1.0, -2.0, 3.0])
+  sums = sum_over_columns(x[:, 0], weights)
+  np.testing.assert_allclose(sums, np.float64(x[:, 0]) @ np.float64(weights)[:, None], atol=1e-6)
   np.testing.assert_allclose(sum_over_rows(x), x.sum(0), atol=1e-6)
   np.testing.assert_array_equal(repeat_rows(x, 4), jnp.stack([x] * 4))
   _, pull_back = jax.vjp(lambda row: repeat_rows(row, 5), x[0])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gfnet_jax.models.gradients import custom_gradient
-from gfnet_jax.models.products import sum_over_rows
+from gfnet_jax.models.products import sum_over_columns, sum_over_rows
 
 EPSILON = 1e-6  # official gfnet.py
 
@@ -56,10 +56,8 @@ def _pull_back(residuals, gradient):
   x, mean, factor, scale = jax.lax.optimization_barrier(residuals)
   normalised = (x - mean) * factor
   product = gradient * normalised
-  weights = (scale / len(scale))[:, None]
-  mean_gradient, mean_product = (
-    jnp.matmul(rows, weights, precision=jax.lax.Precision.HIGHEST) for rows in (gradient, product)
-  )
+  weights = scale / len(scale)
+  mean_gradient, mean_product = (sum_over_columns(rows, weights) for rows in (gradient, product))
   x_gradient = factor * (gradient * scale[None] - mean_gradient - normalised * mean_product)
   return x_gradient, sum_over_rows(product), sum_over_rows(gradient)
 

@@ -256,6 +256,7 @@ class PatchEmbed(nnx.Module):
     advice = "; use gfnet_jax.resize(model, image_size)"
     check_input("the model got images", x, expected, advice)
     x = reshard(x, PartitionSpec(*jax.typeof(x).sharding.spec[:1]))  # splits the batch alone
+    x = x.astype(self.proj.dtype)  # first: fewer bytes are to be put in order
     # One axis at a time: with an explicit sharding, JAX refuses to split two at once.
     x = x.reshape(-1, rows, patch, *x.shape[2:]).reshape(
       -1, rows, patch, columns, patch, self.in_dim

@@ -120,6 +120,16 @@ def sum_over_rows(x: jax.Array) -> jax.Array:
   return jnp.tensordot(jnp.ones(x.shape[0], x.dtype), x, 1, precision=jax.lax.Precision.HIGHEST)
 
 
+def sum_over_columns(x: jax.Array, weights: jax.Array) -> jax.Array:
+  """Sums (n, columns) over the columns, times weights (columns,) of the same float type: (n, 1).
+
+  On a CPU it is a product, for the same reason.
+  """
+  if platform_of(x) != "cpu":
+    return (x * weights[None]).sum(-1, keepdims=True)
+  return jnp.matmul(x, weights[:, None], precision=jax.lax.Precision.HIGHEST)
+
+
 def repeat_rows(x: jax.Array, n: int) -> jax.Array:
   """Repeats an array of any float type n times, to (n, ...); its gradient is `sum_over_rows`."""
   if platform_of(x) != "cpu":
