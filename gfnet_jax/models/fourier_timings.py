@@ -1,16 +1,20 @@
-"""Milliseconds of the filter's backends, forward with gradient, float32.
+"""Milliseconds of the filter's backends, forward with gradient, float32; "auto" takes the least.
 
-By platform and (height, width, channels), for a batch of 8 on a CPU and of 128 on an
-accelerator; "auto" chooses from them. What was measured (python tools/benchmark.py backends
---write) replaces what is only the compiler's estimate for a TPU v5e, or a GPU's (H100) bytes
-over its bandwidth (python tools/compile_ahead.py --program filter).
+By platform and (height, width, channels), for a batch of 8 on a CPU and of 128 on others. A row is
+
+- measured: written by python tools/benchmark.py backends --write, in place of what was there;
+- estimated: by the compiler for a TPU v5e, three bfloat16 passes;
+- a floor: of an H100, its bytes by 3.35 TB/s or its arithmetic by 67 TFLOP/s (float32; NVIDIA's
+  data sheet), whichever takes longer.
+
+The last two are of python tools/compile_ahead.py --program filter-gradient (docs/speed.md).
 """
 
 from typing import Literal, NamedTuple
 
 
 class Timing(NamedTuple):
-  origin: Literal["measured", "estimated"]
+  origin: Literal["measured", "estimated", "floor"]
   milliseconds: dict[str, float]
 
 
@@ -35,13 +39,16 @@ TIMINGS = {
     (96, 96, 64): Timing("measured", {"fft": 51.259, "separable": 100.221}),
     (96, 96, 96): Timing("measured", {"fft": 73.25, "separable": 128.299}),
   },
-  "tpu": {
-    (14, 14, 384): Timing("estimated", {"fft": 4.57, "separable": 1.714, "dense": 1.14}),
-    (28, 28, 192): Timing("estimated", {"separable": 5.0, "dense": 3.2}),
-    (56, 56, 96): Timing("estimated", {"fft": 24.0, "separable": 10.0}),
-  },
   "gpu": {
-    (14, 14, 384): Timing("estimated", {"fft": 0.4, "separable": 0.3, "dense": 0.15}),
-    (56, 56, 96): Timing("estimated", {"fft": 1.5, "separable": 1.0}),
+    (7, 7, 768): Timing("floor", {"fft": 0.187, "separable": 0.217, "dense": 0.112}),
+    (14, 14, 384): Timing("floor", {"fft": 0.454, "separable": 0.283, "dense": 0.258}),
+    (28, 28, 192): Timing("floor", {"fft": 0.868, "separable": 0.536, "dense": 1.933}),
+    (56, 56, 96): Timing("floor", {"fft": 1.505, "separable": 1.043}),
+  },
+  "tpu": {
+    (7, 7, 768): Timing("estimated", {"separable": 0.573, "dense": 0.258}),
+    (14, 14, 384): Timing("estimated", {"separable": 1.733, "dense": 0.774}),
+    (28, 28, 192): Timing("estimated", {"separable": 4.914, "dense": 3.218}),
+    (56, 56, 96): Timing("estimated", {"separable": 10.76}),
   },
 }
