@@ -221,7 +221,7 @@ def test_precision_of_the_products(platform, monkeypatch):
     jaxpr = jax.make_jaxpr(lambda x, w: global_filter(x, w, "dense", name))(*arrays)
     return set(re.findall(r"Precision\.(\w+)", str(jaxpr)))
 
-  expected = {"cpu": "HIGH", "tpu": "HIGH", "gpu": "HIGHEST"}[platform]
+  expected = {"cpu": "HIGHEST", "tpu": "HIGH", "gpu": "HIGHEST"}[platform]
   assert precisions("high") == {expected}
   assert precisions("highest") == {"HIGHEST"}
   assert precisions("default") == {"DEFAULT"}

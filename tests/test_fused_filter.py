@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from test_fourier import exact_filter, exact_gradients, random_arrays, relative
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.models import fused_filter, fused_layout
+from gfnet_jax.models.fourier import global_filter
 
 DEFAULT, HIGH, HIGHEST = jax.lax.Precision
 BOUND = 2e-5  # what three passes of bfloat16 promise
@@ -172,3 +174,66 @@ def test_a_block_of_channels_in_full_and_one_in_part():
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5), st.integers(1, 3))
 def test_any_grid(height, width, batch, channels):
   assert (errors(random_arrays(height, width, batch, channels)) < BOUND).all()
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("kind", [None, AxisType.Auto, AxisType.Explicit])
+def test_as_a_backend(kind):
+  """Values, gradients and their derivatives, on one device and on a mesh of two."""
+  tokens, weight, gradient = random_arrays(4, 3, batch=4, channels=2)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def compute(backend, tokens, weight, gradient):
+    filtered, pull_back = jax.vjp(lambda x, w: global_filter(x, w, backend), tokens, weight)
+    return filtered, *pull_back(gradient)
+
+  expected = compute("fft", tokens, weight, gradient)
+  if kind is None:
+    found = compute("fused", tokens, weight, gradient)
+  else:
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+    rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    with jax.set_mesh(mesh):
+      found = compute(
+        "fused",
+        jax.device_put(tokens, rows),
+        jax.device_put(weight, whole),
+        jax.device_put(gradient, rows),
+      )
+  for a, b in zip(found, expected, strict=True):
+    assert relative(a, np.float64(b)) < BOUND
+
+
+def test_derivatives_of_derivatives():
+  """Of the kernels there are none: they are those of the transforms."""
+  tokens, weight, _ = random_arrays(2, 2, batch=1, channels=1)
+
+  def curved(backend):
+    return lambda x, w: jnp.sin(global_filter(x, w, backend)).sum()
+
+  found, expected = (
+    jax.jit(jax.hessian(curved(backend), (0, 1)))(tokens, weight) for backend in ("fused", "fft")
+  )
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_tokens_of_bfloat16_have_such_gradients():
+  tokens, weight, gradient = random_arrays(3, 4, batch=2, channels=2)
+  filtered, pull_back = jax.vjp(
+    lambda x, w: global_filter(x, w, "fused"), jnp.asarray(tokens, jnp.bfloat16), weight
+  )
+  of_tokens, of_weight = pull_back(gradient)
+  assert (filtered.dtype, of_tokens.dtype, of_weight.dtype) == (
+    jnp.float32,
+    jnp.bfloat16,
+    jnp.float32,
+  )
+
+
+@pytest.mark.parametrize("batch", ["b", "0"])
+def test_batches_that_it_refuses(batch):
+  (size,) = jax.export.symbolic_shape(batch) if batch == "b" else (0,)
+  tokens = jax.ShapeDtypeStruct((size, 3, 4, 2), jnp.float32)
+  with pytest.raises(UserError, match="expected a known size of at least 1"):
+    jax.eval_shape(lambda x: global_filter(x, jnp.ones((2, 3, 3, 2)), "fused"), tokens)

@@ -47,9 +47,11 @@ def global_filter(
   Raises:
     UserError: for an unknown backend or precision.
   """
-  tokens, weight = (jnp.asarray(array, jnp.float32) for array in (tokens, weight))
+  tokens, weight = jnp.asarray(tokens), jnp.asarray(weight, jnp.float32)
   platform = platform_of(tokens)
   chosen = choose_backend(backend, tokens.shape[1:], platform)
+  if chosen != "fused" or tokens.dtype != jnp.bfloat16:  # of which its kernel reads half the bytes
+    tokens = tokens.astype(jnp.float32)
   filter_tokens = _filter(chosen, platform, filter_precision(precision, platform))
   mesh, batch, channels = _find_split(tokens)
   specs = PartitionSpec(batch, None, None, channels), PartitionSpec(None, None, None, channels)
@@ -62,6 +64,7 @@ def global_filter(
     in_specs=specs,
     out_specs=specs[0],
     axis_names={name for name, kind in _axes(mesh) if kind != AxisType.Manual},
+    check_vma=chosen != "fused" or platform == "tpu",  # the interpreter of kernels fails it
   )(tokens, weight)
 
 
@@ -88,17 +91,32 @@ def _filter(
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """The filter of tokens and weight, computed by a backend."""
   if name == "fused":
-    functions = _in_one_kernel(precision, interpret=platform != "tpu")
+    functions = _in_one_kernel(precision, platform)
   else:
     functions = _by_transforms(form(name, platform), precision)
   return custom_gradient(*map(jax.named_scope(SCOPE), functions))
 
 
-def _in_one_kernel(precision: jax.lax.Precision, interpret: bool) -> tuple[Callable, ...]:
-  """What `custom_gradient` needs, each function one kernel (a sum of two in forward mode)."""
+def _in_one_kernel(precision: jax.lax.Precision, platform: str) -> tuple[Callable, ...]:
+  """What `custom_gradient` needs, each function one kernel (a sum of two in forward mode).
+
+  Kernels have no derivatives; those of these functions are of the transforms' equals.
+  """
   from gfnet_jax.models import fused_filter  # imports Pallas, which takes long
 
-  filter_tokens = functools.partial(fused_filter.forward, precision=precision, interpret=interpret)
+  options = dict(precision=precision, interpret=platform != "tpu")
+  transform, _, pull_back_transforms = _by_transforms(form("separable", platform), precision)
+
+  @functools.partial(_differentiated_as, lambda tokens, weight: transform(tokens, weight)[0])
+  def filter_tokens(tokens, weight):
+    return fused_filter.forward(tokens, weight, **options)
+
+  def pull_back_plainly(tokens, weight, gradient):
+    return pull_back_transforms(transform(tokens, weight)[1], gradient)
+
+  @functools.partial(_differentiated_as, pull_back_plainly)
+  def pull_back_in_one(tokens, weight, gradient):
+    return fused_filter.pull_back(tokens, weight, gradient, **options)
 
   def forward(tokens, weight):
     return filter_tokens(tokens, weight), (tokens, weight)
@@ -109,9 +127,21 @@ def _in_one_kernel(precision: jax.lax.Precision, interpret: bool) -> tuple[Calla
     return filter_tokens(change_of_tokens, weight) + filter_tokens(tokens, change_of_weight)
 
   def pull_back(residuals, gradient):
-    return fused_filter.pull_back(*residuals, gradient, precision=precision, interpret=interpret)
+    of_tokens, of_weight = pull_back_in_one(*residuals, gradient)
+    return of_tokens.astype(residuals[0].dtype), of_weight
 
   return forward, push_forward, pull_back
+
+
+def _differentiated_as(plain: Callable, function: Callable) -> Callable:
+  """A function with the derivatives of another that computes the same."""
+  function = jax.custom_jvp(function)
+
+  @function.defjvp
+  def _(arguments, tangents):
+    return function(*arguments), jax.jvp(plain, arguments, tangents)[1]
+
+  return function
 
 
 def _by_transforms(backend: Backend, precision: jax.lax.Precision) -> tuple[Callable, ...]:

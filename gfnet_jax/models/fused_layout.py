@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
+from gfnet_jax.errors import UserError
+
 LANES, SUBLANES = 128, 8  # of a tile in VMEM
 MOST_IMAGES, MOST_TOKENS = 16, 6272  # per step; more images keep the matrix units busier
 
@@ -57,8 +59,17 @@ class Layout(NamedTuple):
 
 
 def choose_layout(shape: tuple[int, int, int, int]) -> Layout:
-  """The layout for tokens (batch, height, width, channels)."""
+  """The layout for tokens (batch, height, width, channels).
+
+  Raises:
+    UserError: for a batch that is empty, or of a size that is not known.
+  """
   batch, height, width, _ = shape
+  if not isinstance(batch, int) or not batch:
+    raise UserError(
+      f"the fused filter got a batch of {batch}, expected a known size of at least 1; choose "
+      "another backend"
+    )
   most = max(1, min(MOST_IMAGES, MOST_TOKENS // (height * width)))
   images = max(n for n in range(1, most + 1) if batch % n == 0)
   return Layout(images, height, width)

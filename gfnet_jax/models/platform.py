@@ -12,7 +12,8 @@ def platform_of(x: jax.Array) -> str:
 
   It is that of the mesh of x if x has an explicit sharding, or of `jax.set_mesh`; for want
   of a mesh, that of `jax.default_device`. A mesh may be of devices that this machine lacks,
-  as in compiling ahead (tools/compile_ahead.py).
+  as in compiling ahead (tools/compile_ahead.py). Where an array happens to be is not asked: a
+  function that is traced does not know it.
 
   Args:
     x: of any shape and type.
@@ -27,7 +28,8 @@ def platform_of(x: jax.Array) -> str:
 def multiplies(dtype: jax.typing.DTypeLike, platform: str) -> bool:
   """Whether a platform has instructions for products of a type narrower than float32.
 
-  Of an x86 processor, AVX512_BF16 or AMX-BF16 for bfloat16 (Zen 4, Sapphire Rapids and later).
+  A CPU is this machine's. On x86 they are AVX512_BF16 and AMX-BF16, for bfloat16 (Zen 4, Sapphire
+  Rapids and later).
   """
   return platform != "cpu" or (dtype == jax.numpy.bfloat16 and _has_bfloat16_products())
 
@@ -35,7 +37,7 @@ def multiplies(dtype: jax.typing.DTypeLike, platform: str) -> bool:
 @functools.cache
 def _has_bfloat16_products() -> bool:
   try:
-    flags = re.findall(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    flags = re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
   except OSError:
     return False
   return bool(flags) and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[0].split())

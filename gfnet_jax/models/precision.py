@@ -38,8 +38,9 @@ def filter_precision(name: str, platform: str) -> jax.lax.Precision:
   """Returns the precision of the matrix products by which a filter transforms.
 
   Args:
-    name: "high" for a relative error below 2e-5 (three bfloat16 passes on a TPU, float32 on
-      a GPU), "highest" for float32 everywhere, "default" for the platform's fastest
+    name: "high" for a relative error below 2e-5 (three bfloat16 passes on a TPU, float32
+      elsewhere), "highest" for float32 everywhere (by the backend "fused", which knows no more
+      than three passes, as "high"), "default" for the platform's fastest
       (one bfloat16 pass on a TPU, with an error of up to 1e-2; TF32 on a GPU). In a context
       of `matmul_precision("highest")`, all are "highest".
     platform: see `platform_of`.
@@ -50,7 +51,7 @@ def filter_precision(name: str, platform: str) -> jax.lax.Precision:
   check_filter_precision(name)
   if jax.config.jax_default_matmul_precision in ("highest", "float32"):
     return jax.lax.Precision.HIGHEST
-  if name == "high" and platform == "gpu":  # where HIGH means TF32
+  if name == "high" and platform != "tpu":  # HIGH means TF32 on a GPU, where exports may go, too
     return jax.lax.Precision.HIGHEST
   return jax.lax.Precision[name.upper()]
 

@@ -49,7 +49,7 @@ def _linear(dtype: jnp.dtype, x_type: jnp.dtype) -> Callable[..., jax.Array]:
 
   def rounded(x):
     if emulated(x):  # what follows would undo a mere cast
-      x = jax.lax.reduce_precision(x, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
+      x = jax.lax.reduce_precision(x.astype(total), jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
     return x.astype(dtype)
 
   def multiply(a, b, axes, out_sharding=None):

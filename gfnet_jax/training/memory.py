@@ -118,18 +118,22 @@ def advise(config: ml_collections.ConfigDict, devices: int = 1, excess: float = 
       advice.append(f"--config.optimizer.accumulate_steps={more}")
       break
   for smaller in range(batch_size - 1, 0, -1):
-    if smaller <= batch_size / excess and batch_size % smaller == smaller % (devices * parts) == 0:
-      advice.append(f"--config.data.batch_size={smaller}" + _groups(config, smaller // devices))
-      break
+    fits = smaller <= batch_size / excess
+    if fits and batch_size % smaller == smaller % (devices * parts) == 0:
+      before, group = config.mixing.group_size, _group_size(config, smaller // devices)
+      if group == before:
+        advice.append(f"--config.data.batch_size={smaller}")
+        break
+      if group % 2 == 0:  # mixup pairs the images of a group
+        advice.append(f"--config.data.batch_size={smaller} --config.mixing.group_size={group}")
+        break
   return advice
 
 
-def _groups(config: ml_collections.ConfigDict, rows: int) -> str:
-  """The override by which no group of mixup spans devices of so many rows, if one is needed."""
+def _group_size(config: ml_collections.ConfigDict, rows: int) -> int:
+  """The largest with which no group of mixup spans devices of so many rows."""
   size = config.mixing.group_size
-  if not mixes(config.mixing) or rows % size == 0:
-    return ""
-  return f" --config.mixing.group_size={math.gcd(size, rows)}"
+  return math.gcd(size, rows) if mixes(config.mixing) else size
 
 
 def _choice(advice: list[str]) -> str:

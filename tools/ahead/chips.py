@@ -144,6 +144,10 @@ def chips_of(topology: str, chip: Chip, sides: tuple[int, ...]) -> "list[jax.Dev
 
   count = math.prod(sides)
   if chip.description:
+    if count > GPUS_PER_HOST and count % GPUS_PER_HOST:
+      raise UserError(
+        f"--topology is {topology!r}, expected up to {GPUS_PER_HOST} GPUs, or a multiple of them"
+      )
     hosts = max(1, count // GPUS_PER_HOST)
     name = f"1x{hosts}x{count // hosts}"  # slices, hosts, GPUs of a host
     arguments = dict(platform="cuda", topology_name=name, topology=name)

@@ -100,7 +100,8 @@ def lower_filter(
     return filtered, pull_back(cotangents)
 
   rows = split_batch(mesh)
-  tokens = jax.ShapeDtypeStruct((config.data.batch_size, *grid), dtype, sharding=rows)
+  size = (config.data.batch_size, *grid)
+  tokens = jax.ShapeDtypeStruct(size, jnp.float32, sharding=rows)  # as norms return them
   params = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), params
   )

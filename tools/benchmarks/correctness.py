@@ -21,6 +21,7 @@ from benchmarks import torch as beside_torch
 from gfnet_jax.config_files import read_config
 from gfnet_jax.models.fourier import global_filter
 from gfnet_jax.models.fourier_backends import BACKENDS
+from gfnet_jax.models.platform import platform_of
 from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.models.variants import list_models
 from gfnet_jax.sharding import make_mesh, split_batch
@@ -68,9 +69,7 @@ def logits(options: argparse.Namespace) -> Iterator[dict[str, object]]:
 
 def filters(options: argparse.Namespace) -> Iterator[dict[str, object]]:
   """The filter by every backend on every grid, one after the other."""
-  names = options.backends or [
-    name for name in BACKENDS if name != "fft" or jax.default_backend() != "tpu"
-  ]
+  names = options.backends or backends.worth_running(platform_of(jnp.zeros(())))
   grids = sorted({shape[:2] for shape in backends.variant_shapes()})
   rng = np.random.default_rng(0)
   for height, width in grids:
