@@ -86,7 +86,7 @@ class Mlp(nnx.Module):
     kernel's, without another pass over the tokens.
     """
     # A single axis of tokens: XLA is slow to contract several in the kernel's gradient.
-    # Between the products, arrays are of the factors' type: half the bytes, the same products.
+    # What passes between the products is of the factors' type, too: half the bytes.
     before = self.fc1(x.reshape(-1, x.shape[-1]).astype(self.fc1.dtype)).astype(self.fc2.dtype)
     kernel, bias = self.fc2.kernel[...], self.fc2.bias[...]
     if scale is not None:
