@@ -6,7 +6,8 @@ answers whether training fits the memory of eight TPU v5e, and if not, what to c
 fields of the config are overridden as for train.py. The compilers for accelerators are in
 requirements-ahead.txt; no accelerator is used, nor looked for. Times are the compiler's
 estimates (estimated_ms) or what the memory alone takes (floor_ms), not measurements:
-docs/speed.md, "Compiled ahead", says how to read them.
+docs/speed.md, "Compiled ahead", says how to read them. The exit code is 2 if the program does not
+fit or does not compile.
 """
 
 import argparse
@@ -37,13 +38,25 @@ def main(arguments: list[str]) -> None:
     metavar="CHIP:SHAPE",
     help=f"such as v5e:2x4 or h100:8; chips are {', '.join(chips.CHIPS)}",
   )
-  parser.add_argument("--config", default="configs/imagenet.py:gfnet-xs", metavar="FILE[:ARGUMENT]")
-  parser.add_argument("--program", default="train", choices=PROGRAMS)
+  parser.add_argument(
+    "--config",
+    default="configs/imagenet.py:gfnet-xs",
+    metavar="FILE[:ARGUMENT]",
+    help="of the run, by default %(default)s; any field can be overridden, such as "
+    "--config.data.batch_size=512",
+  )
+  parser.add_argument(
+    "--program",
+    default="train",
+    choices=PROGRAMS,
+    help="the training step (default), the evaluation step, or the filter alone, forward or with "
+    "its gradients",
+  )
   parser.add_argument(
     "--grid", type=grid, metavar="HxWxC", help="tokens and channels of the filter, if it is alone"
   )
   parser.add_argument("--output", type=Path, help="write the result to this file as JSON")
-  parser.add_argument("--text", type=Path, help="write the optimised program to this file")
+  parser.add_argument("--text", type=Path, help="write the compiled program to this file")
   options, overrides = parser.parse_known_args(arguments)
   if bool(options.grid) != options.program.startswith("filter"):
     parser.error("--grid goes with --program=filter and --program=filter-gradient")
