@@ -218,6 +218,21 @@ def test_derivatives_of_derivatives():
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+def test_tokens_of_bfloat16_are_differentiated_twice():
+  """As those of float32 that they stand for."""
+  tokens, weight, _ = random_arrays(2, 2, batch=1, channels=1)
+  tokens = jnp.asarray(tokens, jnp.bfloat16)
+
+  def curved(backend):
+    return lambda w, x: jnp.sin(global_filter(x, w, backend)).sum()
+
+  found = jax.jit(jax.hessian(curved("fused")))(weight, tokens)
+  expected = jax.jit(jax.hessian(curved("fft")))(weight, tokens)
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  mixed = jax.jit(jax.jacfwd(jax.grad(curved("fused"), 1), 0))(weight, tokens)
+  assert mixed.dtype == jnp.bfloat16
+
+
 def test_tokens_of_bfloat16_have_such_gradients():
   tokens, weight, gradient = random_arrays(3, 4, batch=2, channels=2)
   filtered, pull_back = jax.vjp(

@@ -107,12 +107,15 @@ def _in_one_kernel(precision: jax.lax.Precision, platform: str) -> tuple[Callabl
   options = dict(precision=precision, interpret=platform != "tpu")
   transform, _, pull_back_transforms = _by_transforms(form("separable", platform), precision)
 
-  @functools.partial(_differentiated_as, lambda tokens, weight: transform(tokens, weight)[0])
+  def filter_plainly(tokens, weight):
+    return transform(tokens.astype(jnp.float32), weight)[0]
+
+  @functools.partial(_differentiated_as, filter_plainly)
   def filter_tokens(tokens, weight):
     return fused_filter.forward(tokens, weight, **options)
 
   def pull_back_plainly(tokens, weight, gradient):
-    return pull_back_transforms(transform(tokens, weight)[1], gradient)
+    return pull_back_transforms(transform(tokens.astype(jnp.float32), weight)[1], gradient)
 
   @functools.partial(_differentiated_as, pull_back_plainly)
   def pull_back_in_one(tokens, weight, gradient):

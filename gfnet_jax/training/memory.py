@@ -26,6 +26,11 @@ class Plan(NamedTuple):
   resident: int
   temporary: int
 
+  def excess(self, limit: int) -> float:
+    """The factor by which what is temporary is too large; infinite if what is resident is."""
+    room = limit - self.resident
+    return self.temporary / room if room > 0 else math.inf
+
 
 def read_plan(compiled: jax.stages.Compiled) -> Plan | None:
   """The plan for a compiled program; None on a platform that does not tell."""
@@ -64,8 +69,7 @@ def check_memory(run: Run, arguments: tuple) -> None:
       plan = read_plan(run.program.train.lower(*arguments).compile())
     if plan is None or sum(plan) <= limit:
       return
-    room = limit - plan.resident
-    advice = advise(run.config, run.mesh.size, plan.temporary / room if room > 0 else math.inf)
+    advice = advise(run.config, run.mesh.size, plan.excess(limit))
     raise UserError(
       f"a training step needs {sum(plan) / 1e9:.3g} GB on every device, of which jax may use "
       f"{limit / 1e9:.3g} GB ({_device_kind()}); {_choice(advice)}"

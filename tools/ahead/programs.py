@@ -10,7 +10,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import Params, merge, split
 from gfnet_jax.models.image_size import as_height_width
 from gfnet_jax.models.mixers import GlobalFilter
-from gfnet_jax.models.precision import compute_dtype, matmul_precision
+from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.sharding import check_batch_size, replicated, split_batch
 from gfnet_jax.training.config_rules import check_config, check_groups
 from gfnet_jax.training.program import build_program
@@ -82,8 +82,7 @@ def lower_filter(
 ) -> jax.stages.Lowered:
   """The filter of a batch of tokens, with the gradients of weight and tokens if asked for."""
   height, width, channels = grid
-  dtype = compute_dtype(config.precision)
-  settings = dict(backend=config.model.backend, dtype=dtype)
+  settings = dict(backend=config.model.backend)
   if config.model.filter_precision is not None:
     settings["precision"] = config.model.filter_precision
 

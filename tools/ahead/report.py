@@ -1,6 +1,5 @@
 """What compiling a program ahead shows, as one dictionary and as a table."""
 
-import math
 import time
 from typing import Any
 
@@ -13,7 +12,7 @@ from ahead.traffic import traffic
 from jax.sharding import Mesh
 
 from gfnet_jax.text import printable
-from gfnet_jax.training.memory import advise
+from gfnet_jax.training.memory import advise, read_plan
 
 
 def compile_and_read(
@@ -51,9 +50,7 @@ def compile_and_read(
   result |= memory(compiled, chip)
   result["advice"] = []
   if which == "train" and not result["fits"]:
-    room = chip.memory - (result["needed_bytes"] - result["temporary_bytes"])
-    excess = result["temporary_bytes"] / room if room > 0 else math.inf
-    result["advice"] = advise(config, mesh.size, excess)
+    result["advice"] = advise(config, mesh.size, read_plan(compiled).excess(chip.memory))
   text = compiled.as_text()
   return result | read(text, chip), text
 
@@ -77,9 +74,7 @@ def compile_for(
 
 def memory(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
   """What the compiler plans to hold on a chip, and whether it has room for that."""
-  plan = compiled.memory_analysis()
-  resident = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-  needed = resident + plan.temp_size_in_bytes
+  plan, needed = compiled.memory_analysis(), sum(read_plan(compiled))
   return {
     "argument_bytes": plan.argument_size_in_bytes,
     "output_bytes": plan.output_size_in_bytes,
