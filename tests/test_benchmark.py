@@ -27,6 +27,7 @@ def run(script, tmp_path, *arguments):
   return result["rows"]
 
 
+@pytest.mark.slow
 def test_models(script, tmp_path):
   options = ("--image-sizes", 32, "--batch-sizes", 2, "--peak-side", 64)
   rows = run(script, tmp_path, "models", *SMALL, *options, "--options", "scan")
@@ -47,7 +48,7 @@ def test_filters_alone_are_all_filters_one_after_the_other(monkeypatch):
   monkeypatch.syspath_prepend("tools")
   from benchmarks import _models
 
-  model = create_model("gfnet-ti", image_size=32)
+  model = create_model("gfnet-ti", image_size=32, depth=3)
   (found,) = _models.filters_alone(model, 2)()
   (key,) = jax.random.split(jax.random.key(0), 1)
   expected = 1e10 * jax.random.normal(key, (2, 2, 2, 256))
@@ -230,6 +231,7 @@ def test_a_busy_machine_is_warned_of(monkeypatch, capsys, load, warned):
   assert errors.startswith(line) if warned else not errors
 
 
+@pytest.mark.slow
 def test_backends(script, tmp_path):
   rows = run(script, tmp_path, "backends", "--batch-size", 1, "--rounds", 2, "--largest", 7)
   assert {row["grid"] for row in rows} == {"7x7x512", "7x7x768"}

@@ -262,6 +262,7 @@ print(seconds, peak - baseline)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory from /proc")
 def test_the_largest_variant_converts_in_little_memory(tmp_path):
   file = tmp_path / "gfnet-h-b.pth"

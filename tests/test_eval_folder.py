@@ -104,7 +104,7 @@ def test_a_converted_checkpoint_gives_the_same(script, folder, weights_file, exp
   assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
 
 
-def test_a_checkpoint_without_a_data_set_asks_for_one(script, weights_file):
-  result = script("eval.py", "--torch-checkpoint", weights_file)
-  assert result.returncode == 2
-  assert "give one with --data" in result.stderr
+def test_a_checkpoint_without_a_data_set_asks_for_one(in_process, weights_file):
+  code, _, errors = in_process("eval.py", "--torch-checkpoint", weights_file)
+  assert code == 2
+  assert "give one with --data" in errors

@@ -108,7 +108,7 @@ def kill_after(run: list[Script], workdir: Path, step: int, rng: random.Random) 
 @pytest.mark.parametrize(
   ("processes", "kills"),
   [
-    (1, 3),
+    (1, 1),
     pytest.param(1, 30, marks=pytest.mark.slow),
     pytest.param(2, 30, marks=pytest.mark.slow),
   ],
@@ -396,7 +396,10 @@ def test_a_signal_breaks_off_an_evaluation(tmp_path, trained, monkeypatch):
   assert_same_run(workdir, trained)
 
 
-@pytest.mark.parametrize(("broken", "saved"), [("evaluate_params", 4), ("to_devices", 3)])
+@pytest.mark.parametrize(
+  ("broken", "saved"),
+  [pytest.param("evaluate_params", 4, marks=pytest.mark.slow), ("to_devices", 3)],
+)
 def test_what_was_learnt_before_an_error_in_the_data_is_saved(
   broken, saved, tmp_path, trained, monkeypatch, capsys
 ):

@@ -107,8 +107,15 @@ def test_fitted_parameters_share_no_memory_with_the_source():
     assert value.unsafe_buffer_pointer() != original.unsafe_buffer_pointer(), name
 
 
-@pytest.mark.parametrize("mixer", ["gate", "mean"])
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+  ("name", "mixer"),
+  [
+    ("gfnet-ti", "mean"),
+    ("gfnet-h-ti", "gate"),
+    pytest.param("gfnet-ti", "gate", marks=pytest.mark.slow),
+    pytest.param("gfnet-h-ti", "mean", marks=pytest.mark.slow),
+  ],
+)
 def test_a_mixer_of_ones_own_is_carried_like_any_other(name, mixer):
   source = create(name, mixer=mixer)
   images = jax.random.normal(jax.random.key(0), (2, 32, 64, 3))

@@ -154,6 +154,14 @@ def variant(request):
   return Variant(request.param)
 
 
+def in_default_suite(*names: str) -> list:
+  """All variants, of which only these are no slow tests: the layers are the same in all."""
+  return [
+    pytest.param(name, marks=() if name in names else pytest.mark.slow)
+    for name in gfnet_jax.list_models()
+  ]
+
+
 @pytest.mark.parametrize("variant", ["gfnet-ti", "gfnet-h-ti"], indirect=True)
 def test_block(variant, measured):
   block, module = variant.model.blocks[0], variant.reference.blocks[0]
@@ -182,6 +190,10 @@ def test_stage(variant, measured):
     measured(f"stage {i} of {variant.name}, reference", difference, 2e-5)
 
 
+# Those with a golden witness; layers are the same in all variants.
+@pytest.mark.parametrize(
+  "variant", in_default_suite("gfnet-ti", "gfnet-xs", "gfnet-h-ti"), indirect=True
+)
 def test_features_and_logits(variant, measured):
   expected = [array.detach().numpy() for array in variant.expected]
   witness = golden(f"logits_{variant.name}_224")
@@ -195,15 +207,7 @@ def test_features_and_logits(variant, measured):
       measured(f"{what}: reference, golden", difference, 5e-6)
 
 
-# Layers are the same in all variants, compiling their gradients takes most of the time.
-@pytest.mark.parametrize(
-  "variant",
-  [
-    pytest.param(name, marks=() if name in ("gfnet-ti", "gfnet-h-ti") else pytest.mark.slow)
-    for name in gfnet_jax.list_models()
-  ],
-  indirect=True,
-)
+@pytest.mark.parametrize("variant", in_default_suite("gfnet-ti", "gfnet-h-ti"), indirect=True)
 def test_gradients(variant, measured):
   gradients, expected = variant.gradients(), variant.expected_gradients()
   assert list(gradients) == list(expected)
