@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -15,6 +16,7 @@ from gfnet_jax import config_files
 from gfnet_jax.__main__ import COMMANDS
 from gfnet_jax.command_line import SCRIPTS, program, spell
 from gfnet_jax.models.published import PUBLISHED
+from gfnet_jax.training import loop
 
 MAIN = "gfnet_jax/__main__.py"
 
@@ -123,6 +125,28 @@ def test_configs_import_ready_made_ones_and_those_beside_them(tmp_path, monkeypa
   with pytest.raises(gfnet_jax.UserError, match=r"cannot import name 'base' from 'configs'"):
     (tmp_path / "mine.py").write_text(mine)
     gfnet_jax.load_config("mine.py")
+
+
+def test_train_takes_names_files_and_configs(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  Path("mine.py").write_text("from configs import digits\nget_config = digits.get_config\n")
+  checked = []
+
+  def check(config):
+    checked.append(config)
+    raise gfnet_jax.UserError("enough")
+
+  monkeypatch.setattr(loop, "check", check)
+  expected = gfnet_jax.load_config("digits")
+  for config in ("digits", Path("mine.py"), expected):
+    with pytest.raises(gfnet_jax.UserError, match="enough"):
+      gfnet_jax.train(config, "run")
+  assert checked == 3 * [expected]
+  with pytest.raises(
+    gfnet_jax.UserError, match="config file digist not found; did you mean digits"
+  ):
+    gfnet_jax.train("digist", "run")
+  assert not Path("run").exists()
 
 
 def test_a_wheel_holds_every_package_and_the_configs():

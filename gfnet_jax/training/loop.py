@@ -71,7 +71,7 @@ class Stopped(Exception):
   """A signal asks the run to stop."""
 
 
-def train(config: ml_collections.ConfigDict | str, workdir: Path | str) -> Results | None:
+def train(config: ml_collections.ConfigDict | Path | str, workdir: Path | str) -> Results | None:
   """Trains, or continues the run that the work directory holds.
 
   Args:
@@ -89,7 +89,7 @@ def train(config: ml_collections.ConfigDict | str, workdir: Path | str) -> Resul
     UserError: for anything in the config, the data or the directory that cannot work; also
       if another run uses the directory, or if it is moved or removed meanwhile.
   """
-  config = load_config(config) if isinstance(config, str) else config
+  config = load_config(str(config)) if isinstance(config, Path | str) else config
   config, workdir = config.copy_and_resolve_references(), Path(workdir)
   check(config)
   mesh = make_mesh()
