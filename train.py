@@ -1,52 +1,9 @@
-"""Trains a Global Filter Network.
+"""Trains a Global Filter Network: the command `gfnet-jax train`."""
 
-With no arguments, trains a small network on handwritten digits that need no download:
-
-  python train.py
-
-Any config file, with any of its fields overridden:
-
-  python train.py --config configs/digits.py --workdir runs/wide --config.model.embed_dim=96
-
-The work directory receives config.json, metrics.jsonl, performance.jsonl, TensorBoard
-events and checkpoints. The same command again continues a run that was interrupted.
-"""
-
-import shlex
 import sys
-from pathlib import Path
 
-from gfnet_jax.command_line import ArgumentParser, add_process_flags, run
-
-
-def main(arguments: list[str]) -> None:
-  parser = ArgumentParser(prog="train.py", description=__doc__)
-  parser.add_argument(
-    "--config",
-    default="configs/digits.py",
-    metavar="FILE[:ARGUMENT]",
-    help="config file (default: %(default)s); --config.FIELD=VALUE overrides one of its fields",
-  )
-  parser.add_argument(
-    "--workdir", type=Path, help="work directory (default: runs/ and the config's name)"
-  )
-  add_process_flags(parser)
-  options, overrides = parser.parse_known_args(arguments)
-  from gfnet_jax import startup
-  from gfnet_jax.config_files import read_config
-
-  config = read_config(options.config, overrides)
-  startup.start()
-  import gfnet_jax
-  from gfnet_jax import distributed
-
-  distributed.initialize(options.coordinator, options.num_processes, options.process_id)
-  startup.check_devices()
-  workdir = options.workdir or Path("runs") / config.name
-  if gfnet_jax.train(config, workdir):
-    again = f"python eval.py --checkpoint {shlex.quote(str(workdir))}"
-    distributed.say(f"Done. Evaluate it again with: {again}")
-
+from gfnet_jax.command_line import run
+from gfnet_jax.commands.train import main
 
 if __name__ == "__main__":
   sys.exit(run(main))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ finds them
   from gfnet_jax.checkpoints.model import save_model as save_model
+  from gfnet_jax.config_files import load_config as load_config
   from gfnet_jax.data.on_device.normalize import normalize as normalize
   from gfnet_jax.errors import UserError as UserError
   from gfnet_jax.inference.evaluate import evaluate as evaluate
@@ -34,6 +35,7 @@ _MODULES = {
   "create_model": "models.variants",
   "evaluate": "inference.evaluate",
   "list_models": "models.variants",
+  "load_config": "config_files",
   "load_model": "inference.saved_model",
   "load_torch_state_dict": "weights.state_dict",
   "normalize": "data.on_device.normalize",

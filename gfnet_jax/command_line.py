@@ -1,4 +1,4 @@
-"""What the scripts share: flags, one-line errors, exit codes.
+"""What the commands share: their names, flags, one-line errors, exit codes.
 
 Little is imported with this module, since only `run` is prepared for Ctrl-C.
 """
@@ -6,10 +6,12 @@ Little is imported with this module, since only `run` is prepared for Ctrl-C.
 import argparse
 import errno
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 from gfnet_jax.errors import UserError
@@ -21,14 +23,47 @@ SYSTEM_ERRORS = {
   *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
   *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
 }
+# The scripts of the repository that are commands of gfnet-jax as well.
+SCRIPTS = {
+  "train": "train.py",
+  "eval": "eval.py",
+  "convert": "convert_torch_weights.py",
+  "predict": "tools/predict.py",
+  "prepare": "tools/prepare_tfds.py",
+}
+
+
+def spell(command: str) -> str:
+  """How to call a command of gfnet-jax, in the way in which this program was called.
+
+  "python eval.py" from a script, else "gfnet-jax eval"; "python -m gfnet_jax eval" where the
+  program need not be installed.
+  """
+  called = Path(sys.argv[0]).name
+  from_script = called in {Path(script).name for script in SCRIPTS.values()}
+  if from_script and command in SCRIPTS:
+    return f"python {SCRIPTS[command]}"
+  installed = not (from_script or called == "__main__.py")
+  return f"gfnet-jax {command}" if installed else f"python -m gfnet_jax {command}"
+
+
+def program(command: str) -> str:
+  """The same as a program's name in its help and its errors: "eval.py", "gfnet-jax eval"."""
+  return re.sub(r"^python (?!-m )", "", spell(command))
 
 
 class ArgumentParser(argparse.ArgumentParser):
-  """argparse with help that keeps its line breaks and errors of one line."""
+  """argparse with help that keeps its line breaks and errors of one line.
 
-  def __init__(self, **kwargs):
+  "gfnet-jax COMMAND" in the description is shown as `spell` has it.
+  """
+
+  def __init__(self, *, description: str, **kwargs):
     super().__init__(
-      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs
+      description=re.sub(r"gfnet-jax ([a-z]+)", lambda found: spell(found[1]), description),
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,
+      **kwargs,
     )
 
   def error(self, message: str) -> NoReturn:

@@ -1,10 +1,12 @@
 """Configs from Python files, with fields overridden by flags."""
 
+import contextlib
 import difflib
 import inspect
 import re
 import sys
 import traceback
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,35 @@ from ml_collections import config_flags
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
-ROOT = Path(__file__).parent.parent  # holds configs/
+PACKAGE = Path(__file__).parent
+# The ready-made configs: within the package where it is installed, else beside it.
+CONFIGS = next(filter(Path.is_dir, (PACKAGE / "configs", PACKAGE.parent / "configs")))
 LARGEST_CONFIG = 2**20  # bytes
+
+
+def ready_made() -> dict[str, Path]:
+  """The files of the ready-made configs by their names, such as digits."""
+  return {path.stem: path for path in sorted(CONFIGS.glob("*.py"))}
+
+
+def load_config(specifier: str) -> ml_collections.ConfigDict:
+  """Loads a config, to be changed and given to `train`.
+
+  Args:
+    specifier: name of a ready-made config ("digits"), or path of a Python file with
+      `get_config()`; "imagenet:gfnet-xs" stands for `get_config("gfnet-xs")`.
+
+  Raises:
+    UserError: for a name or file without a config.
+  """
+  return read_config(specifier, [])
 
 
 def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDict:
   """Loads a config file and applies `--config.field=value` overrides.
 
   Args:
-    specifier: path of a Python file with `get_config()`, or "path:argument" for
-      `get_config(argument)`.
+    specifier: as for `load_config`.
     overrides: command-line arguments, of which all must be overrides.
 
   Raises:
@@ -76,24 +97,56 @@ def _field_names(config: ml_collections.ConfigDict, prefix: str = "") -> Iterato
 
 
 def _load_config(specifier: str) -> ml_collections.ConfigDict:
-  path, colon, argument = specifier.partition(":")
-  if not Path(path).exists() and (ROOT / path).is_file():
-    path = str(ROOT / path)  # called from another directory
-  get_config = _run_file(path).get("get_config")
-  if not callable(get_config):
-    raise UserError(f"config file {path} has no function get_config()")
-  try:
-    if colon and not inspect.signature(get_config).parameters:
-      raise UserError(f"it takes no argument, found {argument!r} after the colon")
-    config = get_config(argument) if colon else get_config()
-  except (Exception, SystemExit) as error:  # the file is the user's: any kind
-    raise UserError(f"config {specifier}: {_where(error, path)}{_one_line(error)}") from error
+  name, colon, argument = specifier.partition(":")
+  path = _find_file(name)
+  with _importable_configs(Path(path)):
+    get_config = _run_file(path).get("get_config")
+    if not callable(get_config):
+      raise UserError(f"config file {path} has no function get_config()")
+    try:
+      if colon and not inspect.signature(get_config).parameters:
+        raise UserError(f"it takes no argument, found {argument!r} after the colon")
+      config = get_config(argument) if colon else get_config()
+    except (Exception, SystemExit) as error:  # the file is the user's: any kind
+      raise UserError(f"config {specifier}: {_where(error, path)}{_one_line(error)}") from error
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(
       f"get_config() of config file {path} returns {type(config).__name__}, expected a "
       "ml_collections.ConfigDict; begin with configs/default.py"
     )
   return config
+
+
+def _find_file(name: str) -> str:
+  """The path of a config file; "digits" and "configs/digits.py" are ready-made, from anywhere."""
+  path = Path(name)
+  if not path.is_file() and path.parent in (Path(), Path("configs")) and path.suffix in ("", ".py"):
+    return str(ready_made().get(path.stem, name))
+  return name
+
+
+@contextlib.contextmanager
+def _importable_configs(path: Path) -> Iterator[None]:
+  """Lets a config file import others: `from configs import default`, whatever is installed.
+
+  Those beside it come first if its directory is called configs. The program's own modules of
+  that name are put back.
+  """
+  beside = [path.absolute().parent] if path.absolute().parent.name == "configs" else []
+  package = types.ModuleType("configs")
+  package.__path__ = list(map(str, (*beside, CONFIGS)))
+  before = _take_out_configs()
+  sys.modules["configs"] = package
+  try:
+    yield
+  finally:
+    _take_out_configs()
+    sys.modules.update(before)
+
+
+def _take_out_configs() -> dict[str, types.ModuleType]:
+  names = [name for name in sys.modules if name.partition(".")[0] == "configs"]
+  return {name: sys.modules.pop(name) for name in names}
 
 
 def _run_file(path: str) -> dict[str, Any]:
@@ -108,9 +161,9 @@ def _run_file(path: str) -> dict[str, Any]:
       "it goes on with its own command and --workdir"
     )
   if Path(path).is_dir():
-    raise UserError(f"config file {path} is a directory; the ready-made ones are in configs/")
+    raise UserError(f"config file {path} is a directory; {_known(path)}")
   if not Path(path).is_file():
-    raise UserError(f"config file {path} not found; the ready-made ones are in configs/")
+    raise UserError(f"config file {path} not found; {_known(path)}")
   try:
     with Path(path).open("rb") as file:
       source = file.read(LARGEST_CONFIG + 1)
@@ -128,6 +181,13 @@ def _run_file(path: str) -> dict[str, Any]:
   except (Exception, SystemExit) as error:  # the file is the user's: any kind
     raise UserError(f"config file {path}: {_where(error, path)}{_one_line(error)}") from error
   return names
+
+
+def _known(path: str) -> str:
+  names = ready_made()
+  close = difflib.get_close_matches(Path(path).stem, names, n=1)
+  hint = f"did you mean {close[0]}? " if close else ""
+  return f"{hint}expected a Python file or one of {', '.join(names)}"
 
 
 def _where(error: BaseException, path: str) -> str:

@@ -17,7 +17,9 @@ from gfnet_jax.models.functional import merge, split
 
 ROOT = Path(__file__).parent.parent
 HANGS = 1800.0  # seconds after which a process is taken for one that hangs, on any machine
-FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"  # of XLA; compiling takes twice as long with them
+# A flag of XLA, with which compiling takes twice as long; from jax 0.11 on it may be always on.
+FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"
+CAN_DO_WITHOUT = jax.__version_info__ < (0, 11)
 
 
 def finish(processes: list[Script]) -> list[tuple[int, str, str]]:
@@ -48,7 +50,8 @@ def script_command(name: str, *arguments) -> list[str]:
 def script_environment(devices: int = 1, *, fusion_emitters: bool = False) -> dict[str, str]:
   """With fusion emitters, the bits of a row do not depend on how many rows there are."""
   flags = f"--xla_force_host_platform_device_count={devices}"
-  if "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ and not fusion_emitters:
+  quick = CAN_DO_WITHOUT and "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ
+  if quick and not fusion_emitters:
     flags += f" --{FUSION_EMITTERS}=false"
   return os.environ | {"XLA_FLAGS": flags}
 

@@ -143,13 +143,13 @@ def test_a_signal_to_one_of_two_saves_the_same_step(start, tmp_path, stop):
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_stops_is_named_by_the_others(start, tmp_path, stop):
-  command = (*TRAIN, tmp_path / "run", *LONG, "--config.stall_timeout=12")
+  command = (*TRAIN, tmp_path / "run", *LONG, "--config.stall_timeout=30")
   run = start(*command, processes=2, devices=1)
   wait_for_line(run[0], "epoch")
   run[1].send_signal(stop)
   code, _, errors = finish(run[:1])[0]
   assert code == 3, errors
-  assert re.search(r"^error: process 1 gave no sign of life for 12 s", errors, re.MULTILINE)
+  assert re.search(r"^error: process 1 gave no sign of life for 30 s", errors, re.MULTILINE)
 
 
 @pytest.mark.slow

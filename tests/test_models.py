@@ -18,6 +18,7 @@ from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.gfnet import drop_path_rates
 from gfnet_jax.models.initializers import initial_rngs
 from gfnet_jax.models.layers import drop_path
+from gfnet_jax.models.published import PUBLISHED
 
 # Counted on the official implementation.
 PARAMETERS = {
@@ -33,6 +34,8 @@ PARAMETERS = {
 
 def test_every_variant_is_tested():
   assert gfnet_jax.list_models() == list(PARAMETERS)
+  published = {name: one.parameters for name, one in PUBLISHED.items()}
+  assert published == {name: counts[0] for name, counts in PARAMETERS.items()}
 
 
 @pytest.mark.parametrize("name", gfnet_jax.list_models())

@@ -1,5 +1,6 @@
 """tools/predict.py: the same classes as the model gives, as a table and as JSON."""
 
+import csv
 import functools
 import io
 import json
@@ -218,3 +219,109 @@ def test_probabilities_that_are_not_finite_are_json(predict, tmp_path):
   [line] = output.splitlines()
   predictions = json.loads(line, parse_constant=refuse)["predictions"]
   assert [one["probability"] for one in predictions] == 5 * [None]
+
+
+# --- Many images, and files of predictions --------------------------------------------------
+
+
+def test_names_from_standard_input_patterns_and_folders(directory, predict, monkeypatch, tmp_path):
+  files = [directory / "images" / name for name in ("a.JPEG", "b.png", "inner/c.gif")]
+  names = b"\n".join([os.fsencode(files[2]), b"", b"nowhere.png"])
+  monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(names)))
+  patterns = (directory / "images/**/*", directory / "images/*.jp*", directory / "images/*.P?G")
+  code, output, error = predict(directory / "named", "--json", "--", "-", *patterns)
+  assert code == 2
+  found = [json.loads(line)["image"] for line in output.splitlines()]
+  assert found == list(map(str, [files[2], *files]))
+  missing, nothing, wrong_case, summary = error.splitlines()
+  assert missing.startswith("warning: no images in nowhere.png (No such file or directory), ")
+  assert nothing.startswith(f"warning: no images in {patterns[1]}, expected ")
+  assert wrong_case.startswith(f"warning: no images in {patterns[2]}, expected ")
+  assert summary.startswith("error: 3 of 7 images cannot be read")
+
+
+def test_a_name_of_its_own_may_look_like_a_pattern(directory, predict, tmp_path):
+  path = tmp_path / "[a]*.png"
+  path.write_bytes((directory / "images/b.png").read_bytes())
+  code, output, _ = predict(directory / "named", path, "--json")
+  assert (code, json.loads(output)["image"]) == (0, str(path))
+
+
+def test_files_of_predictions_hold_all_classes(directory, model, predict, folder, tmp_path):
+  (folder / "2.png").write_bytes(b"\x89PNG")
+  (folder / "2,\n\udcff.png").write_bytes((folder / "1.png").read_bytes())
+  table, lines, whole = (tmp_path / f"new/out.{end}" for end in ("csv", "jsonl", "json"))
+  code, output, error = predict(
+    *(directory / "named", folder, "gone.png", "--top", 2, "--csv", table, "--json", lines)
+  )
+  assert code == 2
+  assert output == f"Wrote {table}: 4 images\nWrote {lines}: 4 images\n"
+  assert error.splitlines()[-1].startswith("error: 2 of 6 images cannot be read")
+  assert predict(directory / "named", folder, "--top", 2, "--json", whole)[0] == 2
+  records = json.loads(whole.read_text())
+  assert records == [json.loads(line) for line in lines.read_text().splitlines()]
+  names = ("1.png", "2,\n\udcff.png", "3.png", "inner/5.png")
+  assert [record["image"] for record in records] == [str(folder / name) for name in names]
+  pixels = eval_transform(decode_image((folder / "1.png").read_bytes()), CONFIG["image_size"])
+  expected = jax.nn.softmax(compiled(model)(normalize(jnp.asarray(pixels[None]))))[0]
+  with table.open(newline="", errors="surrogateescape") as file:
+    header, *rows = csv.reader(file)
+  assert header == ["image", "index", "class", "probability", *NAMES]
+  for record, row in zip(records, rows, strict=True):
+    np.testing.assert_allclose(record["probabilities"], expected, rtol=1e-4)
+    best = int(np.argmax(record["probabilities"]))
+    assert record["predictions"][0]["index"] == best
+    assert len(record["predictions"]) == 2
+    assert row[:3] == [record["image"], str(best), NAMES[best]]
+    assert list(map(float, row[3:])) == [record["probabilities"][best], *record["probabilities"]]
+  assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_predictions_of_no_image_are_an_empty_list(directory, predict, tmp_path):
+  for name in ("a.png", "b.png"):
+    (tmp_path / name).write_bytes(b"\x89PNG")
+  assert predict(directory / "named", tmp_path, "--json", tmp_path / "out.json")[0] == 2
+  assert json.loads((tmp_path / "out.json").read_text()) == []
+
+
+def test_wnids_are_columns_of_the_table(predict, folder, tmp_path):
+  config = CONFIG | dict(num_classes=2)
+  names = ["n02012849", "n03126707"]
+  save_model(tmp_path / "cranes", gfnet_jax.create_model(**config), config, names)
+  assert predict(tmp_path / "cranes", folder / "1.png", "--csv", tmp_path / "out.csv")[0] == 0
+  with (tmp_path / "out.csv").open() as file:
+    header, row = csv.reader(file)
+  assert header == ["image", "index", "class", "wnid", "probability", *names]
+  index = int(row[1])
+  assert row[2:4] == [("crane (bird)", "crane (machine)")[index], names[index]]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--json", "photo.jpg"], "--json photo.jpg: expected a file whose name ends in .json or .jso"),
+    (["--csv", "photo.jpg"], "--csv photo.jpg: expected a file whose name ends in .csv; name the"),
+    (["--csv", "README.md/out.csv"], "cannot write to README.md|README.md is a file"),
+    (["--class-names", "imagenet"], "imagenet has 1000 lines, expected one for each of 7"),
+  ],
+)
+def test_files_that_cannot_be_written_are_refused_before_the_work(
+  directory, predict, arguments, message
+):
+  code, output, error = predict(directory / "named", directory / "images", *arguments)
+  assert (code, output) == (2, "")
+  assert re.fullmatch(rf"error: [^\n]*({message})[^\n]*\n", error), error
+
+
+def test_what_is_broken_off_leaves_the_file_as_it_was(directory, predict, folder, monkeypatch):
+  output = folder / "out.csv"
+  output.write_text("before")
+
+  def broken(*arguments, **options):
+    yield [gfnet_jax.inference.saved_model.Prediction(i, NAMES[i], 1 / 7) for i in range(7)]
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(gfnet_jax.SavedModel, "predict_each", broken)
+  assert predict(directory / "named", folder, "--csv", output)[0] == 130
+  assert output.read_text() == "before"
+  assert not list(folder.glob("*.tmp"))

@@ -9,7 +9,7 @@ import time
 
 import ml_collections
 import pytest
-from helpers import ROOT, script_command
+from helpers import HANGS, ROOT, script_command
 from image_sets import CLASSES, write_folder
 
 from gfnet_jax.data.prepare import archives, write
@@ -189,7 +189,7 @@ def test_killed_at_any_time_it_goes_on(tmp_path):
   os.killpg(killed.pid, signal.SIGKILL)
   killed.wait()
   assert not (directory / "dataset_info.json").exists()
-  again = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+  again = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, cwd=ROOT)
   assert again.returncode == 0, again.stderr
   assert "Resuming: 1 of 2 shards are written already" in again.stdout
   expected = records("train", name=str(tmp_path / "pictures"), source="folder")

@@ -191,3 +191,14 @@ def test_evaluate_takes_a_folder(saved, tmp_path):
   assert results["top1"] == pytest.approx(100 * np.mean(np.array(best) == np.arange(7)))
   with pytest.raises(gfnet_jax.UserError, match="name no data set; give one"):
     gfnet_jax.evaluate(saved)
+
+
+def test_evaluate_takes_what_load_model_takes(directory, saved, tmp_path):
+  for name in NAMES:
+    (tmp_path / name).mkdir()
+    Image.new("RGB", (60, 70)).save(tmp_path / name / "0.png")
+  found = gfnet_jax.evaluate(str(directory), tmp_path, batch_size=8)
+  expected = gfnet_jax.evaluate(saved, tmp_path, batch_size=8)
+  assert found | {"images_per_second": 0} == expected | {"images_per_second": 0}
+  with pytest.raises(gfnet_jax.UserError, match="no checkpoint in nowhere"):
+    gfnet_jax.evaluate("nowhere", tmp_path)

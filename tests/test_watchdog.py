@@ -6,6 +6,7 @@ import threading
 
 import jax
 import pytest
+from helpers import HANGS
 
 from gfnet_jax.training import watchdog as module
 from gfnet_jax.training.lock import Lock
@@ -36,7 +37,7 @@ def test_a_disk_that_stays_full_ends_nothing(ended, tmp_path, monkeypatch, capsy
 
   monkeypatch.setattr(module, "write_atomically", full)
   with watchdog:
-    assert seen.wait(60)
+    assert seen.wait(HANGS)
   assert not ended
   assert capsys.readouterr().err.count("heartbeats not written (No space left on device)") == 1
 
@@ -59,7 +60,7 @@ def test_a_run_without_progress_is_ended(ended, tmp_path, monkeypatch):
   )
   watchdog.advance()
   with watchdog:
-    assert over.wait(60)
+    assert over.wait(HANGS)
   assert ended == ["process 0 made no progress for 0 s"]
   assert json.loads((tmp_path / "heartbeats/process-0.json").read_text())["finished"] is False
 

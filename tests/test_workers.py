@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from dump_batches import BATCH_SIZE
-from helpers import ROOT, free_port, script_environment
+from helpers import HANGS, ROOT, free_port, script_environment
 from image_sets import write_folder
 from worker_samples import Deadly, Numbers
 
@@ -76,7 +76,7 @@ def start(folder, tmp_path):
 def global_batches(shares: list[Reader]) -> list[list[str]]:
   """The checksums of the rows of global batches, from processes run side by side."""
   for share in shares:
-    assert share.wait(timeout=120) == 0, share.messages.read_text()
+    assert share.wait(timeout=HANGS) == 0, share.messages.read_text()
   steps = zip(*(share.batches() for share in shares), strict=True)
   return [list(itertools.chain(*rows)) for rows in steps]
 
@@ -115,13 +115,11 @@ def is_running(pid: int) -> bool:
     return False
 
 
-def wait_until(condition, seconds: float) -> float:
-  """The seconds until a condition held."""
-  begin = time.monotonic()
+def wait_until(condition) -> None:
+  deadline = time.monotonic() + HANGS
   while not condition():
-    assert time.monotonic() - begin < seconds, "waited in vain"
+    assert time.monotonic() < deadline, "waited in vain"
     time.sleep(0.02)
-  return time.monotonic() - begin
 
 
 @pytest.fixture
@@ -129,7 +127,7 @@ def reading(start):
   """A process with two workers that reads without end, and its workers."""
   [process] = start(1, 2, 0, ENDLESS)
   # Both workers have delivered, so both are ready.
-  wait_until(lambda: process.output.read_text().count("\n") >= 4, 60)
+  wait_until(lambda: process.output.read_text().count("\n") >= 4)
   workers = children(process.pid)
   assert len(workers) == 2
   return process, workers
@@ -138,7 +136,7 @@ def reading(start):
 def test_a_killed_worker_is_an_error_with_its_name(reading):
   process, workers = reading
   os.kill(workers[1], signal.SIGKILL)
-  assert process.wait(timeout=30) == 2
+  assert process.wait(timeout=HANGS) == 2
   error = process.messages.read_text()
   assert f"error: the input worker process {workers[1]} ended with exit code -9 (SIGKILL)" in error
   assert "Traceback" not in error
@@ -148,14 +146,14 @@ def test_a_killed_worker_is_an_error_with_its_name(reading):
 def test_workers_die_with_a_killed_parent(reading):
   process, workers = reading
   process.kill()
-  wait_until(lambda: not any(map(is_running, workers)), 5)
+  wait_until(lambda: not any(map(is_running, workers)))
 
 
 def test_ctrl_c_ends_everything(reading):
   process, workers = reading
   os.killpg(process.pid, signal.SIGINT)
-  assert process.wait(timeout=5) == 130
-  wait_until(lambda: not any(map(is_running, workers)), 5)
+  assert process.wait(timeout=HANGS) == 130
+  wait_until(lambda: not any(map(is_running, workers)))
   assert "Traceback" not in process.messages.read_text()
 
 
@@ -175,7 +173,7 @@ def test_an_iterator_that_is_left_open_does_not_hold_up_the_end(folder, tmp_path
   script = tmp_path / "open.py"
   script.write_text(code)
   environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": "."}
-  subprocess.run([sys.executable, script], cwd=ROOT, env=environment, timeout=60, check=True)
+  subprocess.run([sys.executable, script], cwd=ROOT, env=environment, timeout=HANGS, check=True)
 
 
 def read(samples, *, workers=1, first_batch=0):
@@ -285,7 +283,7 @@ def test_a_worker_is_never_further_ahead_than_documented_and_can_be_killed_there
   batches = read(Numbers(100, log=str(log)))
   next(batches)
   # Beside the one that was taken, prefetch + 2 batches of two samples.
-  wait_until(lambda: log.stat().st_size >= 8, 30)
+  wait_until(lambda: log.stat().st_size >= 8)
   [process] = multiprocessing.active_children()
   process.kill()
   with pytest.raises(UserError, match=f"process {process.pid} ended with exit code -9"):

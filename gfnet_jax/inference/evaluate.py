@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import ml_collections
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -14,18 +15,14 @@ from tqdm import tqdm
 from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.data.pipeline import Reading, eval_batches
 from gfnet_jax.data.samples import Share
-from gfnet_jax.data.sources.open import (
-  check_classes,
-  check_same_classes,
-  in_class_order,
-  open_source,
-)
+from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import recognise
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.errors import UserError
+from gfnet_jax.inference.match_classes import match_classes
 from gfnet_jax.inference.metrics import Averages, measure, summarize
-from gfnet_jax.inference.saved_model import SavedModel
+from gfnet_jax.inference.saved_model import SavedModel, load_model
 from gfnet_jax.models import functional
 from gfnet_jax.models.functional import Params, merge
 from gfnet_jax.models.precision import matmul_precision
@@ -42,32 +39,37 @@ DATA = dict(source="tfds", data_dir="", eval_split="validation", eval_batch_size
 
 
 def evaluate(
-  saved: SavedModel,
+  saved: SavedModel | Path | str,
   data: str | Path | None = None,
   *,
   source: str | None = None,
   split: str | None = None,
   data_dir: str | None = None,
   batch_size: int | None = None,
+  classes: str = "all",
 ) -> dict[str, float | int]:
   """Evaluates a saved model on all images of a data set, on all devices.
 
   Args:
-    saved: of `load_model`.
+    saved: of `load_model`, or what it takes: a directory, a file or a variant's name.
     data: a folder of images (DIR/<class>/*, or DIR/val/<class>/*), the name of a TFDS
       data set or the directory that holds one; None for the data that it was trained with.
     source: kind of the data, a name of `sources.open.SOURCES`; recognised if None.
     split: of the data set; by default that of training, for a folder `val` if there is one.
     data_dir: directory of all TFDS data sets.
     batch_size: over all devices; rounded up to a multiple of their number.
+    classes: for data that hold only some of ImageNet's classes: "all" asks the model which
+      of its classes an image shows, "present" which of those that the data hold.
 
   Returns:
     What `inference.metrics.METRICS` lists, such as top1 and top5 in percent and loss,
-    images, images_per_second.
+    images, images_per_second; for such data also their number of classes, classes_present,
+    and of those that were told apart, classes_compared.
 
   Raises:
     UserError: if the data cannot be opened or read, or its classes are not the model's.
   """
+  saved = saved if isinstance(saved, SavedModel) else load_model(saved)
   section = data_section(
     saved,
     name=data if data is None else str(data),
@@ -77,27 +79,22 @@ def evaluate(
     eval_batch_size=batch_size,
   )
   images = open_source(section, section.eval_split)
-  check_classes(images, saved.config["num_classes"])
-  if saved.class_names:
-    images = in_class_order(images, saved.class_names)
-    # TFDS counts classes that have no names; folders always have some, even if these are numbers.
-    counted = [str(i) for i in range(len(images.class_names))]
-    if section.source == "folder" or images.class_names != counted:
-      check_same_classes(images.class_names, saved.class_names, section.name)
+  matched = match_classes(images, saved, section, classes)
   if section.eval_batch_size < 1:
     raise UserError(f"the batch size is {section.eval_batch_size}, expected at least 1")
   structure, params = functional.split(saved.model)
   mesh = make_mesh()
   with jax.set_mesh(mesh), matmul_precision(saved.precision):
-    return evaluate_params(
-      make_eval_step(structure, mesh),
+    results = evaluate_params(
+      make_eval_step(structure, mesh, matched.outputs),
       replicate(params, mesh),
-      images,
+      matched.source,
       EvalTransform(saved.model.image_size),
       batch_size=section.eval_batch_size,
       mesh=mesh,
       reading=Reading(**section.reading),
     )
+  return results | matched.counts
 
 
 def data_section(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
@@ -166,14 +163,22 @@ def evaluate_params(
   return {**summary, "images_per_second": len(source) / (time.monotonic() - start)}
 
 
-def make_eval_step(structure: nnx.GraphDef, mesh: Mesh) -> Callable[[Params, Batch], Averages]:
+def make_eval_step(
+  structure: nnx.GraphDef, mesh: Mesh, outputs: tuple[int, ...] | None = None
+) -> Callable[[Params, Batch], Averages]:
   """Compiles eval_step(params, batch) -> metrics of the batch, as `metrics.measure`.
 
   Call it under `jax.set_mesh(mesh)`: the filter shards its transforms over the mesh.
+
+  Args:
+    structure: of the model.
+    mesh: of `make_mesh`.
+    outputs: the classes to tell apart, in the order of the labels; None: all.
   """
 
   def eval_step(params: Params, batch: Batch) -> Averages:
-    return measure(merge(structure, params)(normalize(batch["image"])), batch["label"])
+    logits = merge(structure, params)(normalize(batch["image"]))
+    return measure(logits if outputs is None else logits[:, np.array(outputs)], batch["label"])
 
   whole = replicated(mesh)
   return jax.jit(eval_step, in_shardings=(whole, split_batch(mesh)), out_shardings=whole)

@@ -80,8 +80,12 @@ def summarize(batches: list[Averages]) -> dict[str, float | int]:
 
 def format_results(results: dict[str, float | int]) -> str:
   """One line for the results of an evaluation."""
-  speed = f"{results['images_per_second']:,.0f} images/s"
-  return "   ".join([format_means(results), f"{results['images']} images", speed])
+  parts = [format_means(results), f"{results['images']} images"]
+  if "classes_present" in results:
+    present, compared = results["classes_present"], results["classes_compared"]
+    among = "these" if compared == present else f"all {compared}"
+    parts.append(f"{present} classes present, chosen among {among}")
+  return "   ".join([*parts, f"{results['images_per_second']:,.0f} images/s"])
 
 
 def format_means(means: dict[str, float]) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from gfnet_jax.checkpoints.finding import find_checkpoint
 from gfnet_jax.checkpoints.model import read_model
+from gfnet_jax.data import imagenet
 from gfnet_jax.data.decode import (
   BadImageError,
   is_clipped,
@@ -26,7 +27,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import Params, merge, split
 from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.models.variants import list_models
-from gfnet_jax.weights.convert import read_torch_model
+from gfnet_jax.weights.convert import official_classes, read_torch_model
 from gfnet_jax.weights.download import fetch
 
 ImageLike = str | Path | Image.Image | np.ndarray | jax.Array
@@ -40,11 +41,14 @@ class Prediction(NamedTuple):
     index: of the class.
     class_name: its name, or the index as text where the model has no names.
     probability: of 0 to 1.
+    wnid: of a class of ImageNet, its WordNet id; class_name is then "tench", for example,
+      where `SavedModel.class_names` has the wnid.
   """
 
   index: int
   class_name: str
   probability: float
+  wnid: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,7 @@ class SavedModel:
   Attributes:
     model: with the saved parameters.
     config: the arguments of `create_model` that describe it.
-    class_names: of the classes in order of their index, or None.
+    class_names: of the classes in order of their index, or None; wnids for ImageNet.
     step: of the training run; 0 for imported weights.
     run_config: the whole config of the training run, or None for imported weights.
     precision: for `matmul_precision`; the model's own dtype follows it already.
@@ -118,10 +122,7 @@ class SavedModel:
     with matmul_precision(self.precision):
       best = jax.device_get(self._classify(params, np.stack(padded), top))
     return [
-      [
-        Prediction(int(i), self._name(i), float(p))
-        for i, p in zip(indices, probabilities, strict=True)
-      ]
+      [self._prediction(int(i), float(p)) for i, p in zip(indices, probabilities, strict=True)]
       for probabilities, indices, _ in zip(*best, pixels, strict=False)
     ]
 
@@ -136,8 +137,10 @@ class SavedModel:
 
     return classify
 
-  def _name(self, index: int) -> str:
-    return self.class_names[index] if self.class_names else str(index)
+  def _prediction(self, index: int, probability: float) -> Prediction:
+    saved = self.class_names[index] if self.class_names else str(index)
+    name = imagenet.names().get(saved)
+    return Prediction(index, name or saved, probability, saved if name else None)
 
 
 def load_model(
@@ -167,7 +170,8 @@ def load_model(
     path = fetch(str(source))
   if _is_file_of_weights(path):
     model, config = read_torch_model(path, precision, ema=ema)
-    return SavedModel(model, config, precision=precision or "default")
+    names = official_classes(source, config)
+    return SavedModel(model, config, names, precision=precision or "default")
   model, metadata = read_model(path, which, precision=precision, ema=ema)
   return SavedModel(
     model,

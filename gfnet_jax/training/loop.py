@@ -8,6 +8,7 @@ import jax
 import ml_collections
 
 from gfnet_jax.checkpoints.store import Checkpoints
+from gfnet_jax.config_files import load_config
 from gfnet_jax.data.pipeline import DataError, check_bad_fraction
 from gfnet_jax.distributed import Preemption, say, together
 from gfnet_jax.files import make_directory
@@ -70,11 +71,12 @@ class Stopped(Exception):
   """A signal asks the run to stop."""
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path | str) -> Results | None:
+def train(config: ml_collections.ConfigDict | Path | str, workdir: Path | str) -> Results | None:
   """Trains, or continues the run that the work directory holds.
 
   Args:
-    config: one of configs/; the fields are explained in configs/default.py.
+    config: of `load_config`, or what it takes, such as "digits"; the fields are explained in
+      configs/default.py.
     workdir: receives config.json, metrics.jsonl, performance.jsonl, tensorboard/ and
       checkpoints/; shared by all processes.
 
@@ -87,6 +89,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path | str) -> Results | N
     UserError: for anything in the config, the data or the directory that cannot work; also
       if another run uses the directory, or if it is moved or removed meanwhile.
   """
+  config = load_config(str(config)) if isinstance(config, Path | str) else config
   config, workdir = config.copy_and_resolve_references(), Path(workdir)
   check(config)
   mesh = make_mesh()

@@ -94,6 +94,7 @@ class MetricWriter:
     for path in paths.values():
       if path.exists() and not path.is_file():
         raise UserError(f"{path} is no file that metrics could be written to; move it away")
+    self.close()  # what an attempt on a full disk has opened
     for kind, path in paths.items():
       _keep_until(path, self._first_step)
       self._files[kind] = path.open("a")
@@ -108,7 +109,9 @@ class MetricWriter:
     self._events.write_event(Event(step=step, wall_time=time.time(), **content))
 
   def close(self) -> None:
-    for file in (*self._files.values(), *([self._events] if self._events else [])):
+    # EventsWriter.close() leaves its file open if the disk is full; the file's own does not.
+    events = [self._events, self._events._py_recordio_writer] if self._events else []
+    for file in (*self._files.values(), *events):
       with contextlib.suppress(OSError):  # said before
         file.close()
 

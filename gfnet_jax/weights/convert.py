@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from gfnet_jax.checkpoints.model import read_model, save_model
+from gfnet_jax.data import imagenet
 from gfnet_jax.models.base import Network
 from gfnet_jax.models.image_size import ImageSize
 from gfnet_jax.models.precision import compute_dtype
-from gfnet_jax.weights.download import CACHE_DIRECTORY, fetch
+from gfnet_jax.weights.download import CACHE_DIRECTORY, OFFICIAL_ADDRESSES, fetch
 from gfnet_jax.weights.files import read_state_dict, write_state_dict
 from gfnet_jax.weights.state_dict import model_from_torch, to_torch_state_dict
 
@@ -25,6 +26,8 @@ def import_weights(
   cache: Path = CACHE_DIRECTORY,
 ) -> dict:
   """Writes a checkpoint with the weights of a PyTorch or safetensors file.
+
+  It names ImageNet's classes if these are official weights, see `official_classes`.
 
   Args:
     source: a path, an http(s) address, or the name of a variant (see `fetch`).
@@ -51,7 +54,8 @@ def import_weights(
     weights, name=name, image_size=image_size, num_classes=num_classes, in_dim=in_dim
   )
   del weights  # before saving makes its own copy
-  save_model(directory, model, config)
+  fresh_head = num_classes is not None
+  save_model(directory, model, config, None if fresh_head else official_classes(source, config))
   return config
 
 
@@ -73,6 +77,25 @@ def read_torch_model(
   """
   dtype = compute_dtype(precision or "default")
   return model_from_torch(read_state_dict(path, ema=ema), dtype=dtype)
+
+
+def official_classes(source: Path | str, config: dict) -> list[str] | None:
+  """The classes of the official weights for ImageNet; None where that is not certain.
+
+  It is for 1000 classes of a file that the official repository publishes: named by its
+  variant, by its address or by the file's name, such as gfnet-xs.pth. Others of 1000
+  classes may have any, in any order.
+
+  Args:
+    source: as for `fetch`.
+    config: the arguments of `create_model` for the model in it.
+
+  Returns:
+    The wnids of `imagenet.wnids`, in the order of the labels.
+  """
+  variants = {address: name for name, address in OFFICIAL_ADDRESSES.items()}
+  name = variants.get(str(source), Path(source).stem if Path(source).suffix else str(source))
+  return imagenet.wnids() if (config["name"], config["num_classes"]) == (name, 1000) else None
 
 
 def export_weights(directory: Path, path: Path, *, which: str = "last", ema: bool = False) -> dict:

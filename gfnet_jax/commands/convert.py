@@ -1,0 +1,99 @@
+"""Converts official PyTorch weights to a checkpoint, and a checkpoint to PyTorch.
+
+A file of the official repository; the variant is recognised by its tensors:
+
+  gfnet-jax convert gfnet-xs.pth runs/gfnet-xs
+
+The name of a variant stands for its official address; any http(s) address will do:
+
+  gfnet-jax convert gfnet-xs runs/gfnet-xs
+
+For images of another size, or another number of classes, to fine-tune:
+
+  gfnet-jax convert gfnet-xs.pth runs/gfnet-xs-384 --image-size 384
+  gfnet-jax convert gfnet-xs.pth runs/gfnet-xs-cars --num-classes 196
+
+Back to PyTorch, for the official code (.safetensors works as well):
+
+  gfnet-jax convert --to-torch runs/digits digits.pth
+
+Files may be training checkpoints or plain state dicts, with or without a head. Nothing in
+a file is run, damage is detected, and unless everything fits nothing is written.
+"""
+
+import argparse
+from pathlib import Path
+
+from gfnet_jax.command_line import ArgumentParser, program
+
+
+def main(arguments: list[str]) -> None:
+  parser = ArgumentParser(prog=program("convert"), description=__doc__)
+  parser.add_argument(
+    "source",
+    help="file (.pth, .safetensors, or the index of several: *.index.json), address or name; with "
+    "--to-torch a checkpoint",
+  )
+  parser.add_argument("destination", type=Path, help="new directory; with --to-torch a new file")
+  parser.add_argument(
+    "--to-torch", action="store_true", help="convert a checkpoint to .pth or .safetensors"
+  )
+  parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+  parser.add_argument("--which", help="with --to-torch: last, best or a step (default: last)")
+
+  # Without a default they are absent unless given.
+  group = parser.add_argument_group("from PyTorch", argument_default=argparse.SUPPRESS)
+  group.add_argument("--arch", dest="name", help="variant, such as gfnet-xs (default: recognised)")
+  group.add_argument(
+    "--image-size",
+    type=_image_size,
+    metavar="PIXELS",
+    help="side, or HEIGHTxWIDTH, to resize position embedding and filters for",
+  )
+  group.add_argument(
+    "--num-classes", type=_positive, help="a number other than the file's gets a fresh head"
+  )
+  group.add_argument(
+    "--in-channels",
+    dest="in_dim",
+    type=_positive,
+    help="of the images: weights for 3 channels are summed for 1, repeated for more",
+  )
+  group.add_argument("--allow-nan", action="store_true", help="accept NaN and infinite weights")
+  group.add_argument("--sha256", metavar="SUM", help="the sum that the file must have")
+  group.add_argument("--cache", type=Path, help="of downloads (default: ~/.cache/gfnet_jax)")
+  options = vars(parser.parse_args(arguments))
+  source, destination = options.pop("source"), options.pop("destination")
+  to_torch, which, ema = (options.pop(name) for name in ("to_torch", "which", "ema"))
+  if to_torch and options:
+    flag = {"name": "arch", "in_dim": "in-channels"}.get(min(options), min(options))
+    parser.error(f"--to-torch takes no --{flag.replace('_', '-')}")
+  if which and not to_torch:
+    parser.error("--which needs --to-torch")
+
+  # Importing jax and the rest takes a second that --help and typing errors need not wait for.
+  from gfnet_jax import startup
+
+  startup.check_devices()
+  from gfnet_jax.weights.convert import export_weights, import_weights
+
+  if to_torch:
+    config = export_weights(Path(source), destination, which=which or "last", ema=ema)
+  else:
+    config = import_weights(source, destination, ema=ema, **options)
+  described = ", ".join(f"{key} {value}" for key, value in config.items())
+  print(f"Wrote {destination}: {described}")
+
+
+def _image_size(text: str) -> int | tuple[int, int]:
+  height, by, width = text.partition("x")
+  sides = [_positive(side, limit=4096) for side in ((height, width) if by else (height,))]
+  return tuple(sides) if by else sides[0]
+
+
+def _positive(text: str, limit: int = 100_000) -> int:
+  """A number of a size that memory can hold."""
+  number = int(text) if text.isdecimal() and len(text) <= 6 else 0
+  if not 0 < number <= limit:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer up to {limit}")
+  return number

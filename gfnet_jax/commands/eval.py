@@ -1,0 +1,97 @@
+"""Evaluates a trained or converted model.
+
+On the data set that it was trained with; nothing but the directory is needed:
+
+  gfnet-jax eval --checkpoint runs/digits
+
+On a folder of images, DIR/<class>/*.JPEG or DIR/val/<class>/*.JPEG, or on a TFDS data set:
+
+  gfnet-jax eval --checkpoint runs/gfnet-xs --data DIR
+  gfnet-jax eval --torch-checkpoint gfnet-xs.pth --data imagenet2012
+
+Some of ImageNet's classes, in folders named by their WordNet ids, are enough; the result says
+whether the model chose among all 1000 or, with --classes present, among those:
+
+  gfnet-jax eval --checkpoint gfnet-xs --data imagenette --classes present
+
+Every image counts once, for any batch size and any number of devices.
+"""
+
+import argparse
+from pathlib import Path
+
+from gfnet_jax.command_line import ArgumentParser, add_process_flags, program
+
+
+def main(arguments: list[str]) -> None:
+  options = _parse(arguments)
+  from gfnet_jax import startup
+
+  startup.start()
+  import jax
+
+  import gfnet_jax
+  from gfnet_jax import distributed
+  from gfnet_jax.files import make_directory, to_json, write_atomically
+  from gfnet_jax.inference.metrics import format_results
+
+  distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+  startup.check_devices()
+  if options.output:  # before the work, not after
+    make_directory(options.output.parent)
+  saved = gfnet_jax.load_model(
+    options.torch_checkpoint or options.checkpoint,
+    options.which,
+    precision=options.precision,
+    ema=options.ema,
+  )
+  results = gfnet_jax.evaluate(
+    saved,
+    options.data,
+    source=options.source,
+    split=options.split,
+    data_dir=options.data_dir,
+    batch_size=options.batch_size,
+    classes=options.classes,
+  )
+  if options.output and jax.process_index() == 0:
+    write_atomically(options.output, to_json(results, indent=2) + "\n")
+  distributed.say(format_results(results))
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+  from gfnet_jax.data.sources.open import SOURCES
+
+  parser = ArgumentParser(prog=program("eval"), description=__doc__)
+  model = parser.add_mutually_exclusive_group(required=True)
+  model.add_argument(
+    "--checkpoint", help="work directory of train.py, a checkpoint, an official file or its name"
+  )
+  model.add_argument(
+    "--torch-checkpoint", type=Path, metavar="FILE", help="official .pth or .safetensors file"
+  )
+  parser.add_argument("--which", default="last", help="last, best or a step (default: %(default)s)")
+  parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+  parser.add_argument("--data", help="folder, TFDS name or directory (default: as in training)")
+  parser.add_argument(
+    "--source", choices=list(SOURCES), help="kind of the data (default: by itself)"
+  )
+  parser.add_argument("--split", help="split of the data set (default: as in training)")
+  parser.add_argument(
+    "--classes",
+    choices=["all", "present"],
+    default="all",
+    help="where the data hold only some of ImageNet's classes: choose among all of them or among "
+    "those present (default: %(default)s)",
+  )
+  parser.add_argument("--data-dir", help="directory of all TFDS data sets")
+  parser.add_argument("--batch-size", type=int, help="over all devices (default: as in training)")
+  parser.add_argument("--precision", help="highest, default or bf16 (default: as in training)")
+  parser.add_argument("--output", type=Path, help="file for the result as JSON; null is not finite")
+  add_process_flags(parser)
+  options = parser.parse_args(arguments)
+  if options.torch_checkpoint and not options.torch_checkpoint.is_file():
+    parser.error(f"--torch-checkpoint {options.torch_checkpoint} is no file; see --checkpoint")
+  if options.output and options.output.exists() and not options.output.is_file():
+    parser.error(f"--output {options.output} is a directory or a device, expected a file")
+  return options

@@ -1,0 +1,199 @@
+"""Classifies images with a trained or converted model.
+
+Images, folders of images and quoted patterns; the five most probable classes of each:
+
+  gfnet-jax predict runs/digits digit.png
+  gfnet-jax predict gfnet-xs photo.jpg holidays/ "trips/**/*.jpg"
+
+A list of names, one a line, from another program:
+
+  find . -name "*.jpg" | gfnet-jax predict gfnet-xs -
+
+For a table or another program, with the probabilities of all classes:
+
+  gfnet-jax predict gfnet-xs holidays/ --csv holidays.csv --json holidays.json
+
+--json alone prints one JSON object per image instead. An image that is missing or cannot be
+read is named and left out, and the exit code is 2 at the end.
+
+Classes have the names in the checkpoint, those of ImageNet for the official weights, or those
+in a file with one name per line; without any they are shown by index:
+
+  gfnet-jax predict runs/mine photo.jpg --class-names names.txt
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from gfnet_jax.command_line import ArgumentParser, program
+from gfnet_jax.errors import UserError
+from gfnet_jax.text import printable
+
+STANDARD_OUTPUT = Path("-")
+
+
+def main(arguments: list[str]) -> None:
+  options = _parse(arguments)
+  from gfnet_jax.inference.find_images import find_images
+
+  found = find_images(_names(options.images))
+  if len(found) == 1 and isinstance(found[0], UserError):
+    raise found[0]
+  from gfnet_jax.files import make_directory
+
+  for file in options.files:  # before the work, not after
+    make_directory(file.parent)
+  paths = [one for one in found if not isinstance(one, UserError)]
+  for one in found:
+    if isinstance(one, UserError):
+      _warn(one)
+  good = _predict(paths, options) if paths else 0
+  if bad := len(found) - good:
+    raise UserError(
+      f"{bad} of {len(found)} images cannot be read (see the warnings above); repair or remove them"
+    )
+
+
+def _predict(paths: list[Path], options: argparse.Namespace) -> int:
+  """Shows or writes the predictions of all images that can be read; returns their number."""
+  from gfnet_jax import startup
+
+  startup.start()
+  startup.check_devices()
+  from tqdm import tqdm
+
+  import gfnet_jax
+  from gfnet_jax.inference.prediction_files import csv_file, json_file
+
+  saved = gfnet_jax.load_model(
+    options.model, options.which, precision=options.precision, ema=options.ema
+  )
+  if options.class_names:
+    names = read_class_names(options.class_names, saved.config["num_classes"])
+    saved = dataclasses.replace(saved, class_names=names)
+  top = saved.config["num_classes"] if options.files else options.top
+  predictions = saved.predict_each(paths, top=top, batch_size=options.batch_size)
+  show, good = _show(options), 0
+  with contextlib.ExitStack() as stack:
+    writers = [show] if show else []
+    if options.csv:
+      writers.append(stack.enter_context(csv_file(options.csv, saved)))
+    if options.json in options.files:
+      writers.append(stack.enter_context(json_file(options.json, options.top)))
+    # What is shown on the terminal itself needs no bar. None: hidden unless on a terminal.
+    hidden = bool(show and sys.stdout.isatty()) or None
+    bar = tqdm(paths, "predict", unit="img", leave=False, delay=2, disable=hidden)
+    for path, best in zip(bar, predictions, strict=True):
+      if isinstance(best, UserError):
+        if len(paths) == 1:
+          raise best
+        _warn(best)
+        continue
+      good += 1
+      for write in writers:
+        write(path, best)
+  for file in options.files:
+    print(f"Wrote {printable(file, 1000)}: {good} images")
+  return good
+
+
+def _show(options: argparse.Namespace) -> Callable[[Path, list], None] | None:
+  """What prints the predictions of an image, unless they are only written."""
+  if options.json == STANDARD_OUTPUT:
+    return lambda path, best: print_json(path, best[: options.top])
+  return None if options.files else print_table
+
+
+def _warn(error: UserError) -> None:
+  from tqdm import tqdm
+
+  tqdm.write(f"warning: {printable(error, limit=4000)}", file=sys.stderr)
+  sys.stderr.flush()
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+  parser = ArgumentParser(prog=program("predict"), description=__doc__)
+  parser.add_argument(
+    "model", help="work directory of training, a checkpoint, an official file or its name"
+  )
+  parser.add_argument(
+    "images", nargs="+", help="image files, folders, quoted patterns, or - for names on stdin"
+  )
+  parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
+  parser.add_argument(
+    "--class-names", type=Path, help="file with one name per line, or imagenet for its 1000"
+  )
+  parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row per image instead")
+  parser.add_argument(
+    "--json",
+    type=Path,
+    nargs="?",
+    const=STANDARD_OUTPUT,
+    metavar="FILE",
+    help="write a .json or .jsonl file instead; without a name print an object per image",
+  )
+  parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
+  parser.add_argument("--which", default="last", help="last, best or a step (default: last)")
+  parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+  parser.add_argument("--precision", help="highest, default or bf16 (default: as in training)")
+  options = parser.parse_args(arguments)
+  if options.top < 1 or options.batch_size < 1:
+    parser.error("--top and --batch-size must be positive")
+  options.files = [
+    file for file in (options.csv, options.json) if file not in (None, STANDARD_OUTPUT)
+  ]
+  for flag, endings in (("csv", (".csv",)), ("json", (".json", ".jsonl"))):
+    file = getattr(options, flag)
+    # Else an image that follows --json would be replaced.
+    if file in options.files and (file.suffix.lower() not in endings or file.is_dir()):
+      expected = f"expected a file whose name ends in {' or '.join(endings)}"
+      parser.error(f"--{flag} {printable(file)}: {expected}; name the images before --{flag}")
+  return options
+
+
+def _names(arguments: Sequence[str]) -> Iterator[str]:
+  """The arguments, with the lines of standard input in place of "-"."""
+  for argument in arguments:
+    if argument == "-":
+      yield from filter(None, map(os.fsdecode, sys.stdin.buffer.read().splitlines()))
+    else:
+      yield argument
+
+
+def read_class_names(path: Path, num_classes: int) -> list[str]:
+  """The lines of a file, or ImageNet's wnids for the name imagenet where there is no such file.
+
+  Raises:
+    UserError: if it cannot be read or has another number of lines than the model classes.
+  """
+  from gfnet_jax.data import imagenet
+
+  try:
+    known = str(path) == "imagenet" and not path.exists()
+    names = imagenet.wnids() if known else path.read_text("utf-8").splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    reason = getattr(error, "strerror", None) or error
+    raise UserError(f"cannot read {path} ({reason}); expected one class name per line") from error
+  if len(names) != num_classes:
+    raise UserError(
+      f"{path} has {len(names)} lines, expected one for each of {num_classes} classes"
+    )
+  return names
+
+
+def print_json(path: Path, best: list) -> None:
+  from gfnet_jax.files import to_json
+  from gfnet_jax.inference.prediction_files import describe
+
+  print(to_json(describe(path, best)), flush=True)
+
+
+def print_table(path: Path, best: list) -> None:
+  print(printable(path, limit=4000))
+  for one in best:
+    print(f"  {one.probability:7.2%}  {printable(one.class_name)}", flush=True)

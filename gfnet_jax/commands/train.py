@@ -1,0 +1,50 @@
+"""Trains a Global Filter Network.
+
+With no arguments, trains a small network on handwritten digits that need no download:
+
+  gfnet-jax train
+
+Any config file, or the name of a ready-made one (gfnet-jax configs lists them), with any
+field overridden:
+
+  gfnet-jax train --config digits --workdir runs/wide --config.model.embed_dim=96
+  gfnet-jax train --config imagenet:gfnet-xs --config.data.data_dir=DIR
+
+The work directory receives config.json, metrics.jsonl, performance.jsonl, TensorBoard
+events and checkpoints. The same command again continues a run that was interrupted.
+"""
+
+import shlex
+from pathlib import Path
+
+from gfnet_jax.command_line import ArgumentParser, add_process_flags, program, spell
+
+
+def main(arguments: list[str]) -> None:
+  parser = ArgumentParser(prog=program("train"), description=__doc__)
+  parser.add_argument(
+    "--config",
+    default="configs/digits.py",
+    metavar="FILE[:ARGUMENT]",
+    help="config file, or the name of one (default: %(default)s); --config.FIELD=VALUE overrides "
+    "one of its fields",
+  )
+  parser.add_argument(
+    "--workdir", type=Path, help="work directory (default: runs/ and the config's name)"
+  )
+  add_process_flags(parser)
+  options, overrides = parser.parse_known_args(arguments)
+  from gfnet_jax import startup
+  from gfnet_jax.config_files import read_config
+
+  config = read_config(options.config, overrides)
+  startup.start()
+  import gfnet_jax
+  from gfnet_jax import distributed
+
+  distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+  startup.check_devices()
+  workdir = options.workdir or Path("runs") / config.name
+  if gfnet_jax.train(config, workdir):
+    again = f"{spell('eval')} --checkpoint {shlex.quote(str(workdir))}"
+    distributed.say(f"Done. Evaluate it again with: {again}")

@@ -1,0 +1,18 @@
+"""The classes of ImageNet-1k: WordNet ids (wnids) in the order of the labels, and their names."""
+
+import functools
+from pathlib import Path
+
+FILE = Path(__file__).parent / "imagenet_classes.txt"  # says where the names come from
+
+
+@functools.cache
+def names() -> dict[str, str]:
+  """The 1000 names by wnid, such as "tench" of "n01440764", in the order of the labels."""
+  lines = FILE.read_text("utf-8").splitlines()
+  return dict(line.split("\t") for line in lines if not line.startswith("#"))
+
+
+def wnids() -> list[str]:
+  """The 1000 wnids in the order of the labels."""
+  return list(names())
