@@ -1,5 +1,7 @@
 """A linear layer over the tokens: the mixer of MLP-Mixer and ResMLP, as in the paper's table 6."""
 
+import functools
+
 import jax
 import numpy as np
 from flax import nnx
@@ -42,18 +44,13 @@ class SpatialMlp(nnx.Module):
   def resize_params(
     params: dict[str, np.ndarray], before: tuple[int, int], after: tuple[int, int]
   ) -> dict[str, np.ndarray]:
-    """Interpolates weights over both grids as position embeddings are; no paper has a rule.
+    """The layer that resizes tokens to the old grid, mixes them there, and resizes them back.
 
-    A larger grid has more tokens to sum over, so the weights shrink in proportion: equal tokens
-    keep their result.
+    Tokens are resized as position embeddings are; no paper has a rule.
     """
-    if before == after:
-      return params
-    kernel = params["kernel"].reshape(*before, -1)
-    kernel = resize_bicubic(kernel, after, align_corners=False)  # tokens that are read
-    kernel = kernel.reshape(-1, *before).transpose(1, 2, 0)
-    kernel = resize_bicubic(kernel, after, align_corners=False)  # tokens that are written
-    kernel = kernel.reshape(np.prod(after), -1).T
-    bias = resize_bicubic(params["bias"].reshape(before), after, align_corners=False)
-    share = params["kernel"].dtype.type(np.prod(before) / np.prod(after))
-    return {"kernel": kernel * share, "bias": bias.ravel()}
+    resize = functools.partial(resize_bicubic, align_corners=False)
+    tokens = np.prod(after)
+    to_old = resize(np.eye(tokens, dtype=np.float32).reshape(*after, tokens), before)
+    kernel = to_old.reshape(-1, tokens).T @ params["kernel"]  # (tokens read, old tokens)
+    kernel = resize(kernel.T.reshape(*before, tokens), after).reshape(tokens, tokens).T
+    return {"kernel": kernel, "bias": resize(params["bias"].reshape(before), after).ravel()}

@@ -134,6 +134,27 @@ def _version(package: str) -> str | None:
     return None
 
 
+def import_pyplot():
+  """matplotlib.pyplot, which draws into files alone.
+
+  Raises:
+    UserError: if matplotlib is not installed.
+  """
+  try:
+    import matplotlib
+  except ModuleNotFoundError as error:
+    raise UserError("--figure needs matplotlib: pip install matplotlib") from error
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  return pyplot
+
+
+def command() -> str:
+  """The command line of this program, without directories."""
+  return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def report(title: str, rows: list[dict[str, object]], options: argparse.Namespace) -> None:
   """Prints the rows as a table under the machine; writes both if options.output is set.
 
@@ -141,8 +162,7 @@ def report(title: str, rows: list[dict[str, object]], options: argparse.Namespac
     UserError: afterwards, if a column whose name begins with "difference" exceeds the column
       "at_most" of its row, or is no number.
   """
-  command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-  result = {"benchmark": title, "command": command, "machine": machine(), "rows": rows}
+  result = {"benchmark": title, "command": command(), "machine": machine(), "rows": rows}
   print(json.dumps(result["machine"]))
   cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

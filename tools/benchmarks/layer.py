@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
   if options.width % HEAD_DIM:
     raise UserError(f"--width is {options.width}, expected a multiple of {HEAD_DIM}")
   if options.figure:
-    pyplot = import_pyplot()
+    pyplot = _measure.import_pyplot()
     make_directory(options.figure.parent)
   rows, seconds = [], {}
   for side in _measure.progress(sorted(options.sides), "grid"):
@@ -152,17 +152,6 @@ def exponent(seconds: dict[int, float]) -> float | None:
   if len(points) < 2:
     return None
   return float(np.polyfit(*np.log(np.array(points)).T, 1)[0])
-
-
-def import_pyplot():
-  try:
-    import matplotlib
-  except ModuleNotFoundError as error:
-    raise UserError("--figure needs matplotlib: pip install matplotlib") from error
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
-  return pyplot
 
 
 def draw(pyplot, seconds: dict[str, dict[int, float]], options: argparse.Namespace) -> None:
