@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.models.variants import create_model
+from gfnet_jax.models.variants import create_model, list_models
 
 SMALL = ("--models", "gfnet-ti", "--rounds", "2")
 
@@ -56,6 +57,70 @@ def test_filters_alone_are_all_filters_one_after_the_other(monkeypatch):
   scale = float(jnp.abs(expected).max())
   assert scale > 1e-30  # normal numbers to the end
   np.testing.assert_allclose(found, expected, atol=1e-5 * scale)
+
+
+PAPER = {  # of the authors' script, in G, at 224 and 384 pixels
+  224: (1.2878, 2.8566, 4.4888, 7.9375, 2.0840, 4.6481, 8.6120),
+  384: (None, 8.4047, 13.2075, 23.3478),
+}
+
+
+def test_the_official_convention_counts_what_the_authors_script_does(monkeypatch):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _operations, flops
+
+  for size, figures in PAPER.items():
+    for name, figure in zip(list_models(), figures, strict=False):
+      model = nnx.eval_shape(lambda name=name, size=size: create_model(name, image_size=size))
+      if figure:
+        counted = _operations.CONVENTIONS["official"](_operations.of_network(model)) / 1e9
+        assert counted == pytest.approx(figure, abs=5.1e-5)
+        assert flops.rounds_to(counted, flops.PAPER[name, size])
+
+
+@pytest.mark.parametrize(
+  ("mixer", "products", "transforms", "norms"),
+  [  # of 2 x 2 tokens of four channels, by hand
+    ("identity", 0, 0, 0),
+    ("global-filter", 0, 2 * 16 * 2, 0),
+    ("fnet", 0, 16 * 4, 0),  # 16 points are transformed at once
+    ("conv3", 16 * 9, 0, 0),
+    ("conv5", 16 * 25, 0, 0),
+    ("conv7", 16 * 49, 0, 0),
+    ("spatial-mlp", 16 * 4, 0, 0),
+    ("attention", 16 * (3 * 4 + 4) + 16 * 4 + 16 * 4, 0, 0),
+    ("global-local", 8 * 9, 2 * 8 * 2, 2 * 16 * 5),
+  ],
+)
+def test_operations_of_a_small_network_by_hand(monkeypatch, mixer, products, transforms, norms):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _operations
+
+  sizes = dict(image_size=32, embed_dim=4, depth=2, num_classes=3)
+  model = nnx.eval_shape(lambda: create_model("gfnet-ti", mixer=mixer, **sizes))
+  patches, mlp, head = 4 * 768 * 4, 4 * 2 * 4 * 16, 4 * 3
+  assert _operations.of_network(model) == (
+    patches + 2 * (mlp + products) + head,
+    2 * transforms,
+    2 * (2 * 16 * 5 + norms) + 16 * 5,
+  )
+
+
+def test_rows_that_a_convention_does_not_print_are_named(monkeypatch, capsys):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import flops
+
+  options = SimpleNamespace(models=[], image_sizes=[], mixers=["conv3", "identity"], output=None)
+  flops.run(options)
+  printed = capsys.readouterr().out.splitlines()
+  assert "official: does not print the paper's figure of gfnet-xs conv3 224 (2.8)" in printed
+  assert "multiply-adds: does not print the paper's figure of none" in printed
+  row = next(line.split() for line in printed if " conv3 " in line)
+  assert row[3:8] == ["14999656", "2.84085", "2.84085", "2.85026", "2.8"]
+  assert float(row[-1]) == pytest.approx(2 * 2.84085, rel=0.01), "XLA counts a little more"
+  options.mixers = ["con3"]
+  with pytest.raises(UserError, match=r"unknown mixer 'con3'.*did you mean conv3"):
+    flops.run(options)
 
 
 @pytest.mark.slow

@@ -155,8 +155,16 @@ def command() -> str:
   return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def report(title: str, rows: list[dict[str, object]], options: argparse.Namespace) -> None:
+def report(
+  title: str, rows: list[dict[str, object]], options: argparse.Namespace, digits: int = 4
+) -> None:
   """Prints the rows as a table under the machine; writes both if options.output is set.
+
+  Args:
+    title: of the benchmark.
+    rows: by column; all have the same.
+    options: the flags; `output` is a file or None.
+    digits: shown of numbers below 1000; the file has all.
 
   Raises:
     UserError: afterwards, if a column whose name begins with "difference" exceeds the column
@@ -164,7 +172,7 @@ def report(title: str, rows: list[dict[str, object]], options: argparse.Namespac
   """
   result = {"benchmark": title, "command": command(), "machine": machine(), "rows": rows}
   print(json.dumps(result["machine"]))
-  cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
+  cells = [list(rows[0])] + [[_cell(value, digits) for value in row.values()] for row in rows]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   for row in cells:
     print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
@@ -193,7 +201,7 @@ def check_differences(rows: list[dict[str, object]]) -> None:
     )
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, digits: int) -> str:
   if isinstance(value, float):
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:.0f}"
   return "-" if value is None else str(value)
