@@ -125,11 +125,36 @@ def test_rows_that_a_convention_does_not_print_are_named(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_layer(script, tmp_path):
-  rows = run(script, tmp_path, "layer", "--sides", 4, 8, "--width", 64, "--rounds", 2)
-  assert [row["layer"] for row in rows[:5]] == ["copy", "filter", "attention", "mlp", "convolution"]
+  sizes = ("--sides", 4, 8, "--width", 64, "--batch-size", 2)
+  figure = tmp_path / "figures" / "layer.svg"
+  rows = run(script, tmp_path, "layer", *sizes, "--rounds", 2, "--figure", figure)
+  layers = {"copy", "global-filter", "attention", "spatial-mlp", "conv3"}
+  assert {row["layer"] for row in rows[:5]} == layers
+  assert rows[0]["layer"] == "copy"
   assert rows[0]["of_copy"] == 1
-  left_out = run(script, tmp_path, "layer", "--sides", 4, 8, "--width", 64, "--memory", 2e-6)
-  assert len(left_out) == 9, "the kernel of the spatial MLP on 8x8 tokens takes 16 kB"
+  found = {(row["layer"], row["grid"]): row for row in rows}
+  scores = 4 * 2 * 64**2  # bytes of two images, one head
+  assert found["attention", "8x8"]["temporary_mb"] >= scores / 1e6
+  assert found["spatial-mlp", "8x8"]["operations_g"] == 64 * 64 * 64 / 1e9
+  assert found["copy", "8x8"]["temporary_mb"] == 0
+  assert all(row["peak_mb"] is None for row in rows), "a CPU does not tell"
+  assert figure.read_text().count('id="axes_') == 3
+  left_out = run(script, tmp_path, "layer", *sizes, "--memory", 2.5e-5)
+  absent = found.keys() - {(row["layer"], row["grid"]) for row in left_out}
+  assert absent == {("attention", "8x8")}, "its scores take 33 kB, the kernel of the MLP 16 kB"
+
+
+def test_memory_that_a_call_adds_is_told_if_it_is_a_new_peak(monkeypatch):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import layer
+
+  memory = {"bytes_in_use": 100, "peak_bytes_in_use": 150}
+  device = SimpleNamespace(memory_stats=lambda: dict(memory))
+  monkeypatch.setattr(layer.jax, "devices", lambda: [device])
+  assert layer.added_peak(lambda: memory.update(peak_bytes_in_use=190)) == 90
+  assert layer.added_peak(lambda: None) is None
+  device.memory_stats = lambda: None
+  assert layer.added_peak(lambda: pytest.fail("is called")) is None
 
 
 def test_exponent_of_a_power_law(monkeypatch):
@@ -153,25 +178,6 @@ def test_turns_alternate_and_ratios_are_of_rounds(monkeypatch):
   assert [len(seconds) for seconds in times.values()] == [3, 3]
   assert _measure.ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0])[1] == pytest.approx(2)
   np.testing.assert_allclose(_measure.quartiles_ms([0.5]), 500)
-
-
-def test_attention_of_the_layer_benchmark_is_attention(monkeypatch):
-  """In chunks of rows it gives what the plain formula gives."""
-  monkeypatch.syspath_prepend("tools")
-  import jax
-  from benchmarks import layer
-
-  x = jax.random.normal(jax.random.key(0), (2, 3, 4, 128))
-  whole = layer.make_attention(x)()
-  monkeypatch.setattr(layer, "SCORES", 60)  # five rows of twelve scores
-  np.testing.assert_allclose(layer.make_attention(x)(), whole, atol=1e-6)
-  inner, outer = layer.make_attention(x).args[1:]
-  query, key, value = np.moveaxis((x.reshape(2, 12, 128) @ inner).reshape(2, 12, 3, 2, 64), 2, 0)
-  scores = np.einsum("bqhd,bkhd->bhqk", query, key) / 8
-  scores = np.exp(scores - scores.max(-1, keepdims=True))
-  scores /= scores.sum(-1, keepdims=True)
-  mixed = np.einsum("bhqk,bkhd->bqhd", scores, value).reshape(2, 12, 128)
-  np.testing.assert_allclose(whole.reshape(2, 12, 128), mixed @ outer, atol=1e-4)
 
 
 @pytest.mark.slow
