@@ -1,6 +1,6 @@
 """Trains a small network with every token mixer and several seeds, and compares the accuracies.
 
-  python tools/compare_mixers.py                              # handwritten digits
+  python tools/compare_mixers.py                              # ten epochs of handwritten digits
   python tools/compare_mixers.py --figure mixers.svg          # with a plot; needs matplotlib
   python tools/compare_mixers.py --mixers fnet conv3 --seeds 5 --config.model.depth=8
 
@@ -28,13 +28,16 @@ from gfnet_jax.command_line import ArgumentParser, run
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
+SHORT = ("--config.num_epochs=10", "--config.optimizer.warmup_epochs=1")
+
 Row = dict[str, Any]
 
 
 def main(arguments: list[str]) -> None:
   parser = ArgumentParser(prog="tools/compare_mixers.py", description=__doc__)
-  parser.add_argument("--config", default="configs/digits.py", metavar="FILE[:ARGUMENT]")
-  parser.add_argument("--epochs", type=float, default=20.0, help="of each run (default: 20)")
+  parser.add_argument(
+    "--config", metavar="FILE[:ARGUMENT]", help="(default: configs/digits.py, but fewer epochs)"
+  )
   parser.add_argument("--mixers", nargs="+", metavar="MIXER", help="(default: all)")
   parser.add_argument("--seeds", type=int, default=3, help="runs of a mixer (default: 3)")
   parser.add_argument("--output", type=Path, default=Path("runs/mixers"))
@@ -46,7 +49,10 @@ def main(arguments: list[str]) -> None:
   from gfnet_jax import startup
   from gfnet_jax.config_files import read_config
 
-  config = read_config(options.config, overrides)
+  if options.config:
+    config = read_config(options.config, overrides)
+  else:
+    config = read_config("configs/digits.py", [*SHORT, *overrides])
   startup.start()
   startup.check_devices()
   from benchmarks._measure import import_pyplot
@@ -59,7 +65,7 @@ def main(arguments: list[str]) -> None:
   for mixer in mixers:
     look_up("mixer", mixer, MIXERS)
   pyplot = import_pyplot() if options.figure else None
-  config.num_epochs = config.eval_every_epochs = options.epochs
+  config.eval_every_epochs = config.num_epochs  # once, at the end
   make_directory(options.output)
   runs = compare(config, mixers, options.seeds, options.output)
   if runs is None:
@@ -84,7 +90,7 @@ def compare(config, mixers: list[str], seeds: int, output: Path) -> list[Row] | 
   from tqdm import tqdm
 
   done = read_results(output, config)
-  wanted = [(mixer, seed) for mixer in mixers for seed in range(seeds)]
+  wanted = [(mixer, seed) for seed in range(seeds) for mixer in mixers]
   known = {(row["mixer"], row["seed"]) for row in done}
   bar = tqdm(wanted, unit="run", disable=None)
   for mixer, seed in bar:
