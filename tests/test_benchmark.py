@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.mixers import MIXERS
 from gfnet_jax.models.variants import create_model, list_models
 
 SMALL = ("--models", "gfnet-ti", "--rounds", "2")
@@ -104,6 +105,15 @@ def test_operations_of_a_small_network_by_hand(monkeypatch, mixer, products, tra
     2 * transforms,
     2 * (2 * 16 * 5 + norms) + 16 * 5,
   )
+
+
+def test_operations_of_every_mixer_are_known(monkeypatch):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _operations
+
+  assert set(_operations.RULES) == set(MIXERS)
+  with pytest.raises(UserError, match="operations of the mixer 'own' are not known, expected one"):
+    _operations.of_mixer("own", 4, 4)
 
 
 def test_rows_that_a_convention_does_not_print_are_named(monkeypatch, capsys):

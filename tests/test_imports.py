@@ -136,6 +136,7 @@ def test_no_module_and_no_function_is_too_long():
     ("tools/accelerator.py", "--help"),
     ("tools/predict.py", "--help"),
     ("tools/prepare_tfds.py", "--help"),
+    ("tools/compare_mixers.py", "--help"),
     ("tools/compile_ahead.py", "--help"),
     ("tools/compile_ahead.py", "--topolgy=v5e:2x4"),
   ],

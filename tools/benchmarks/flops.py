@@ -24,7 +24,7 @@ import math
 import jax
 import jax.numpy as jnp
 from benchmarks import _measure
-from benchmarks._operations import CONVENTIONS, of_network
+from benchmarks._operations import CONVENTIONS, RULES, of_network
 from flax import nnx
 
 from gfnet_jax.models.base import Network
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--models", nargs="+", default=list(VARIANTS), metavar="MODEL")
   parser.add_argument("--image-sizes", nargs="+", type=_measure.count, default=[224, 384])
   parser.add_argument(
-    "--mixers", nargs="*", default=list(MIXERS), metavar="MIXER", help=f"in {ABLATED} at 224"
+    "--mixers", nargs="*", default=list(RULES), metavar="MIXER", help=f"in {ABLATED} at 224"
   )
 
 
