@@ -52,13 +52,11 @@ def test_tokens_keep_their_shape_and_become_float32(mixer, dtype):
 
 @pytest.mark.parametrize("mixer", NAMES)
 def test_images_do_not_affect_each_other(mixer):
-  layer, tokens = (
-    compiled(make(mixer)),
-    np.array(jax.random.normal(jax.random.key(0), (2, 4, 6, DIM))),
-  )
-  before = layer(tokens)
-  tokens[1] += 1
-  after = layer(tokens)
+  layer = compiled(make(mixer))
+  tokens = np.array(jax.random.normal(jax.random.key(0), (2, 4, 6, DIM)))
+  changed = tokens.copy()  # in place, a call that still runs might see the change
+  changed[1] += 1
+  before, after = layer(tokens), layer(changed)
   np.testing.assert_array_equal(after[0], before[0])
   assert not np.array_equal(after[1], before[1])
 
