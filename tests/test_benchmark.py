@@ -143,28 +143,36 @@ def test_layer(script, tmp_path):
   assert rows[0]["layer"] == "copy"
   assert rows[0]["of_copy"] == 1
   found = {(row["layer"], row["grid"]): row for row in rows}
-  scores = 4 * 2 * 64**2  # bytes of two images, one head
-  assert found["attention", "8x8"]["temporary_mb"] >= scores / 1e6
   assert found["spatial-mlp", "8x8"]["operations_g"] == 64 * 64 * 64 / 1e9
   assert found["copy", "8x8"]["temporary_mb"] == 0
-  assert all(row["peak_mb"] is None for row in rows), "a CPU does not tell"
+  assert all(row["peak_mb"] is None or row["peak_mb"] >= 0 for row in rows)
   assert figure.read_text().count('id="axes_') == 3
   left_out = run(script, tmp_path, "layer", *sizes, "--memory", 2.5e-5)
   absent = found.keys() - {(row["layer"], row["grid"]) for row in left_out}
   assert absent == {("attention", "8x8")}, "its scores take 33 kB, the kernel of the MLP 16 kB"
 
 
-def test_memory_that_a_call_adds_is_told_if_it_is_a_new_peak(monkeypatch):
+def test_memory_that_a_call_adds_to_a_device_is_told_if_it_is_a_new_peak(monkeypatch):
   monkeypatch.syspath_prepend("tools")
-  from benchmarks import layer
+  from benchmarks import _memory
 
   memory = {"bytes_in_use": 100, "peak_bytes_in_use": 150}
   device = SimpleNamespace(memory_stats=lambda: dict(memory))
-  monkeypatch.setattr(layer.jax, "devices", lambda: [device])
-  assert layer.added_peak(lambda: memory.update(peak_bytes_in_use=190)) == 90
-  assert layer.added_peak(lambda: None) is None
-  device.memory_stats = lambda: None
-  assert layer.added_peak(lambda: pytest.fail("is called")) is None
+  monkeypatch.setattr(_memory.jax, "devices", lambda: [device])
+  assert _memory.added_peak(lambda: memory.update(peak_bytes_in_use=190)) == 90
+  assert _memory.added_peak(lambda: None) is None
+
+
+def test_memory_that_a_call_adds_to_the_host(monkeypatch, tmp_path):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _memory
+
+  found = _memory.added_peak(lambda: np.ones(50_000_000, np.uint8).sum())
+  if found is None:
+    pytest.skip("this system does not tell")
+  assert 49e6 < found < 150e6
+  monkeypatch.setattr(_memory, "PEAKS", tmp_path / "absent" / "clear_refs")
+  assert _memory.added_peak(lambda: pytest.fail("is called")) is None
 
 
 def test_exponent_of_a_power_law(monkeypatch):

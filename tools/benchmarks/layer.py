@@ -1,15 +1,20 @@
 """Token mixing layers alone, by the size of the grid: the paper's figure of efficiency.
 
 By default the global filter, self-attention, a spatial MLP and a 3x3 depthwise convolution, in
-inference; `copy` reads and writes the tokens once. operations_g: of one image, in G, by the
-convention `official` of `tools/benchmark.py flops`; least_ms, median_ms: of a call;
-temporary_mb: what XLA plans to hold besides tokens, weights and results; peak_mb: on an
-accelerator, what a call added to the memory in use at its peak, its result included, where that
-was more than anything before; spread: the distance of the quartiles over the median; of_copy: the
-time over that of the copy; exponent: d log(time) / d log(tokens), fitted from 28x28 up. The
-latter two and the figure are of the shortest times, which other programs on the machine disturb
-least. A layer is left out on grids where it would take longer than --limit, or its largest array
-(the kernel of the spatial MLP, the scores of attention) more memory than --memory.
+inference; `copy` reads and writes the tokens once. The columns:
+
+  operations_g          of one image, in G, by the convention `official` of benchmark.py flops
+  least_ms, median_ms   of a call; other programs on the machine disturb the shortest least
+  spread                the distance of the quartiles over the median
+  peak_mb               what the first call added to the memory in use at its peak, its result
+                        included, as measured (on an accelerator, if more than all before)
+  temporary_mb          what XLA plans to hold besides tokens, weights and results, without what
+                        libraries hold that it calls
+  of_copy               the shortest time over that of the copy
+  exponent              d log(shortest time) / d log(tokens), fitted from 28x28 up
+
+A layer is left out on grids where it would take longer than --limit, or its largest array (the
+kernel of the spatial MLP, the scores of attention) more memory than --memory.
 
   python tools/benchmark.py layer --figure layer.svg     # the figure needs matplotlib
 """
@@ -24,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmarks import _measure
+from benchmarks._memory import added_peak
 from benchmarks._operations import CONVENTIONS, RULES, of_mixer
 from flax import nnx
 
@@ -86,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
         operations = of_mixer(name, side**2, options.width)
         row["operations_g"] = CONVENTIONS["official"](operations) / 1e9
       row |= {"least_ms": least, "median_ms": median, "spread": (high - low) / median}
-      row |= {"temporary_mb": megabytes(layer.temporary_bytes), "peak_mb": megabytes(peaks[name])}
+      row |= {"peak_mb": megabytes(peaks[name]), "temporary_mb": megabytes(layer.temporary_bytes)}
       row["of_copy"] = least / (1e3 * seconds["copy"][side**2])
       rows.append(row | {"exponent": exponent(seconds[name])})
   _measure.report("layer", rows, options)
@@ -132,17 +138,6 @@ def largest_array_gb(name: str, shape: tuple[int, int, int, int]) -> float:
   batch, height, width, dim = shape
   copies = {"spatial-mlp": 1, "attention": batch * count_heads(dim)}.get(name, 0)
   return 4e-9 * copies * (height * width) ** 2
-
-
-def added_peak(call: Callable[[], jax.Array]) -> int | None:
-  """Bytes that a call adds to those in use at its peak, if that is a new one of the device."""
-  device = jax.devices()[0]
-  before = device.memory_stats()
-  if not before:  # as on a CPU
-    return None
-  jax.block_until_ready(call())
-  peak = device.memory_stats()["peak_bytes_in_use"]
-  return peak - before["bytes_in_use"] if peak > before["peak_bytes_in_use"] else None
 
 
 def megabytes(count: int | None) -> float | None:
