@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.models.variants import create_model
+from gfnet_jax.models.mixers import MIXERS
+from gfnet_jax.models.variants import create_model, list_models
 
 SMALL = ("--models", "gfnet-ti", "--rounds", "2")
 
@@ -59,13 +61,119 @@ def test_filters_alone_are_all_filters_one_after_the_other(monkeypatch):
   np.testing.assert_allclose(found, expected, atol=1e-5 * scale)
 
 
+PAPER = {  # of the authors' script, in G, at 224 and 384 pixels
+  224: (1.2878, 2.8566, 4.4888, 7.9375, 2.0840, 4.6481, 8.6120),
+  384: (None, 8.4047, 13.2075, 23.3478),
+}
+
+
+def test_the_official_convention_counts_what_the_authors_script_does(monkeypatch):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _operations, flops
+
+  for size, figures in PAPER.items():
+    for name, figure in zip(list_models(), figures, strict=False):
+      model = nnx.eval_shape(lambda name=name, size=size: create_model(name, image_size=size))
+      if figure:
+        counted = _operations.CONVENTIONS["official"](_operations.of_network(model)) / 1e9
+        assert counted == pytest.approx(figure, abs=5.1e-5)
+        assert flops.rounds_to(counted, flops.PAPER[name, size])
+
+
+@pytest.mark.parametrize(
+  ("mixer", "products", "transforms", "norms"),
+  [  # of 2 x 2 tokens of four channels, by hand
+    ("identity", 0, 0, 0),
+    ("global-filter", 0, 2 * 16 * 2, 0),
+    ("fnet", 0, 16 * 4, 0),  # 16 points are transformed at once
+    ("conv3", 16 * 9, 0, 0),
+    ("conv5", 16 * 25, 0, 0),
+    ("conv7", 16 * 49, 0, 0),
+    ("spatial-mlp", 16 * 4, 0, 0),
+    ("attention", 16 * (3 * 4 + 4) + 16 * 4 + 16 * 4, 0, 0),
+    ("global-local", 8 * 9, 2 * 8 * 2, 2 * 16 * 5),
+  ],
+)
+def test_operations_of_a_small_network_by_hand(monkeypatch, mixer, products, transforms, norms):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _operations
+
+  sizes = dict(image_size=32, embed_dim=4, depth=2, num_classes=3)
+  model = nnx.eval_shape(lambda: create_model("gfnet-ti", mixer=mixer, **sizes))
+  patches, mlp, head = 4 * 768 * 4, 4 * 2 * 4 * 16, 4 * 3
+  assert _operations.of_network(model) == (
+    patches + 2 * (mlp + products) + head,
+    2 * transforms,
+    2 * (2 * 16 * 5 + norms) + 16 * 5,
+  )
+
+
+def test_operations_of_every_mixer_are_known(monkeypatch):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _operations
+
+  assert set(_operations.RULES) == set(MIXERS)
+  with pytest.raises(UserError, match="operations of the mixer 'own' are not known, expected one"):
+    _operations.of_mixer("own", 4, 4)
+
+
+def test_rows_that_a_convention_does_not_print_are_named(monkeypatch, capsys):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import flops
+
+  options = SimpleNamespace(models=[], image_sizes=[], mixers=["conv3", "identity"], output=None)
+  flops.run(options)
+  printed = capsys.readouterr().out.splitlines()
+  assert "official: does not print the paper's figure of gfnet-xs conv3 224 (2.8)" in printed
+  assert "multiply-adds: does not print the paper's figure of none" in printed
+  row = next(line.split() for line in printed if " conv3 " in line)
+  assert row[3:8] == ["14999656", "2.84085", "2.84085", "2.85026", "2.8"]
+  assert float(row[-1]) == pytest.approx(2 * 2.84085, rel=0.01), "XLA counts a little more"
+  options.mixers = ["con3"]
+  with pytest.raises(UserError, match=r"unknown mixer 'con3'.*did you mean conv3"):
+    flops.run(options)
+
+
 @pytest.mark.slow
 def test_layer(script, tmp_path):
-  rows = run(script, tmp_path, "layer", "--sides", 4, 8, "--width", 64, "--rounds", 2)
-  assert [row["layer"] for row in rows[:5]] == ["copy", "filter", "attention", "mlp", "convolution"]
+  sizes = ("--sides", 4, 8, "--width", 64, "--batch-size", 2)
+  figure = tmp_path / "figures" / "layer.svg"
+  rows = run(script, tmp_path, "layer", *sizes, "--rounds", 2, "--figure", figure)
+  layers = {"copy", "global-filter", "attention", "spatial-mlp", "conv3"}
+  assert {row["layer"] for row in rows[:5]} == layers
+  assert rows[0]["layer"] == "copy"
   assert rows[0]["of_copy"] == 1
-  left_out = run(script, tmp_path, "layer", "--sides", 4, 8, "--width", 64, "--memory", 2e-6)
-  assert len(left_out) == 9, "the kernel of the spatial MLP on 8x8 tokens takes 16 kB"
+  found = {(row["layer"], row["grid"]): row for row in rows}
+  assert found["spatial-mlp", "8x8"]["operations_g"] == 64 * 64 * 64 / 1e9
+  assert found["copy", "8x8"]["temporary_mb"] == 0
+  assert all(row["peak_mb"] is None or row["peak_mb"] >= 0 for row in rows)
+  assert figure.read_text().count('id="axes_') == 3
+  left_out = run(script, tmp_path, "layer", *sizes, "--memory", 2.5e-5)
+  absent = found.keys() - {(row["layer"], row["grid"]) for row in left_out}
+  assert absent == {("attention", "8x8")}, "its scores take 33 kB, the kernel of the MLP 16 kB"
+
+
+def test_memory_that_a_call_adds_to_a_device_is_told_if_it_is_a_new_peak(monkeypatch):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _memory
+
+  memory = {"bytes_in_use": 100, "peak_bytes_in_use": 150}
+  device = SimpleNamespace(memory_stats=lambda: dict(memory))
+  monkeypatch.setattr(_memory.jax, "devices", lambda: [device])
+  assert _memory.added_peak(lambda: memory.update(peak_bytes_in_use=190)) == 90
+  assert _memory.added_peak(lambda: None) is None
+
+
+def test_memory_that_a_call_adds_to_the_host(monkeypatch, tmp_path):
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _memory
+
+  found = _memory.added_peak(lambda: np.ones(50_000_000, np.uint8).sum())
+  if found is None:
+    pytest.skip("this system does not tell")
+  assert 49e6 < found < 150e6
+  monkeypatch.setattr(_memory, "PEAKS", tmp_path / "absent" / "clear_refs")
+  assert _memory.added_peak(lambda: pytest.fail("is called")) is None
 
 
 def test_exponent_of_a_power_law(monkeypatch):
@@ -89,25 +197,6 @@ def test_turns_alternate_and_ratios_are_of_rounds(monkeypatch):
   assert [len(seconds) for seconds in times.values()] == [3, 3]
   assert _measure.ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0])[1] == pytest.approx(2)
   np.testing.assert_allclose(_measure.quartiles_ms([0.5]), 500)
-
-
-def test_attention_of_the_layer_benchmark_is_attention(monkeypatch):
-  """In chunks of rows it gives what the plain formula gives."""
-  monkeypatch.syspath_prepend("tools")
-  import jax
-  from benchmarks import layer
-
-  x = jax.random.normal(jax.random.key(0), (2, 3, 4, 128))
-  whole = layer.make_attention(x)()
-  monkeypatch.setattr(layer, "SCORES", 60)  # five rows of twelve scores
-  np.testing.assert_allclose(layer.make_attention(x)(), whole, atol=1e-6)
-  inner, outer = layer.make_attention(x).args[1:]
-  query, key, value = np.moveaxis((x.reshape(2, 12, 128) @ inner).reshape(2, 12, 3, 2, 64), 2, 0)
-  scores = np.einsum("bqhd,bkhd->bhqk", query, key) / 8
-  scores = np.exp(scores - scores.max(-1, keepdims=True))
-  scores /= scores.sum(-1, keepdims=True)
-  mixed = np.einsum("bhqk,bkhd->bqhd", scores, value).reshape(2, 12, 128)
-  np.testing.assert_allclose(whole.reshape(2, 12, 128), mixed @ outer, atol=1e-4)
 
 
 @pytest.mark.slow

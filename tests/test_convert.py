@@ -148,13 +148,15 @@ def test_a_file_is_read_as_a_model_without_a_checkpoint(files, weights):
   np.testing.assert_array_equal(model.norm.bias[...], weights["norm.bias"])
 
 
-def test_a_model_with_another_mixer_is_not_exported(convert, tmp_path, monkeypatch):
+@pytest.mark.parametrize("mixer", ["own", "conv3"])
+def test_a_model_with_another_mixer_is_not_exported(convert, tmp_path, monkeypatch, mixer):
   monkeypatch.setitem(MIXERS, "own", type("Own", (MIXERS["global-filter"],), {}))
-  config = dict(name=NAME, image_size=32, depth=1, mixer="own")
+  config = dict(name=NAME, image_size=32, depth=1, mixer=mixer)
   save_model(tmp_path / "own", create_model(**config), config)
   code, output, error = convert("--to-torch", tmp_path / "own", tmp_path / "own.pth")
   assert (code, output) == (2, "")
-  assert re.fullmatch(r"error: the model mixes tokens by 'own', but the official [^\n]*\n", error)
+  message = rf"error: the model mixes tokens by '{mixer}', but the official [^\n]*\n"
+  assert re.fullmatch(message, error)
   assert not (tmp_path / "own.pth").exists()
 
 

@@ -15,6 +15,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.fit import fit_params, resize
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.initializers import initial_rngs
+from gfnet_jax.models.mixers import MIXERS
 from gfnet_jax.models.resize import resize_bicubic
 from gfnet_jax.models.stage import BlockStack
 from gfnet_jax.models.variants import create_model
@@ -138,6 +139,21 @@ def test_a_mixer_of_ones_own_is_carried_like_any_other(name, mixer):
 
 
 @pytest.mark.parametrize(
+  ("name", "mixer"),
+  [("gfnet-ti", "global-local"), ("gfnet-ti", "attention"), ("gfnet-h-ti", "spatial-mlp")],
+)
+def test_our_mixers_are_carried_to_other_images(name, mixer):
+  source = create(name, mixer=mixer, scan=name == "gfnet-h-ti")
+  model = resize(source, (64, 96))
+  assert jax.eval_shape(model, jnp.zeros((2, 64, 96, 3))).shape == (2, 5)
+  for (before, old), (after, new) in zip(source.stages(), model.stages(), strict=True):
+    params = {n: np.asarray(v) for n, v in split(old[-1].filter)[1].items()}
+    if hasattr(MIXERS[mixer], "resize_params"):
+      params = MIXERS[mixer].resize_params(params, before.grid, after.grid)
+    assert_equal(split(new[-1].filter)[1], params)
+
+
+@pytest.mark.parametrize(
   ("options", "message"),
   [
     (dict(depth=3), r"do not fit the model: 8 missing \(blocks.2.mlp.fc1.bias, .*\); create it"),
@@ -149,6 +165,7 @@ def test_a_mixer_of_ones_own_is_carried_like_any_other(name, mixer):
     ),
     (dict(name="gfnet-h-ti", image_size=64), r"missing \(.*unexpected \("),
     (dict(mixer="gate"), "with mixer 'global-filter', the model has 'gate'; create it with mixer="),
+    (dict(mixer="conv3"), "with mixer 'global-filter', the model has 'conv3'; create it with"),
   ],
 )
 def test_another_network_is_refused_in_one_line(options, message):

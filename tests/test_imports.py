@@ -149,6 +149,7 @@ def test_no_module_and_no_function_is_too_long():
     ("-m", "gfnet_jax", "trian"),
     ("-m", "gfnet_jax", "eval", "--help"),
     ("-m", "gfnet_jax", "models"),
+    ("tools/compare_mixers.py", "--help"),
     ("tools/compile_ahead.py", "--help"),
     ("tools/compile_ahead.py", "--topolgy=v5e:2x4"),
   ],

@@ -1,6 +1,7 @@
 """The contract of a token mixer, kept by ours and enough for a mixer of one's own."""
 
 import functools
+import math
 import re
 
 import jax
@@ -20,6 +21,8 @@ from gfnet_jax.models.variants import create_model
 from gfnet_jax.sharding import make_mesh, replicated, split_batch
 
 NAMES = [*MIXERS, "gate", "no-rule", "mean"]
+WITHOUT_PARAMETERS = ("fnet", "identity")
+DIM = 4
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +32,7 @@ def register(monkeypatch):
 
 def make(mixer, grid=(4, 6), seed=0):
   arguments = dict(backend="auto", dtype=jnp.float32, rngs=nnx.Rngs(seed))
-  return MIXERS[mixer](3, *grid, **arguments)
+  return MIXERS[mixer](DIM, *grid, **arguments)
 
 
 def create(mixer, **options):
@@ -40,22 +43,20 @@ def create(mixer, **options):
 @pytest.mark.parametrize("mixer", NAMES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_tokens_keep_their_shape_and_become_float32(mixer, dtype):
-  layer, tokens = make(mixer), jax.random.normal(jax.random.key(0), (2, 4, 6, 3), dtype)
+  layer, tokens = make(mixer), jax.random.normal(jax.random.key(0), (2, 4, 6, DIM), dtype)
   mixed = jax.jit(lambda tokens: layer(tokens))(tokens)
   assert mixed.shape == tokens.shape
   assert mixed.dtype == jnp.float32
-  assert not np.allclose(mixed, tokens.astype(jnp.float32))
+  assert np.allclose(mixed, tokens.astype(jnp.float32)) == (mixer == "identity")
 
 
 @pytest.mark.parametrize("mixer", NAMES)
 def test_images_do_not_affect_each_other(mixer):
-  layer, tokens = (
-    compiled(make(mixer)),
-    np.array(jax.random.normal(jax.random.key(0), (2, 4, 6, 3))),
-  )
-  before = layer(tokens)
-  tokens[1] += 1
-  after = layer(tokens)
+  layer = compiled(make(mixer))
+  tokens = np.array(jax.random.normal(jax.random.key(0), (2, 4, 6, DIM)))
+  changed = tokens.copy()  # in place, a call that still runs might see the change
+  changed[1] += 1
+  before, after = layer(tokens), layer(changed)
   np.testing.assert_array_equal(after[0], before[0])
   assert not np.array_equal(after[1], before[1])
 
@@ -64,7 +65,7 @@ def test_images_do_not_affect_each_other(mixer):
 def test_the_state_is_float32_parameters_alone(mixer):
   layer = make(mixer)
   structure, params = split(layer)  # raises if there is other state
-  assert params
+  assert bool(params) == (mixer not in WITHOUT_PARAMETERS)
   assert all(value.dtype == jnp.float32 for value in params.values())
   assert hash(structure) == hash(split(make(mixer, seed=1))[0])
 
@@ -116,7 +117,7 @@ def test_every_mixer_gets_the_backend_and_the_type_of_products():
 def test_a_sharded_batch_needs_no_collectives(mixer):
   mesh = make_mesh()
   structure, params = split(make(mixer))
-  tokens = jax.random.normal(jax.random.key(0), (2 * mesh.size, 4, 6, 3))
+  tokens = jax.random.normal(jax.random.key(0), (2 * mesh.size, 4, 6, DIM))
 
   def call(params, tokens):
     return merge(structure, params)(tokens)
@@ -129,17 +130,38 @@ def test_a_sharded_batch_needs_no_collectives(mixer):
   np.testing.assert_allclose(mixed, jax.jit(call)(params, tokens), atol=1e-6)
 
 
+@pytest.mark.usefixtures("compiled_as_for_users")
+@pytest.mark.parametrize("mixer", ["conv3", "fnet", "spatial-mlp", "attention", "global-local"])
+def test_of_a_sharded_batch_only_gradients_of_parameters_are_summed(mixer):
+  mesh = make_mesh()
+  structure, params = split(make(mixer))
+  tokens = jax.random.normal(jax.random.key(0), (2 * mesh.size, 4, 6, DIM))
+
+  def loss(params, tokens):
+    return (merge(structure, params)(tokens) ** 2).sum()
+
+  with jax.set_mesh(mesh):
+    shardings = (replicated(mesh), split_batch(mesh))
+    gradients = jax.jit(jax.grad(loss, (0, 1)), in_shardings=shardings, out_shardings=shardings)
+    program = gradients.lower(params, tokens).compile().as_text()
+  found = collectives(program)
+  assert set(found) <= {"all-reduce"}
+  counts = [
+    math.prod(map(int, re.findall(r"\d+", shape[4:])))
+    for shapes in found.values()
+    for shape in shapes
+  ]
+  assert sum(counts) == sum(value.size for value in params.values())
+
+
 def test_an_unknown_mixer_is_answered_with_the_nearest_name():
-  expected = (
-    "unknown mixer 'global-filtre', expected one of global-filter, gate, no-rule, mean; "
-    "did you mean global-filter?"
-  )
-  with pytest.raises(UserError, match=re.escape(expected)):
+  expected = f"unknown mixer 'global-filtre', expected one of {', '.join(MIXERS)}; "
+  with pytest.raises(UserError, match=re.escape(expected + "did you mean global-filter?")):
     create("global-filtre")
 
 
 def test_the_filter_alone_needs_neither_backend_nor_dtype():
-  layer = gfnet_jax.GlobalFilter(3, 4, 6, rngs=nnx.Rngs(0))
+  layer = gfnet_jax.GlobalFilter(DIM, 4, 6, rngs=nnx.Rngs(0))
   np.testing.assert_array_equal(
     layer.complex_weight[...], make("global-filter").complex_weight[...]
   )

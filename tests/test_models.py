@@ -238,8 +238,8 @@ def test_inference_is_the_default_and_a_key_makes_it_stochastic():
     (dict(name="gfnet-xs", drop_path_rate=1.0), "drop_path_rate is 1.0"),
     (dict(name="gfnet-xs", num_classes=0), "num_classes is 0"),
     (
-      dict(name="gfnet-xs", mixer="attention"),
-      "unknown mixer 'attention', expected one of global-",
+      dict(name="gfnet-xs", mixer="atention"),
+      "unknown mixer 'atention', expected one of global-filter, .*; did you mean attention",
     ),
   ],
 )

@@ -1,7 +1,8 @@
 """Token mixers by name: the layer of a block through which the tokens of an image meet.
 
-A new mixer is one class in this file and one line in `MIXERS`; `create_model`, training,
-checkpoints, fine-tuning and evaluation then know it as `mixer="its-name"`. The contract:
+The global filter is here; the others of `MIXERS` have modules of their own. A new mixer is one
+class in this file and one line in `MIXERS`; `create_model`, training, checkpoints, fine-tuning
+and evaluation then know it as `mixer="its-name"`. The contract:
 
 - Its constructor takes (dim, height, width, *, backend, dtype, rngs): the channels, the
   token grid, how to transform (see `fourier_backends.BACKENDS`), the type of matrix
@@ -31,11 +32,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gfnet_jax.models.arguments import as_sizes, check_input, check_rngs
+from gfnet_jax.models.attention import SelfAttention
+from gfnet_jax.models.convolution import Convolution3, Convolution5, Convolution7
 from gfnet_jax.models.fourier import global_filter
 from gfnet_jax.models.fourier_backends import check_backend
+from gfnet_jax.models.fourier_mixing import FourierMixing
+from gfnet_jax.models.global_local import GlobalLocalFilter
 from gfnet_jax.models.initializers import normal_init
 from gfnet_jax.models.precision import check_filter_precision
-from gfnet_jax.models.resize import resize_bicubic
+from gfnet_jax.models.products import sum_type
+from gfnet_jax.models.resize import resize_half_spectrum
+from gfnet_jax.models.spatial_mlp import SpatialMlp
 
 
 class GlobalFilter(nnx.Module):
@@ -94,12 +101,29 @@ class GlobalFilter(nnx.Module):
   ) -> dict[str, np.ndarray]:
     """Interpolates the half spectrum bicubically, as official main_gfnet.py does."""
     del before  # the shape tells it
-    # The official order of the axes, (rows, columns, channels, 2): the same bits as there.
-    weight = np.ascontiguousarray(np.moveaxis(params["complex_weight"], 0, -1))
-    weight = resize_bicubic(weight, (after[0], after[1] // 2 + 1), align_corners=True)
-    return {"complex_weight": np.moveaxis(weight, -1, 0)}
+    return {"complex_weight": resize_half_spectrum(params["complex_weight"], after)}
+
+
+class Identity(nnx.Module):
+  """Returns the tokens as they are: what a network learns without any mixing."""
+
+  def __init__(self, dim, height, width, *, backend, dtype, rngs):
+    self.dtype = sum_type(dtype)
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    return tokens.astype(self.dtype)
 
 
 MIXERS: dict[str, type[nnx.Module]] = {
   "global-filter": GlobalFilter,
+  # Of the paper's table 6.
+  "fnet": FourierMixing,
+  "conv3": Convolution3,
+  "conv5": Convolution5,
+  "conv7": Convolution7,
+  "spatial-mlp": SpatialMlp,
+  "attention": SelfAttention,
+  # Not in the paper.
+  "global-local": GlobalLocalFilter,
+  "identity": Identity,
 }

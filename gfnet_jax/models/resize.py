@@ -28,6 +28,22 @@ def resize_bicubic(table: np.ndarray, size: tuple[int, int], *, align_corners: b
   return table.astype(np.float32, copy=False)
 
 
+def resize_half_spectrum(weight: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+  """Interpolates a filter as the official fine-tuning does: its half spectrum, bicubically.
+
+  Args:
+    weight: (2, height, width // 2 + 1, channels), any float type.
+    grid: (height, width) of the tokens that the result filters.
+
+  Returns:
+    (2, height, width // 2 + 1, channels) for that grid, float32.
+  """
+  # The official order of the axes, (rows, columns, channels, 2): the same bits as there.
+  weight = np.ascontiguousarray(np.moveaxis(weight, 0, -1))
+  weight = resize_bicubic(weight, (grid[0], grid[1] // 2 + 1), align_corners=True)
+  return np.moveaxis(weight, -1, 0)
+
+
 def _interpolation_matrix(before: int, after: int, align_corners: bool) -> np.ndarray:
   """The weights of one axis, (after, before), float64; taps beyond the border are clamped.
 

@@ -134,17 +134,45 @@ def _version(package: str) -> str | None:
     return None
 
 
-def report(title: str, rows: list[dict[str, object]], options: argparse.Namespace) -> None:
+def import_pyplot():
+  """matplotlib.pyplot, which draws into files alone.
+
+  Raises:
+    UserError: if matplotlib is not installed.
+  """
+  try:
+    import matplotlib
+  except ModuleNotFoundError as error:
+    raise UserError("--figure needs matplotlib: pip install matplotlib") from error
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  return pyplot
+
+
+def command() -> str:
+  """The command line of this program, without directories."""
+  return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def report(
+  title: str, rows: list[dict[str, object]], options: argparse.Namespace, digits: int = 4
+) -> None:
   """Prints the rows as a table under the machine; writes both if options.output is set.
+
+  Args:
+    title: of the benchmark.
+    rows: by column; all have the same.
+    options: the flags; `output` is a file or None.
+    digits: shown of numbers below 1000; the file has all.
 
   Raises:
     UserError: afterwards, if a column whose name begins with "difference" exceeds the column
       "at_most" of its row, or is no number.
   """
-  command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-  result = {"benchmark": title, "command": command, "machine": machine(), "rows": rows}
+  result = {"benchmark": title, "command": command(), "machine": machine(), "rows": rows}
   print(json.dumps(result["machine"]))
-  cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
+  cells = [list(rows[0])] + [[_cell(value, digits) for value in row.values()] for row in rows]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   for row in cells:
     print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
@@ -173,7 +201,7 @@ def check_differences(rows: list[dict[str, object]]) -> None:
     )
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, digits: int) -> str:
   if isinstance(value, float):
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:.0f}"
   return "-" if value is None else str(value)

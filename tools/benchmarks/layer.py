@@ -1,11 +1,20 @@
 """Token mixing layers alone, by the size of the grid: the paper's figure of efficiency.
 
-The global filter, self-attention, a spatial MLP and a 3x3 depthwise convolution, in
-inference; `copy` reads and writes the tokens once. spread: the distance of the quartiles
-over the median; of_copy: the time over that of the copy; exponent: d log(time) /
-d log(tokens), fitted from 28x28 up. The latter two and the figure are of the shortest
-times (least_ms), which other programs on the machine disturb least. A layer is left out
-on grids where it would take longer than --limit, or its kernel more memory than --memory.
+By default the global filter, self-attention, a spatial MLP and a 3x3 depthwise convolution, in
+inference; `copy` reads and writes the tokens once. The columns:
+
+  operations_g          of one image, in G, by the convention `official` of benchmark.py flops
+  least_ms, median_ms   of a call; other programs on the machine disturb the shortest least
+  spread                the distance of the quartiles over the median
+  peak_mb               what the first call added to the memory in use at its peak, its result
+                        included, as measured (on an accelerator, if more than all before)
+  temporary_mb          what XLA plans to hold besides tokens, weights and results, without what
+                        libraries hold that it calls
+  of_copy               the shortest time over that of the copy
+  exponent              d log(shortest time) / d log(tokens), fitted from 28x28 up
+
+A layer is left out on grids where it would take longer than --limit, or its largest array (the
+kernel of the spatial MLP, the scores of attention) more memory than --memory.
 
   python tools/benchmark.py layer --figure layer.svg     # the figure needs matplotlib
 """
@@ -14,136 +23,125 @@ import argparse
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from benchmarks import _measure
+from benchmarks._memory import added_peak
+from benchmarks._operations import CONVENTIONS, RULES, of_mixer
+from flax import nnx
 
-from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory
-from gfnet_jax.models.fourier import global_filter
+from gfnet_jax.models.attention import count_heads
+from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.mixers import MIXERS
+from gfnet_jax.names import look_up
 
-HEAD_DIM = 64
-SCORES = 1 << 22  # of attention held at a time: 16 MB, which caches hold
 FIT_FROM = 28 * 28  # tokens; below, fixed costs bend the line
 LABELS = {
-  "filter": "global filter",
+  "global-filter": "global filter",
   "attention": "self-attention",
-  "mlp": "spatial MLP",
-  "convolution": "3x3 depthwise convolution",
+  "spatial-mlp": "spatial MLP",
+  "conv3": "3x3 depthwise convolution",
 }
+
+
+class Layer(NamedTuple):
+  """A layer compiled for a grid.
+
+  Attributes:
+    call: computes it.
+    temporary_bytes: as XLA plans; None where it does not tell.
+  """
+
+  call: Callable[[], jax.Array]
+  temporary_bytes: int | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--sides", nargs="+", type=_measure.count, default=[14, 28, 56, 112, 224])
-  parser.add_argument(
-    "--width", type=_measure.count, default=384, help="channels, a multiple of 64"
-  )
+  parser.add_argument("--layers", nargs="+", default=list(LABELS), metavar="MIXER")
+  parser.add_argument("--width", type=_measure.count, default=384, help="channels")
   parser.add_argument("--batch-size", type=_measure.count, default=1)
   parser.add_argument("--rounds", type=_measure.count, default=7, help="turns of every layer")
   parser.add_argument("--limit", type=float, default=10, help="seconds per call, estimated")
-  parser.add_argument("--memory", type=float, default=4, help="GB of a kernel")
+  parser.add_argument("--memory", type=float, default=4, help="GB of a layer's largest array")
   parser.add_argument("--figure", type=Path, help="file of a plot, such as layer.svg")
 
 
 def run(options: argparse.Namespace) -> None:
-  if options.width % HEAD_DIM:
-    raise UserError(f"--width is {options.width}, expected a multiple of {HEAD_DIM}")
+  for name in options.layers:
+    look_up("layer", name, {name: MIXERS[name] for name in RULES})
   if options.figure:
-    pyplot = import_pyplot()
+    pyplot = _measure.import_pyplot()
     make_directory(options.figure.parent)
   rows, seconds = [], {}
   for side in _measure.progress(sorted(options.sides), "grid"):
-    for name, times in measure(side, seconds, options).items():
-      seconds.setdefault(name, {})[side**2] = min(times)
-      low, median, high = _measure.quartiles_ms(times)
-      least = 1e3 * min(times)
-      row = {"layer": name, "grid": f"{side}x{side}", "least_ms": least, "median_ms": median}
-      row |= {"spread": (high - low) / median, "of_copy": least / (1e3 * seconds["copy"][side**2])}
+    layers = make_layers(side, seconds, options)
+    peaks = {name: added_peak(layer.call) for name, layer in layers.items()}
+    calls = {name: layer.call for name, layer in layers.items()}
+    times = _measure.time_in_turns(calls, options.rounds, turn=0.02)
+    for name, layer in layers.items():
+      seconds.setdefault(name, {})[side**2] = min(times[name])
+      low, median, high = _measure.quartiles_ms(times[name])
+      least = 1e3 * min(times[name])
+      row = {"layer": name, "grid": f"{side}x{side}", "operations_g": None}
+      if name != "copy":
+        operations = of_mixer(name, side**2, options.width)
+        row["operations_g"] = CONVENTIONS["official"](operations) / 1e9
+      row |= {"least_ms": least, "median_ms": median, "spread": (high - low) / median}
+      row |= {"peak_mb": megabytes(peaks[name]), "temporary_mb": megabytes(layer.temporary_bytes)}
+      row["of_copy"] = least / (1e3 * seconds["copy"][side**2])
       rows.append(row | {"exponent": exponent(seconds[name])})
   _measure.report("layer", rows, options)
   if options.figure:
-    draw(pyplot, seconds, options)
+    draw(pyplot, rows, options)
 
 
-def measure(
+def make_layers(
   side: int, before: dict[str, dict[int, float]], options: argparse.Namespace
-) -> dict[str, list[float]]:
-  """Seconds of every layer that fits on this grid; first those of a copy."""
-  tokens = side**2
+) -> dict[str, Layer]:
+  """Those that fit on this grid, with what plans the least memory first; first of all a copy."""
   shape = (options.batch_size, side, side, options.width)
-  x = jax.random.normal(jax.random.key(0), shape)
-  functions = {"copy": functools.partial(jax.jit(lambda x: 2 * x), x)}
-  for name, make in LAYERS.items():
+  tokens = jax.random.normal(jax.random.key(0), shape)
+  layers = {}
+  for name in options.layers:
     # As if the cost were quadratic: never too low.
     known = before.get(name, {})
-    estimate = max((time * (tokens / n) ** 2 for n, time in list(known.items())[-1:]), default=0)
-    kernel_gb = 4e-9 * tokens**2 if name == "mlp" else 0
-    if estimate <= options.limit and kernel_gb <= options.memory:
-      functions[name] = make(x)
-  return _measure.time_in_turns(functions, options.rounds, turn=0.02)
+    estimate = max((time * (side**2 / n) ** 2 for n, time in list(known.items())[-1:]), default=0.0)
+    if estimate <= options.limit and largest_array_gb(name, shape) <= options.memory:
+      layers[name] = compile_layer(*make_mixer(name, side, options.width), tokens)
+  ordered = sorted(layers.items(), key=lambda item: item[1].temporary_bytes or 0)
+  return {"copy": compile_layer(lambda _, tokens: 2 * tokens, {}, tokens), **dict(ordered)}
 
 
-def make_filter(x: jax.Array) -> Callable[[], jax.Array]:
-  _, height, width, channels = x.shape
-  weight = jax.random.normal(jax.random.key(1), (2, height, width // 2 + 1, channels))
-  return functools.partial(jax.jit(global_filter), x, weight)
+def make_mixer(name: str, side: int, width: int) -> tuple[Callable, dict[str, jax.Array]]:
+  """A mixer as a function of its parameters and tokens, and parameters."""
+  mixer = MIXERS[name](width, side, side, backend="auto", dtype=jnp.float32, rngs=nnx.Rngs(0))
+  structure, params = split(mixer)
+  return lambda params, tokens: merge(structure, params)(tokens), params
 
 
-def make_attention(x: jax.Array) -> Callable[[], jax.Array]:
-  """With its projections; as many rows and heads at a time as fit in SCORES."""
-  batch, height, width, channels = x.shape
-  keys = jax.random.split(jax.random.key(1))
-  inner = jax.random.normal(keys[0], (channels, 3 * channels)) * channels**-0.5
-  outer = jax.random.normal(keys[1], (channels, channels)) * channels**-0.5
-
-  def head(query_key_value: jax.Array) -> jax.Array:
-    query, key, value = query_key_value  # (tokens, HEAD_DIM) each
-
-    def row(query):
-      return jax.nn.softmax(key @ query * HEAD_DIM**-0.5) @ value
-
-    return jax.lax.map(row, query, batch_size=max(1, SCORES // len(query)))
-
-  @jax.jit
-  def attention(x, inner, outer):
-    tokens = x.reshape(batch, -1, channels) @ inner
-    heads = tokens.reshape(batch, height * width, 3, -1, HEAD_DIM).transpose(0, 3, 2, 1, 4)
-    mixed = jax.lax.map(
-      head, heads.reshape(-1, *heads.shape[2:]), batch_size=max(1, SCORES // (height * width) ** 2)
-    )
-    mixed = mixed.reshape(batch, -1, height * width, HEAD_DIM).swapaxes(1, 2)
-    return (mixed.reshape(batch, -1, channels) @ outer).reshape(x.shape)
-
-  return functools.partial(attention, x, inner, outer)
+def compile_layer(
+  function: Callable[[dict[str, jax.Array], jax.Array], jax.Array],
+  params: dict[str, jax.Array],
+  tokens: jax.Array,
+) -> Layer:
+  compiled = jax.jit(function).lower(params, tokens).compile()
+  memory = compiled.memory_analysis()
+  return Layer(functools.partial(compiled, params, tokens), memory and memory.temp_size_in_bytes)
 
 
-def make_mlp(x: jax.Array) -> Callable[[], jax.Array]:
-  batch, height, width, channels = x.shape
-  kernel = jax.random.normal(jax.random.key(1), (height * width, height * width))
-  mix = jax.jit(lambda x, kernel: kernel @ x.reshape(batch, -1, channels))
-  return functools.partial(mix, x, kernel)
+def largest_array_gb(name: str, shape: tuple[int, int, int, int]) -> float:
+  batch, height, width, dim = shape
+  copies = {"spatial-mlp": 1, "attention": batch * count_heads(dim)}.get(name, 0)
+  return 4e-9 * copies * (height * width) ** 2
 
 
-def make_convolution(x: jax.Array) -> Callable[[], jax.Array]:
-  channels = x.shape[-1]
-  kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, channels))
-  convolve = functools.partial(
-    jax.lax.conv_general_dilated,
-    window_strides=(1, 1),
-    padding="SAME",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    feature_group_count=channels,
-  )
-  return functools.partial(jax.jit(convolve), x, kernel)
-
-
-LAYERS = {
-  "filter": make_filter,
-  "attention": make_attention,
-  "mlp": make_mlp,
-  "convolution": make_convolution,
-}
+def megabytes(count: int | None) -> float | None:
+  return None if count is None else count / 1e6
 
 
 def exponent(seconds: dict[int, float]) -> float | None:
@@ -154,32 +152,32 @@ def exponent(seconds: dict[int, float]) -> float | None:
   return float(np.polyfit(*np.log(np.array(points)).T, 1)[0])
 
 
-def import_pyplot():
-  try:
-    import matplotlib
-  except ModuleNotFoundError as error:
-    raise UserError("--figure needs matplotlib: pip install matplotlib") from error
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
-  return pyplot
-
-
-def draw(pyplot, seconds: dict[str, dict[int, float]], options: argparse.Namespace) -> None:
-  """Time over tokens, both logarithmic, with the fitted exponents in the legend."""
-  figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-  for name, label in LABELS.items():
-    times = seconds.get(name, {})
-    slope = exponent(times)
-    label += f", N^{slope:.2f}" if slope is not None else ""
-    axes.plot(times.keys(), [1e3 * time for time in times.values()], marker="o", label=label)
-  copy = seconds["copy"]
-  axes.plot(copy.keys(), [1e3 * t for t in copy.values()], "k:", label="reading and writing once")
+def draw(pyplot, rows: list[dict[str, object]], options: argparse.Namespace) -> None:
+  """Operations, time and memory over tokens, all logarithmic, in three panels."""
+  memory = "peak_mb" if any(row["peak_mb"] for row in rows) else "temporary_mb"
+  panels = {
+    "operations_g": "operations per image, G",
+    "least_ms": f"milliseconds, batch {options.batch_size}",
+    memory: f"{memory.partition('_')[0]} memory in MB, batch {options.batch_size}",
+  }
+  figure, all_axes = pyplot.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
   sides = sorted(options.sides)
-  axes.set(xscale="log", yscale="log", xlabel="tokens N", ylabel="milliseconds per call")
-  axes.set_xticks([side**2 for side in sides], [f"{side}x{side}" for side in sides])
-  axes.minorticks_off()
-  axes.grid(alpha=0.3)
-  axes.set_title(f"Mixing layers, width {options.width}, batch {options.batch_size}, float32")
-  axes.legend()
+  for axes, (column, label) in zip(all_axes, panels.items(), strict=True):
+    for name in ("copy", *options.layers):
+      points = [
+        (int(row["grid"].partition("x")[0]) ** 2, row[column])
+        for row in rows
+        if row["layer"] == name and row[column]
+      ]
+      style = {"color": "black", "linestyle": ":"} if name == "copy" else {"marker": "o"}
+      name = "reading and writing once" if name == "copy" else LABELS.get(name, name)
+      axes.plot(*zip(*points, strict=True) if points else ((), ()), label=name, **style)
+    axes.set(xscale="log", yscale="log", xlabel="tokens N", ylabel=label)
+    axes.set_xticks([side**2 for side in sides], [f"{side}x{side}" for side in sides])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+  all_axes[1].legend()
+  machine = _measure.machine()
+  where = machine["device"] if machine["platform"] != "cpu" else machine["processor"]
+  figure.suptitle(f"Mixing layers, width {options.width}, float32; {where}")
   figure.savefig(options.figure)

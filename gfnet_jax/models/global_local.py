@@ -1,0 +1,78 @@
+"""HorNet's mixer: a global filter beside a small convolution (arXiv:2207.14284)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from gfnet_jax.errors import UserError
+from gfnet_jax.models.convolution import depthwise_convolution
+from gfnet_jax.models.fourier import global_filter
+from gfnet_jax.models.fourier_backends import check_backend
+from gfnet_jax.models.initializers import normal_init
+from gfnet_jax.models.layer_norm import LayerNorm
+from gfnet_jax.models.precision import check_filter_precision
+from gfnet_jax.models.products import sum_type
+from gfnet_jax.models.resize import resize_half_spectrum
+
+
+class GlobalLocalFilter(nnx.Module):
+  """Half of the channels pass a 3 x 3 convolution without bias, the other half a global filter.
+
+  A norm goes before the halves, and another one behind them, whose channels alternate (official
+  hornet.py of HorNet, GlobalLocalFilter).
+
+  Args:
+    dim: channels, an even number.
+    height: rows of the token grid.
+    width: columns of the token grid.
+    backend: how the filter transforms: "auto" or a name in `fourier_backends.BACKENDS`.
+    precision: of its transforms, see `filter_precision`.
+    dtype: accepted because every mixer accepts it; nothing here is a matrix product of the model.
+    rngs: source of the initial weights, N(0, 0.02^2).
+
+  Raises:
+    UserError: for an odd number of channels, or an unknown backend or precision.
+  """
+
+  def __init__(
+    self,
+    dim: int,
+    height: int,
+    width: int,
+    *,
+    backend: str,
+    precision: str = "high",
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+  ):
+    if dim % 2:
+      raise UserError(
+        f"the mixer 'global-local' got {dim} channels, expected an even number: half of them are "
+        "filtered; choose another embed_dim"
+      )
+    check_backend(backend)
+    check_filter_precision(precision)
+    total, shape = sum_type(dtype), (2, height, width // 2 + 1, dim // 2)
+    self.pre_norm = LayerNorm(dim, rngs=rngs)
+    self.kernel = nnx.Param(normal_init(rngs.params(), (3, 3, dim // 2), total))
+    self.complex_weight = nnx.Param(normal_init(rngs.params(), shape, total))
+    self.post_norm = LayerNorm(dim, rngs=rngs)
+    self.backend, self.precision = backend, precision
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """Maps (batch, height, width, dim) of any float type to the same shape, float32."""
+    kernel = self.kernel[...]
+    near, far = jnp.split(self.pre_norm(tokens).astype(kernel.dtype), 2, axis=-1)
+    near = depthwise_convolution(near, kernel, jnp.zeros_like(kernel[0, 0]))
+    far = global_filter(far, self.complex_weight[...], self.backend, self.precision)
+    return self.post_norm(jnp.stack([near, far], axis=-1).reshape(tokens.shape))
+
+  @staticmethod
+  def resize_params(
+    params: dict[str, np.ndarray], before: tuple[int, int], after: tuple[int, int]
+  ) -> dict[str, np.ndarray]:
+    """Interpolates the half spectrum as that of the global filter."""
+    del before  # the shape tells it
+    return params | {"complex_weight": resize_half_spectrum(params["complex_weight"], after)}
