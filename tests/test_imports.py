@@ -18,12 +18,13 @@ GROUND = (
   "errors",
   "files",
   "losses",
+  "metric_lines",
   "names",
   "sharding",
   "startup",
   "text",
 )
-FLOORS = ("models", "data", "checkpoints", "weights", "inference", "training")
+FLOORS = ("models", "data", "checkpoints", "weights", "inference", "views", "training")
 ROOMS = {  # of libraries
   "grain": "data",
   "tensorflow_datasets": "data",
@@ -137,6 +138,8 @@ def test_no_module_and_no_function_is_too_long():
     ("tools/predict.py", "--help"),
     ("tools/prepare_tfds.py", "--help"),
     ("tools/compile_ahead.py", "--help"),
+    ("tools/plot.py", "--help"),
+    ("tools/visualize_filters.py", "--help"),
     ("tools/compile_ahead.py", "--topolgy=v5e:2x4"),
   ],
 )

@@ -46,12 +46,15 @@ def _centred(pictures: list[np.ndarray]) -> np.ndarray:
   return np.fft.fftshift(np.stack(pictures), axes=(1, 2)).transpose(0, 3, 1, 2)
 
 
-def to_png(values: np.ndarray, pixels: int = 3) -> bytes:
-  """Numbers from 0 up to the greatest as a PNG in the colours of the paper, NaN in white.
+def to_png(values: np.ndarray, pixels: int = 3) -> tuple[bytes, tuple[int, int]]:
+  """Numbers from 0 up to the greatest as a PNG in YlGnBu, NaN in white.
 
   Args:
     values: (height, width), at least 0.
     pixels: along each side of a number's square.
+
+  Returns:
+    The file, and its (width, height) in pixels.
   """
   table = np.array([list(bytes.fromhex(colour)) for colour in YLGNBU], np.float64)
   scaled = np.nan_to_num(values / (np.nanmax(values) or 1)) * (len(table) - 1)
@@ -62,4 +65,4 @@ def to_png(values: np.ndarray, pixels: int = 3) -> bytes:
   image = image.resize((image.width * pixels, image.height * pixels), Image.Resampling.NEAREST)
   png = io.BytesIO()
   image.save(png, "PNG")
-  return png.getvalue()
+  return png.getvalue(), image.size

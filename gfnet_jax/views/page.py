@@ -12,7 +12,7 @@ from gfnet_jax.text import printable
 from gfnet_jax.views.filters import FilterLayer
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-MOST_BYTES = 6 * 2**20  # of numbers; a third more as text
+MOST_BYTES = 9 * 2**19  # of numbers; a third more as text
 LEVELS = 255  # of a magnitude, as square roots: fine where it is small
 TURN = 256  # steps of a phase in a turn
 
