@@ -18,6 +18,7 @@ from gfnet_jax.views.pyplot import import_pyplot
 COLUMNS = 24  # channels of the paper's figure
 PANEL = 8.0  # inches, the width of a panel
 DPI = 150
+LABELS = 12  # at most, in the legend of a panel
 
 
 def draw_all(
@@ -82,25 +83,29 @@ def draw_filters(pyplot, layers: list[FilterLayer], channels: list[int]):
 
 
 def draw_energy(pyplot, layers: Sequence[FilterLayer]):
-  """How strongly each layer passes low and high frequencies."""
-  figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+  """How strongly each layer passes low and high frequencies: a panel per stage, then shares."""
+  stages = by_stage(layers)
+  panels = len(stages) + 1
+  size = (max(11, 3.6 * panels), 4.2)
+  figure, (*profiles, shares) = pyplot.subplots(1, panels, figsize=size, layout="constrained")
+  colours = iter(pyplot.get_cmap("viridis")(np.linspace(0, 0.92, len(layers))))
+  labelled = -(-len(layers) // LABELS)  # every so many lines have one
+  for axes, stage in zip(profiles, stages, strict=True):
+    for i, layer in enumerate(stage):
+      radii, energy = radial_profile(layer.response)
+      label = layer.name if i % labelled == 0 else None
+      axes.plot(radii, energy.mean(-1), ".-", color=next(colours), label=label, linewidth=1.2)
+    axes.set_yscale("log", nonpositive="mask")
+    top = axes.get_ylim()[1]
+    axes.set_ylim(max(axes.get_ylim()[0], 1e-10 * top), top)  # below is what float32 has rounded
+    height, width, _ = stage[0].kernel.shape
+    axes.set(xlabel="cycles per token", title=f"{height} x {width} tokens")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+  profiles[0].set_ylabel("mean squared magnitude")
   colours = pyplot.get_cmap("viridis")(np.linspace(0, 0.92, len(layers)))
-  for layer, colour in zip(layers, colours, strict=True):
-    radii, energy = radial_profile(layer.response)
-    left.plot(radii, energy.mean(-1), ".-", color=colour, label=layer.name, linewidth=1.2)
-  left.set_yscale("log", nonpositive="mask")
-  top = left.get_ylim()[1]
-  left.set_ylim(max(left.get_ylim()[0], 1e-10 * top), top)  # below is what float32 has rounded
-  left.set(
-    xlabel="frequency in cycles per token",
-    ylabel="mean squared magnitude",
-    title="low to high frequencies",
-  )
-  left.grid(alpha=0.3)
-  left.legend(fontsize=7, ncols=1 + len(layers) // 13)
-  shares = [100 * high_share(layer.response) for layer in layers]
-  right.bar(range(len(layers)), shares, color=colours)
-  right.set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=90, fontsize=8)
-  right.set(ylabel="% of the energy", ylim=(0, 100), title=f"above {HIGH} cycles per token")
-  right.grid(alpha=0.3, axis="y")
+  shares.bar(range(len(layers)), [100 * high_share(x.response) for x in layers], color=colours)
+  shares.set_xticks(range(len(layers)), [x.name for x in layers], rotation=90, fontsize=6)
+  shares.set(ylabel="% of the energy", ylim=(0, 100), title=f"above {HIGH} cycles per token")
+  shares.grid(alpha=0.3, axis="y")
   return figure
