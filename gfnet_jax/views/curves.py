@@ -143,17 +143,17 @@ def draw_curves(runs: Sequence[Curves], path: Path, *, by_step: bool = False) ->
 def _draw_panel(
   axes, title: str, metrics: dict[str, float], runs: Sequence[Curves], by_step: bool
 ) -> None:
-  present = [name for name in metrics if any(name in run.series for run in runs)]
-  for name, style in zip(present, STYLES, strict=False):
+  for name, style in zip(metrics, STYLES, strict=False):
+    if not any(name in run.series for run in runs):
+      continue
     for i, run in enumerate(runs):
       points = run.series.get(name, [])
       scale = 1 if by_step else run.epochs_per_step
       x, y = [step * scale for step, _ in points], [value * metrics[name] for _, value in points]
       marker = "." if len(points) < 30 else ""
       axes.plot(x, y, style, color=f"C{i % 10}", marker=marker, linewidth=1.3)
-    if len(present) > 1:
-      axes.plot([], [], style, color="grey", label=name)
-  if len(present) > 1:
+    axes.plot([], [], style, color="grey", label=name)
+  if len(metrics) > 1:
     axes.legend(fontsize=8)
   axes.set(title=title, xlabel="step" if by_step else "epoch")
   axes.grid(alpha=0.3)
