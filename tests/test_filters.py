@@ -1,10 +1,12 @@
 """The filters of models as pictures: what is drawn, by hand, and what the tool answers."""
 
 import io
+import re
 
 import numpy as np
 import own_mixer
 import pytest
+from helpers import ROOT
 from PIL import Image
 
 import gfnet_jax
@@ -15,6 +17,7 @@ from gfnet_jax.views.filters import (
   filter_layers,
   high_share,
   radial_profile,
+  radius,
 )
 from gfnet_jax.views.mosaic import kernels, magnitudes, mosaic, to_png
 
@@ -115,6 +118,21 @@ def test_the_tool_draws_stages_apart(checkpoint, tmp_path, in_process):
       assert min(image.size) > 200
       assert len(image.convert("RGB").resize((64, 64)).getcolors(4096)) > 8, "something is drawn"
   assert "<title>Filters of mine</title>" in (output / "filters.html").read_text()
+
+
+def test_the_known_filters_of_the_documentation(tmp_path, monkeypatch):
+  [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/filters.md").read_text(), re.DOTALL)
+  monkeypatch.chdir(tmp_path)
+  exec(code, {})
+  identity, shifts, low_passes = filter_layers(gfnet_jax.load_model("runs/known").model)
+  for channel in range(24):
+    for layer, place in ((identity, (0, 0)), (shifts, (channel % 5, channel % 3))):
+      expected = np.zeros((16, 16))
+      expected[place] = 1
+      np.testing.assert_allclose(layer.kernel[..., channel], expected, atol=1e-6)
+      np.testing.assert_allclose(np.abs(layer.response[..., channel]), 1, atol=1e-5)
+    disc = np.abs(low_passes.response[..., channel])
+    np.testing.assert_allclose(disc, radius((16, 16)) <= 0.02 * channel, atol=1e-5)
 
 
 def test_the_tool_draws_some_layers_as_svg(checkpoint, tmp_path, in_process):

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -148,11 +149,12 @@ def test_what_cannot_begin_is_an_error_of_a_new_run_only(tmp_path, monkeypatch, 
   )
 
 
+@pytest.mark.parametrize("spec", [None, SimpleNamespace(origin=None)])  # or a folder of that name
 @pytest.mark.parametrize("name", trackers.TRACKERS)
 def test_a_library_that_is_missing_is_one_line_before_anything(
-  name, tmp_path, monkeypatch, in_process
+  name, spec, tmp_path, monkeypatch, in_process
 ):
-  monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: spec)
   workdir = tmp_path / "run"
   code, _, errors = in_process("train.py", "--workdir", workdir, f"--config.trackers.{name}=True")
   assert code == 2

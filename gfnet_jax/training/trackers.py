@@ -132,7 +132,8 @@ _KEPT = "metrics.jsonl and TensorBoard have them all"
 def check_trackers(config: ml_collections.ConfigDict) -> None:
   """Raises UserError if a library that the config asks for is not installed."""
   for name in TRACKERS:
-    if config.trackers[name] and not importlib.util.find_spec(name):
+    spec = importlib.util.find_spec(name) if config.trackers[name] else None
+    if config.trackers[name] and not (spec and spec.origin):  # a folder wandb/ has a spec as well
       raise UserError(
         f"trackers.{name} is True, but {name} is not installed; pip install {name} (of an "
         f"installed gfnet_jax, the extra {name!r}), or set it to False"
@@ -163,7 +164,8 @@ def open_trackers(
 def _begin(
   config: ml_collections.ConfigDict, workdir: Path, fresh: bool
 ) -> list[BackgroundTracker]:
-  ids, trackers = {} if fresh else _read_ids(workdir / IDS), []
+  known = {} if fresh else _read_ids(workdir / IDS)
+  ids, trackers = dict(known), []
   for name, kind in TRACKERS.items():
     if not config.trackers[name]:
       continue
@@ -179,7 +181,7 @@ def _begin(
       continue
     ids[name] = tracker.run_id
     trackers.append(BackgroundTracker(name, tracker))
-  if trackers:
+  if ids != known:
     write_atomically(workdir / IDS, to_json(ids) + "\n")
   return trackers
 
