@@ -80,7 +80,7 @@ def test_random_filters_in_double_precision(grid):
 
 
 @pytest.mark.slow
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**16))
 def test_filters_of_any_size_in_double_precision(height, width, seed):
   check_in_double_precision((height, width), seed)

@@ -139,11 +139,16 @@ def test_what_cannot_begin_is_an_error_of_a_new_run_only(tmp_path, monkeypatch, 
     r"wandb cannot begin: RuntimeError: No API key; set it up \(docs/tracking.md\), or run with "
     "--config.trackers.wandb=False"
   )
-  config = config_of("wandb")
+  other = Recorder()
+  monkeypatch.setitem(trackers.TRACKERS, "mlflow", lambda *_: other)
+  monkeypatch.setattr(trackers, "TRACKERS", dict(reversed(trackers.TRACKERS.items())))
+  config = config_of("wandb", "mlflow")
   with pytest.raises(UserError, match=expected), open_trackers(config, tmp_path, fresh=True):
     pass
+  assert other.ended is True
   with open_trackers(config, tmp_path, fresh=False) as opened:
-    assert opened == []
+    assert len(opened) == 1
+  assert other.ended is False
   assert capsys.readouterr().out.startswith(
     "warning: wandb cannot go on (RuntimeError: No API key)"
   )

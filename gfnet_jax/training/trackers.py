@@ -155,15 +155,14 @@ def open_trackers(
     UserError: if a library refuses a new run: without a login or a server, for example.
   """
   with contextlib.ExitStack() as stack:
-    trackers = together(lambda: _begin(config, workdir, fresh) if jax.process_index() == 0 else [])
-    for tracker in trackers:
-      stack.push(lambda error, *_, tracker=tracker: tracker.close(failed=error is not None))
-    yield trackers
+    first = jax.process_index() == 0
+    yield together(lambda: _begin(config, workdir, fresh, stack) if first else [])
 
 
 def _begin(
-  config: ml_collections.ConfigDict, workdir: Path, fresh: bool
+  config: ml_collections.ConfigDict, workdir: Path, fresh: bool, stack: contextlib.ExitStack
 ) -> list[BackgroundTracker]:
+  """The trackers of process 0, which the end of a context is to close."""
   known = {} if fresh else _read_ids(workdir / IDS)
   ids, trackers = dict(known), []
   for name, kind in TRACKERS.items():
@@ -180,7 +179,9 @@ def _begin(
       print(f"warning: {name} cannot go on ({_reason(error)}); {_KEPT}", flush=True)
       continue
     ids[name] = tracker.run_id
-    trackers.append(BackgroundTracker(name, tracker))
+    begun = BackgroundTracker(name, tracker)
+    stack.push(lambda error, *_, begun=begun: begun.close(failed=error is not None))
+    trackers.append(begun)
   if ids != known:
     write_atomically(workdir / IDS, to_json(ids) + "\n")
   return trackers
