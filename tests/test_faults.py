@@ -23,8 +23,8 @@ from helpers import finish, read_lines, wait_for_line
 
 from configs.digits import get_config
 from gfnet_jax.checkpoints.finding import list_steps
-from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.checkpoints.reading import verify
+from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.data.pipeline import DataError, Reading, train_batches
 from gfnet_jax.data.samples import Share
 from gfnet_jax.data.sources.open import open_source
