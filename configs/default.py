@@ -110,6 +110,8 @@ def get_config() -> ConfigDict:
     )
   )
   config.sharding = "replicated"  # or "fsdp": parameters and optimiser state over the devices
+  config.filters_every_steps = 0  # pictures of the filters in TensorBoard; 0: none
+  config.trackers = ConfigDict(dict(wandb=False, mlflow=False))  # who else gets the metrics
   config.stall_timeout = 1800.0  # seconds without progress after which the run ends; 0: never
   config.profile = ConfigDict(dict(first_step=0, last_step=0))  # into WORKDIR/profile; 0: none
   return config

@@ -25,6 +25,7 @@ from helpers import finish, read_lines, wait_for_line
 from configs.digits import get_config
 from gfnet_jax.checkpoints.finding import list_steps
 from gfnet_jax.checkpoints.reading import verify
+from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.data.pipeline import DataError, Reading, train_batches
 from gfnet_jax.data.samples import Share
 from gfnet_jax.data.sources.open import open_source
@@ -178,7 +179,7 @@ def test_every_flipped_bit_and_truncation_is_detected(trained, tmp_path, capsys)
 def test_a_full_disk_is_survived(tmp_path, capsys):
   """Files may not grow beyond 1 kB during the first checkpoints: as if the disk were full."""
   workdir = tmp_path / "run"
-  save = loop.Checkpoints.save
+  save = Checkpoints.save
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
   def save_on_a_full_disk(self, step, trees, metadata):
@@ -190,7 +191,7 @@ def test_a_full_disk_is_survived(tmp_path, capsys):
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
   with pytest.MonkeyPatch.context() as patch, _ignored(signal.SIGXFSZ):
-    patch.setattr(loop.Checkpoints, "save", save_on_a_full_disk)
+    patch.setattr(Checkpoints, "save", save_on_a_full_disk)
     results = loop.train(small_config(), workdir)
   printed = capsys.readouterr().out
   assert "the checkpoint of step 4 could not be written" in printed

@@ -95,6 +95,29 @@ class GlobalFilter(nnx.Module):
     check_input("GlobalFilter got tokens", tokens, expected)
     return global_filter(tokens, self.complex_weight[...], self.backend, self.precision)
 
+  def kernel(self) -> jax.Array:
+    """The filter as a convolution: a call convolves tokens with it, circularly and per channel.
+
+    Returns:
+      (height, width, channels), real, of the type of the weights; [0, 0] weights the token itself,
+      [y, x] the one y rows above and x columns to the left of it, modulo the grid.
+    """
+    weight = jax.lax.complex(*self.complex_weight[...])
+    # Both transforms of a call are orthonormal; their factors are left for this one to undo.
+    return jnp.fft.irfft2(weight, s=self.grid, axes=(0, 1), norm="backward")
+
+  def response(self) -> jax.Array:
+    """What a call multiplies each frequency of the tokens by: the Fourier transform of `kernel`.
+
+    In the DC and Nyquist columns that is not the weight but its Hermitian part, (K[u] + conj
+    K[-u]) / 2, since real tokens come out; elsewhere it is the weight, and its mirror image.
+
+    Returns:
+      (height, width, channels), complex, frequencies in the order of `jnp.fft.fft2`: [0, 0] is
+      the mean.
+    """
+    return jnp.fft.fft2(self.kernel(), axes=(0, 1))
+
   @staticmethod
   def resize_params(
     params: dict[str, np.ndarray], before: tuple[int, int], after: tuple[int, int]

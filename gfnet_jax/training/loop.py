@@ -2,12 +2,10 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import ml_collections
 
-from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.config_files import load_config
 from gfnet_jax.data.pipeline import DataError, check_bad_fraction
 from gfnet_jax.distributed import Preemption, say, together
@@ -19,6 +17,8 @@ from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.sharding import make_mesh, to_devices
 from gfnet_jax.training import metrics
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run
+from gfnet_jax.training.filter_images import write_filter_images
+from gfnet_jax.training.guards import Guards, Stopped
 from gfnet_jax.training.inputs import batches_from
 from gfnet_jax.training.lock import Lock
 from gfnet_jax.training.memory import advise, check_memory, explain_shortage
@@ -37,38 +37,11 @@ from gfnet_jax.training.run import (
   write_config,
 )
 from gfnet_jax.training.step import TrainState
+from gfnet_jax.training.trackers import open_trackers
 from gfnet_jax.training.watchdog import Watchdog
 from gfnet_jax.training.writer import MetricWriter
 
 Results = dict[str, float | int]
-
-
-class Guards(NamedTuple):
-  """What saves a run, and what ends it before its last step."""
-
-  checkpoints: Checkpoints
-  nonfinite: NonFinite
-  lock: Lock
-  watchdog: Watchdog
-  preemption: Preemption
-
-  def pulse(self) -> bool:
-    """Tells that the run is alive; returns whether it is to stop.
-
-    Every process calls it once after everything that all of them do together.
-
-    Raises:
-      UserError: if the work directory was moved, removed or taken over; of several
-        processes, all stop instead.
-    """
-    if jax.process_count() == 1:
-      self.lock.check()
-    self.watchdog.advance()
-    return self.preemption.reached()
-
-
-class Stopped(Exception):
-  """A signal asks the run to stop."""
 
 
 def train(config: ml_collections.ConfigDict | Path | str, workdir: Path | str) -> Results | None:
@@ -113,16 +86,17 @@ def train(config: ml_collections.ConfigDict | Path | str, workdir: Path | str) -
       together(lambda: write_config(run))
       describe_run(config, workdir, run.program.shapes.params, progress.step, run.inputs.num_steps)
       nonfinite = NonFinite(config, workdir, run.description, state)
-      guards = Guards(checkpoints, nonfinite, lock, watchdog, preemption)
-      while True:
-        try:
-          results = train_steps(run, state, progress, guards)
-          break
-        except RollBack as found:
-          skipped = {*progress.skipped, found.batch}
-        checkpoints.wait()
-        state, progress = start(run, checkpoints)
-        progress.skipped = sorted(skipped.union(progress.skipped))
+      with open_trackers(config, workdir, fresh=progress.step == 0) as trackers:
+        guards = Guards(checkpoints, nonfinite, lock, watchdog, preemption, trackers)
+        while True:
+          try:
+            results = train_steps(run, state, progress, guards)
+            break
+          except RollBack as found:
+            skipped = {*progress.skipped, found.batch}
+          checkpoints.wait()
+          state, progress = start(run, checkpoints)
+          progress.skipped = sorted(skipped.union(progress.skipped))
   if results is None:
     say("Stopped by a signal with everything saved; the same command goes on from here")
   return results
@@ -143,11 +117,12 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
   logging = Every(config.log_every_steps, last)
   evaluating = Every(config.eval_every_epochs * inputs.steps_per_epoch, last)
   saving = Every(config.checkpoints.every_steps)
+  picturing = Every(config.filters_every_steps)
   keeping = kept_steps(run)
   batches = batches_from(config, inputs, progress.batch_of(first + 1), progress.skipped)
   try:
     with (
-      MetricWriter(run.workdir, first) as writer,
+      MetricWriter(run.workdir, first, guards.trackers) as writer,
       closing(batches),
       closing(Profile(config.profile, run.workdir)) as profile,
       ProgressBar(first, last) as bar,
@@ -168,6 +143,8 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
         if logging.due(step):
           guards.nonfinite.check(state, progress)
           state = log(run, state, step, guards, writer, watch, bar)
+        if picturing.due(step):
+          show_filters(run, state, progress, guards, writer, watch)
         if stop:
           raise Stopped
         if evaluating.due(step):
@@ -180,10 +157,8 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
     save(run, state, progress, guards)
     return None
   except DataError:
-    # Other processes would have to take part in saving, and do not know of the error.
-    if jax.process_count() == 1 and progress.step > first:
-      save(run, state, progress, guards)
-      say(f"Everything up to step {progress.step} is saved; the same command goes on from there")
+    if progress.step > first:
+      save_before_error(run, state, progress, guards)
     raise
   guards.nonfinite.check_result(state, progress)
   return progress.results
@@ -223,6 +198,20 @@ def log(
     writer.write("performance", step, speed)
     bar.show(values | speed)
     return state.replace(metrics=run.program.empty_metrics())
+
+
+def show_filters(
+  run: Run,
+  state: TrainState,
+  progress: Progress,
+  guards: Guards,
+  writer: MetricWriter,
+  watch: Stopwatch,
+) -> None:
+  """Writes pictures of the filters to TensorBoard."""
+  guards.nonfinite.check(state, progress)
+  with watch.paused():
+    write_filter_images(writer, run, state, progress.step)
 
 
 def evaluate_and_save(
@@ -281,6 +270,16 @@ def save(run: Run, state: TrainState, progress: Progress, guards: Guards) -> Non
   save_run(guards.checkpoints, state, progress, run.description, keep=keep)
   guards.nonfinite.saved(progress.step)
   guards.watchdog.advance()
+
+
+def save_before_error(run: Run, state: TrainState, progress: Progress, guards: Guards) -> None:
+  """Saves the run, of one process, before an error ends it.
+
+  Other processes would have to take part in saving, and do not know of the error.
+  """
+  if jax.process_count() == 1:
+    save(run, state, progress, guards)
+    say(f"Everything up to step {progress.step} is saved; the same command goes on from there")
 
 
 def kept_steps(run: Run) -> Every:

@@ -25,6 +25,8 @@ from gfnet_jax.training.lock import Lock
 from gfnet_jax.training.program import Program, build_program, model_config
 from gfnet_jax.training.resume import Progress, restore_run, trained_classes
 from gfnet_jax.training.step import TrainState
+from gfnet_jax.training.trackers import check_trackers
+from gfnet_jax.views.filters import check_has_filters
 
 
 class Run(NamedTuple):
@@ -59,7 +61,10 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _check(config: ml_collections.ConfigDict) -> None:
   check_config(config)
   model = model_config(config) | {"num_classes": config.model.num_classes or 1}
-  nnx.eval_shape(lambda: create_model(**model))
+  abstract = nnx.eval_shape(lambda: create_model(**model))
+  if config.filters_every_steps:
+    check_has_filters(abstract)
+  check_trackers(config)
   for source in (config.init_checkpoint, config.distillation.teacher):
     if source:
       check_source(source)

@@ -1,19 +1,18 @@
 """The files that a run writes its metrics to."""
 
 import contextlib
-import json
 import logging
-import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import to_json, write_atomically
+from gfnet_jax.metric_lines import describe_damaged, read_metric_lines
 
 
 @contextlib.contextmanager
@@ -33,14 +32,20 @@ def _not_importable(module: str) -> Iterator[None]:
 with _not_importable("torch"):
   from tensorboardX.event_file_writer import EventsWriter
   from tensorboardX.proto.event_pb2 import Event, SessionLog
+  from tensorboardX.proto.summary_pb2 import Summary
   from tensorboardX.summary import scalar
 
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # metrics that are not finite
 
-
-LONGEST_LINE = 2**20  # bytes; a longer one is read in parts, none of which is a line
 # Beginnings of names, which TensorBoard shows as groups; the first that fits.
 GROUPS = ("eval_ema_", "eval_", "train_")
+
+
+class Tracker(Protocol):
+  """What else receives the metrics: a library for experiments, see trackers.py."""
+
+  def write(self, step: int, values: dict[str, Any]) -> None:
+    """Takes numbers by the names that TensorBoard shows; raises nothing, and does not wait."""
 
 
 class MetricWriter:
@@ -54,10 +59,11 @@ class MetricWriter:
     directory: the work directory.
     step: the run goes on after this step; lines of later steps are removed, and so are
       those that are damaged, with a warning.
+    trackers: receive the same numbers.
   """
 
-  def __init__(self, directory: Path, step: int):
-    self._directory, self._first_step = directory, step
+  def __init__(self, directory: Path, step: int, trackers: Sequence[Tracker] = ()):
+    self._directory, self._first_step, self._trackers = directory, step, trackers
     self._files, self._events = {}, None
     with _full_disk_survived("metrics"):
       self._open()
@@ -78,6 +84,8 @@ class MetricWriter:
     """
     if jax.process_index() != 0:
       return
+    for tracker in self._trackers:
+      tracker.write(step, {_tag(kind, name): value for name, value in values.items()})
     with _full_disk_survived(f"{kind} of step {step}"):
       if not self._events:
         self._open()
@@ -85,6 +93,24 @@ class MetricWriter:
       self._files[kind].flush()
       for name, value in values.items():
         self._write_event(step, summary=scalar(_tag(kind, name), value))
+      self._events.flush()
+
+  def write_image(self, step: int, tag: str, png: bytes, size: tuple[int, int]) -> None:
+    """Writes a picture to TensorBoard.
+
+    Args:
+      step: number of steps done.
+      tag: its name there.
+      png: the file, of RGB.
+      size: (width, height), in pixels.
+    """
+    if jax.process_index() != 0:
+      return
+    with _full_disk_survived(f"{tag} of step {step}"):
+      if not self._events:
+        self._open()
+      image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=png)
+      self._write_event(step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
       self._events.flush()
 
   def _open(self) -> None:
@@ -134,41 +160,15 @@ def _full_disk_survived(what: str) -> Iterator[None]:
 
 
 def _keep_until(path: Path, step: int) -> None:
-  """Keeps the lines up to a step, and drops those that are damaged: they are named.
-
-  Half a line at the end is what a kill leaves, and not named.
-  """
+  """Keeps the lines up to a step, and drops those that are damaged: they are named."""
   if not path.exists():
     return
-  kept, damaged, number = [], [], 1
-  with path.open("rb") as file:
-    while line := file.readline(LONGEST_LINE):
-      whole = line.endswith(b"\n")
-      found = _step_of(line)
-      if found is None:
-        damaged += [number] if whole else []
-      elif found <= step:
-        kept.append(line.decode())
-      number += whole
+  kept, damaged = [], []
+  for line in read_metric_lines(path):
+    if not line.values:
+      damaged += [line.number] if line.whole else []
+    elif line.values["step"] <= step:
+      kept.append(line.text)
   if damaged:
-    names = ", ".join(map(str, damaged[:5])) + ", ..." * (len(damaged) > 5)
-    print(f"warning: line {names} of {path.name} cannot be read, and is dropped", flush=True)
+    print(f"warning: {describe_damaged(damaged, path.name)}, and is dropped", flush=True)
   write_atomically(path, "".join(kept))
-
-
-def _step_of(line: bytes) -> int | None:
-  """The step of a line as `MetricWriter` writes it; None for any other."""
-  try:
-    text = line.decode()
-    values = json.loads(text)
-    written = json.dumps(values) + "\n" == text  # not a blank more
-  except (ValueError, RecursionError):  # no UTF-8, no JSON, or thousands of brackets
-    return None
-  if not written or not isinstance(values, dict) or type(values.get("step")) is not int:
-    return None
-  return values["step"] if all(map(_is_written, values.values())) else None
-
-
-def _is_written(value: Any) -> bool:
-  """Whether `_finite` lets a value pass."""
-  return value is None or (type(value) in (int, float) and math.isfinite(value))

@@ -1,0 +1,1 @@
+"""Pictures of filters and of training runs."""
