@@ -9,6 +9,10 @@ On a folder of images, DIR/<class>/*.JPEG or DIR/val/<class>/*.JPEG, or on a TFD
   python eval.py --checkpoint runs/gfnet-xs --data DIR
   python eval.py --torch-checkpoint gfnet-xs.pth --data imagenet2012
 
+What it takes for what, as JSON and pictures (docs/photos.md):
+
+  python eval.py --checkpoint runs/digits --report runs/digits/report
+
 Every image counts once, for any batch size and any number of devices.
 """
 
@@ -40,6 +44,9 @@ def main(arguments: list[str]) -> None:
   parser.add_argument("--data-dir", help="directory of all TFDS data sets")
   parser.add_argument("--batch-size", type=int, help="over all devices (default: as in training)")
   parser.add_argument("--precision", help="highest, default or bf16 (default: as in training)")
+  parser.add_argument(
+    "--report", type=Path, metavar="DIR", help="write accuracy by class and the worst mistakes"
+  )
   parser.add_argument("--output", type=Path, help="file for the result as JSON; null is not finite")
   add_process_flags(parser)
   options = parser.parse_args(arguments)
@@ -58,6 +65,8 @@ def main(arguments: list[str]) -> None:
     make_directory(options.output.parent)
     if options.output.exists() and not options.output.is_file():
       parser.error(f"--output {options.output} is a directory or a device, expected a file")
+  if options.report:
+    make_directory(options.report)
   if options.torch_checkpoint and not options.torch_checkpoint.is_file():
     parser.error(f"--torch-checkpoint {options.torch_checkpoint} is no file; see --checkpoint")
   saved = gfnet_jax.load_model(
@@ -73,10 +82,11 @@ def main(arguments: list[str]) -> None:
     split=options.split,
     data_dir=options.data_dir,
     batch_size=options.batch_size,
+    report=options.report,
   )
   if options.output and jax.process_index() == 0:
     write_atomically(options.output, to_json(results, indent=2) + "\n")
-  distributed.say(format_results(results))
+  distributed.say(format_results(results, saved.config["num_classes"]))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
   add_process_flags(parser)
   options, overrides = parser.parse_known_args(arguments)
   from gfnet_jax import startup
-  from gfnet_jax.config_files import read_config
+  from gfnet_jax.config_files import default_workdir, read_config
 
   config = read_config(options.config, overrides)
   startup.start()
@@ -42,10 +42,11 @@ def main(arguments: list[str]) -> None:
 
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
   startup.check_devices()
-  workdir = options.workdir or Path("runs") / config.name
+  workdir = options.workdir or default_workdir(config)
   if gfnet_jax.train(config, workdir):
-    again = f"python eval.py --checkpoint {shlex.quote(str(workdir))}"
-    distributed.say(f"Done. Evaluate it again with: {again}")
+    name = shlex.quote(str(workdir))
+    distributed.say(f"Done. Evaluate it again with: python eval.py --checkpoint {name}")
+    distributed.say(f"Classify an image with: python tools/predict.py {name} IMAGE")
 
 
 if __name__ == "__main__":

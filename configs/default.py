@@ -8,7 +8,8 @@ from ml_collections import ConfigDict, config_dict
 
 def get_config() -> ConfigDict:
   config = ConfigDict()
-  config.name = "default"  # of the default work directory, runs/<name>
+  # Of the default work directory, runs/<name>; {data} is the last part of data.name.
+  config.name = "default"
   config.seed = 0  # of the initial weights, the order, the augmentation and drop path
   config.num_epochs = 300.0
   config.log_every_steps = 50
@@ -17,7 +18,9 @@ def get_config() -> ConfigDict:
   config.init_checkpoint = (
     ""  # start from the weights of this checkpoint; the head stays if it fits
   )
+  config.freeze_trunk = False  # trains the head alone, on init_checkpoint's features
   config.ema_decay = 0.0  # of averaged weights, evaluated beside the others; 0: none
+  config.report = False  # at the end: WORKDIR/report, accuracy per class and the mistakes
   config.on_nonfinite = "stop"  # or "skip" the update, or "rollback" past the offending batches
 
   # Arguments of gfnet_jax.create_model.
@@ -38,6 +41,7 @@ def get_config() -> ConfigDict:
     dict(
       learning_rate=1e-3,  # the peak
       reference_batch_size=0,  # for which it holds, scaled linearly to the batch; 0: as it is
+      scale_all_rates=False,  # the first and the last rate are scaled like the peak
       schedule="official",  # per epoch, as published; or "cosine": per step, shifted by the warm-up
       warmup_epochs=5.0,
       warmup_learning_rate=1e-6,  # at the first step
@@ -52,7 +56,7 @@ def get_config() -> ConfigDict:
   )
   config.data = ConfigDict(
     dict(
-      source="tfds",  # tfds, tfrecord or folder
+      source="tfds",  # tfds, tfrecord, folder or photos
       name="",  # of a TFDS data set, or a directory that holds the data
       data_dir="",  # of all TFDS data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
       train_split="train",

@@ -3,12 +3,15 @@
 import json
 import math
 import os
+from types import SimpleNamespace
 
 import pytest
 
 import gfnet_jax
 
 RESULTS = {"top1": 50.0, "top5": 100.0, "loss": 0.5, "images": 4, "images_per_second": 9.0}
+
+SAVED = SimpleNamespace(config={"num_classes": 10})
 
 
 def refuse(constant):
@@ -20,7 +23,7 @@ def evaluate(in_process, monkeypatch, tmp_path):
   """evaluate(*arguments, **results) runs eval.py, which finds these results."""
 
   def run(*arguments, **results):
-    monkeypatch.setattr(gfnet_jax, "load_model", lambda *args, **options: None)
+    monkeypatch.setattr(gfnet_jax, "load_model", lambda *args, **options: SAVED)
     monkeypatch.setattr(gfnet_jax, "evaluate", lambda *args, **options: RESULTS | results)
     return in_process("eval.py", "--checkpoint", tmp_path, *arguments)
 

@@ -13,9 +13,10 @@ from configs.digits import get_config
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.training import metrics
-from gfnet_jax.training.config_rules import RULES, check_same_run, flatten
+from gfnet_jax.training.config_rules import RULES, flatten
 from gfnet_jax.training.loop import train
 from gfnet_jax.training.resume import Progress
+from gfnet_jax.training.same_run import check_same_run
 
 pytestmark = pytest.mark.usefixtures("data_dir")
 

@@ -1,6 +1,7 @@
 """Evaluates on a whole data set, every image counted once."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +24,12 @@ from gfnet_jax.data.sources.open import (
 from gfnet_jax.data.sources.recognise import recognise
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform
+from gfnet_jax.distributed import together
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.metrics import Averages, measure, summarize
+from gfnet_jax.inference.report import write_report
 from gfnet_jax.inference.saved_model import SavedModel
+from gfnet_jax.inference.verdicts import JudgingStep
 from gfnet_jax.models import functional
 from gfnet_jax.models.functional import Params, merge
 from gfnet_jax.models.precision import matmul_precision
@@ -49,6 +53,7 @@ def evaluate(
   split: str | None = None,
   data_dir: str | None = None,
   batch_size: int | None = None,
+  report: str | Path | None = None,
 ) -> dict[str, float | int]:
   """Evaluates a saved model on all images of a data set, on all devices.
 
@@ -60,6 +65,7 @@ def evaluate(
     split: of the data set; by default that of training, for a folder `val` if there is one.
     data_dir: directory of all TFDS data sets.
     batch_size: over all devices; rounded up to a multiple of their number.
+    report: directory for accuracy by class, confusion matrix and mistakes; see `write_report`.
 
   Returns:
     What `inference.metrics.METRICS` lists, such as top1 and top5 in percent and loss,
@@ -89,8 +95,9 @@ def evaluate(
   structure, params = functional.split(saved.model)
   mesh = make_mesh()
   with jax.set_mesh(mesh), matmul_precision(saved.precision):
-    return evaluate_params(
-      make_eval_step(structure, mesh),
+    judging = None if report is None else JudgingStep(structure, mesh)
+    results = evaluate_params(
+      judging or make_eval_step(structure, mesh),
       replicate(params, mesh),
       images,
       EvalTransform(saved.model.image_size),
@@ -98,6 +105,12 @@ def evaluate(
       mesh=mesh,
       reading=Reading(**section.reading),
     )
+  if judging:
+    names, verdicts = saved.class_names or images.class_names, judging.verdicts()
+    # Only one process writes, and the others learn of its errors.
+    writer = functools.partial(write_report, Path(report), verdicts, images, names)
+    together(writer if jax.process_index() == 0 else lambda: None)
+  return results
 
 
 def data_section(saved: SavedModel, **changes) -> ml_collections.ConfigDict:

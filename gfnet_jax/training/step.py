@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from gfnet_jax.models.functional import Params
 from gfnet_jax.sharding import Batch, replicated, split_batch
 from gfnet_jax.training import metrics
-from gfnet_jax.training.objective import Objective
+from gfnet_jax.training.objective import Objective, trained_params
 
 
 @flax.struct.dataclass
@@ -23,7 +23,7 @@ class TrainState:
     step: number of steps done, int32.
     params: by dotted name, float32.
     ema: moving averages of the parameters; {} if none are wanted.
-    optimizer: state of the optimiser.
+    optimizer: state of the optimiser, for the parameters that are trained.
     metrics: sums and counts since the last line of metrics.
     bad_steps: number of steps that were skipped as not finite, int32.
     frozen: 0; or why nothing changes any more: 1 for a loss that was not finite, 2 for a
@@ -49,7 +49,7 @@ def init_state(
     step=jnp.zeros((), jnp.int32),
     params=params,
     ema=params if config.ema_decay else {},
-    optimizer=optimizer.init(params),
+    optimizer=optimizer.init(trained_params(params, config)),
     metrics=metrics.empty(),
     bad_steps=jnp.zeros((), jnp.int32),
     frozen=jnp.zeros((), jnp.int32),
@@ -75,7 +75,7 @@ def make_train_step(
   Args:
     objective: of `make_objective`.
     optimizer: of `make_optimizer`.
-    config: of the run; uses seed, ema_decay and on_nonfinite.
+    config: of the run; uses seed, freeze_trunk, ema_decay and on_nonfinite.
     mesh: of `make_mesh`.
     shardings: of the state, from `shard_state`.
   """
@@ -87,16 +87,20 @@ def make_train_step(
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     params = jax.lax.with_sharding_constraint(state.params, whole)  # gathered once if sharded
     loss, gradients, logits = objective(params, teacher_params, batch, key)
-    gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
+    gradients = jax.lax.with_sharding_constraint(
+      gradients, trained_params(shardings.params, config)
+    )
     norm = optax.tree.norm(gradients)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-    params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+    trained = trained_params(state.params, config)
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
+    trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
+    params = state.params | trained
     outcome = metrics.Outcome(loss, logits, batch["label"], state.params, gradients, norm, updates)
     why = jnp.where(jnp.isfinite(loss), jnp.where(jnp.isfinite(norm), 0, 2), 1)
     after = TrainState(
       step=state.step + 1,
       params=params,
-      ema=average(state.ema, params, config.ema_decay),
+      ema=average(state.ema, trained, config.ema_decay),
       optimizer=optimizer_state,
       metrics=metrics.update(state.metrics, outcome),
       bad_steps=state.bad_steps,
@@ -118,5 +122,7 @@ def make_train_step(
 
 
 def average(ema: Params, params: Params, decay: float) -> Params:
-  """The averages, moved towards the parameters (official: timm's ModelEma)."""
-  return {name: ema[name] * decay + (1 - decay) * params[name] for name in ema}
+  """The averages, moved towards the trained parameters (official: timm's ModelEma)."""
+  return ema | {
+    name: ema[name] * decay + (1 - decay) * params[name] for name in ema if name in params
+  }
