@@ -157,8 +157,8 @@ def _draw_mistakes(path: Path, mistakes: list[dict], records: list[Record | None
       image = None
     if image is not None:
       images.append(image)
-      percent = 100 * mistake["probability"]
-      captions.append([f"taken for {mistake['predicted']}, {percent:.0f} %", mistake["class"]])
+      percent = f"{100 * mistake['probability']:.0f} %"
+      captions.append([f"true: {mistake['class']}", f"{percent}: {mistake['predicted']}"])
   if not images:
     return False
   with open_atomically(path) as file:

@@ -83,9 +83,10 @@ def fitting_batch_size(images: int, multiple: int = 1) -> int:
     multiple: of which it must be one.
 
   Returns:
-    An even number, as mixup pairs images; more than the images only if no smaller one works.
+    An even number, as mixup pairs images, if possible on each device; more than the images only
+    if no smaller one works.
   """
-  unit = math.lcm(2, multiple)
+  unit = 2 * multiple if 2 * multiple <= images else math.lcm(2, multiple)
   wanted = min(64, max(8, 2 ** int(math.log2(max(1, images / 6)))), images)
   return max(unit, wanted // unit * unit)
 
