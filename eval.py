@@ -22,8 +22,7 @@ from pathlib import Path
 from gfnet_jax.command_line import ArgumentParser, add_process_flags, run
 
 
-def main(arguments: list[str]) -> None:
-  from gfnet_jax import startup
+def make_parser() -> ArgumentParser:
   from gfnet_jax.data.sources.open import SOURCES
 
   parser = ArgumentParser(prog="eval.py", description=__doc__)
@@ -49,7 +48,14 @@ def main(arguments: list[str]) -> None:
   )
   parser.add_argument("--output", type=Path, help="file for the result as JSON; null is not finite")
   add_process_flags(parser)
+  return parser
+
+
+def main(arguments: list[str]) -> None:
+  parser = make_parser()
   options = parser.parse_args(arguments)
+
+  from gfnet_jax import startup
 
   startup.start()
   import jax
