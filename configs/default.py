@@ -18,10 +18,12 @@ def get_config() -> ConfigDict:
   config.init_checkpoint = (
     ""  # start from the weights of this checkpoint; the head stays if it fits
   )
-  config.freeze_trunk = False  # trains the head alone, on init_checkpoint's features
   config.ema_decay = 0.0  # of averaged weights, evaluated beside the others; 0: none
-  config.report = False  # at the end: WORKDIR/report, accuracy per class and the mistakes
   config.on_nonfinite = "stop"  # or "skip" the update, or "rollback" past the offending batches
+
+  # None is off: an older run, which has no such field, goes on without a word.
+  config.freeze_trunk = config_dict.placeholder(bool)  # trains the head of init_checkpoint alone
+  config.report = config_dict.placeholder(bool)  # at the end, into WORKDIR/report: what is mistaken
 
   # Arguments of gfnet_jax.create_model.
   config.model = ConfigDict(dict(name="", image_size=224, num_classes=1000))
@@ -41,7 +43,6 @@ def get_config() -> ConfigDict:
     dict(
       learning_rate=1e-3,  # the peak
       reference_batch_size=0,  # for which it holds, scaled linearly to the batch; 0: as it is
-      scale_all_rates=False,  # the first and the last rate are scaled like the peak
       schedule="official",  # per epoch, as published; or "cosine": per step, shifted by the warm-up
       warmup_epochs=5.0,
       warmup_learning_rate=1e-6,  # at the first step
@@ -54,6 +55,7 @@ def get_config() -> ConfigDict:
       accumulate_steps=1,  # parts of a batch whose gradients are computed one after the other
     )
   )
+  config.optimizer.scale_all_rates = config_dict.placeholder(bool)  # first and last like the peak
   config.data = ConfigDict(
     dict(
       source="tfds",  # tfds, tfrecord, folder or photos

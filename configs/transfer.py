@@ -59,7 +59,7 @@ def get_config(dataset: str = "folder"):
   config.mixing.group_size = 64
   config.optimizer.update(learning_rate=1e-4, reference_batch_size=512, weight_decay=1e-4)
   # The official script scales the peak only; at its batch of 512 all rates are the same.
-  config.optimizer.scale_all_rates = dataset != "cars196"
+  config.optimizer.scale_all_rates = dataset != "cars196" or None
   return config
 
 

@@ -31,7 +31,7 @@ def draw_confusion(counts: np.ndarray, rows: Sequence[str], columns: Sequence[st
   """
   font = _font(TEXT)
   cell = max(SMALLEST_CELL, min(CELL, MATRIX // len(columns)))
-  left = TEXT + 2 * GAP + _widest(rows, font)
+  left = TEXT + 4 * GAP + _widest(rows, font)
   top = TEXT + 3 * GAP + _widest(columns, font)
   size = (left + cell * len(columns) + 2 * GAP, top + cell * len(rows) + 2 * GAP)
   image = Image.new("RGB", size, WHITE)

@@ -73,6 +73,7 @@ def _pair_or_none(value: Any) -> bool:
 ANY = Range(lambda value: True, "anything")  # checked where it is used
 TEXT = Range(lambda value: isinstance(value, str) and "\0" not in value, "text")
 FLAG = Range(lambda value: isinstance(value, bool), "True or False")
+FLAG_OR_NONE = Range(lambda value: value is None or FLAG.holds(value), "True, False or None")
 AT_LEAST_ONE = _integer(1)
 COUNT = _integer(0)
 BATCH = _integer(1, 2**20)
@@ -97,8 +98,8 @@ RULES = {
   "init_checkpoint": Rule(TEXT, may_change=True),
   "ema_decay": Rule(BELOW_ONE),
   "on_nonfinite": Rule(_choice(*NONFINITE), may_change=True),
-  "freeze_trunk": Rule(FLAG),
-  "report": Rule(FLAG, may_change=True),
+  "freeze_trunk": Rule(FLAG_OR_NONE),
+  "report": Rule(FLAG_OR_NONE, may_change=True),
   "sharding": Rule(TEXT, may_change=True),
   "stall_timeout": Rule(TIMEOUT, may_change=True),
   "model.name": Rule(ANY),
@@ -117,7 +118,7 @@ RULES = {
   "model.scan": Rule(FLAG),
   "optimizer.learning_rate": Rule(AT_LEAST_ZERO, may_be_open=True),
   "optimizer.reference_batch_size": Rule(COUNT),
-  "optimizer.scale_all_rates": Rule(FLAG),
+  "optimizer.scale_all_rates": Rule(FLAG_OR_NONE),
   "optimizer.schedule": Rule(TEXT),
   "optimizer.warmup_epochs": Rule(AT_LEAST_ZERO, may_be_open=True),
   "optimizer.warmup_learning_rate": Rule(AT_LEAST_ZERO),
