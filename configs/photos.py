@@ -36,6 +36,7 @@ def get_config():
   config.optimizer.learning_rate = config_dict.placeholder(float)
   config.optimizer.warmup_epochs = config_dict.placeholder(float)
   config.data.update(source="photos", eval_split="val", fast_decode=True)
+  config.data.max_bad_fraction = 0.1  # of few images, one is many
   config.data.batch_size = config_dict.placeholder(int)
   config.data.eval_batch_size = config_dict.placeholder(int)
   config.data.reading.update(threads=4, prefetch=4)

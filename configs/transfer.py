@@ -69,6 +69,6 @@ def _digits():
   config.name = "transfer-digits"
   config.init_checkpoint = "runs/digits"
   config.num_epochs /= 4
-  config.eval_every_epochs = 5.0
+  config.eval_every_epochs /= 4
   config.optimizer.update(learning_rate=1e-3, warmup_epochs=1.0)
   return config

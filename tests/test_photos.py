@@ -23,6 +23,7 @@ from gfnet_jax.data.on_device.mixing import Mixing
 from gfnet_jax.data.sources import contents
 from gfnet_jax.data.sources.holdout import hold_out
 from gfnet_jax.data.sources.open import open_source
+from gfnet_jax.data.sources.recognise import Recognised, recognise
 from gfnet_jax.errors import UserError
 from gfnet_jax.sharding import check_batch_size
 from gfnet_jax.training.choices import (
@@ -129,7 +130,7 @@ def test_a_class_of_one_image_is_trained_on_with_a_warning(photos, capsys):
   assert {name for name, _ in val} == set(SHAPES)
   warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
   assert warnings == [
-    "warning: lonely have no two different images: trained on, but not evaluated; add images"
+    "warning: no two different images in lonely: trained on, but not evaluated; add images"
   ]
 
 
@@ -258,6 +259,10 @@ def test_the_work_directory_depends_on_the_folder(config, monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     expected = expected or tmp_path.name
     assert str(default_workdir(config)) == f"runs/{beginning}-{expected}"
+
+
+def test_another_folder_is_evaluated_as_a_whole(photos):
+  assert recognise(str(photos), usual="photos") == Recognised("folder", "")
 
 
 # What is chosen.
@@ -395,11 +400,11 @@ def test_a_run_ends_with_a_report_and_predicts(photos, in_process, tmp_path):
 def test_two_commands_as_typed(count, script, tmp_path):
   photos = write_photos(tmp_path / "photos", count)
   limits = ("--config.num_epochs=2",) if count == 5000 else ()
-  result = script(
-    *("train.py", "--config", "configs/photos.py", f"--config.data.name={photos}"),
-    *("--workdir", tmp_path / "run", *limits),
-  )
-  assert result.returncode == 0, result.stderr
+  train = ("train.py", "--config", "configs/photos.py", f"--config.data.name={photos}", *limits)
+  for resumed in (False, True):
+    result = script(*train, "--workdir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert ("resumed after" in result.stdout) == resumed
   last = read_lines(tmp_path / "run/metrics.jsonl")[-1]
   if count == 120:
     assert last["eval_top1"] > 80

@@ -41,6 +41,7 @@ def config_of_the_older_run():
   config.model.update(embed_dim=8, depth=1, patch_size=4)
   config.optimizer.warmup_epochs = 1.0
   config.data.batch_size = 320
+  config.augment.update(auto_augment="", padding=1)
   config.checkpoints.update(every_steps=5, keep_last=9)
   return config
 

@@ -80,6 +80,7 @@ def make_train_step(
     shardings: of the state, from `shard_state`.
   """
   whole, skip = replicated(mesh), config.on_nonfinite == "skip"
+  trained_shardings = trained_params(shardings.params, config)
 
   def train_step(
     state: TrainState, teacher_params: Params, batch: Batch, learning_rate: jax.Array
@@ -87,19 +88,16 @@ def make_train_step(
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     params = jax.lax.with_sharding_constraint(state.params, whole)  # gathered once if sharded
     loss, gradients, logits = objective(params, teacher_params, batch, key)
-    gradients = jax.lax.with_sharding_constraint(
-      gradients, trained_params(shardings.params, config)
-    )
+    gradients = jax.lax.with_sharding_constraint(gradients, trained_shardings)
     norm = optax.tree.norm(gradients)
     trained = trained_params(state.params, config)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
     trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
-    params = state.params | trained
     outcome = metrics.Outcome(loss, logits, batch["label"], state.params, gradients, norm, updates)
     why = jnp.where(jnp.isfinite(loss), jnp.where(jnp.isfinite(norm), 0, 2), 1)
     after = TrainState(
       step=state.step + 1,
-      params=params,
+      params=state.params | trained,
       ema=average(state.ema, trained, config.ema_decay),
       optimizer=optimizer_state,
       metrics=metrics.update(state.metrics, outcome),

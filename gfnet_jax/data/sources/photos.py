@@ -113,7 +113,7 @@ def _describe(
   missing = sorted(set(range(len(classes))) - set(labels[held_out].tolist()))
   if missing:
     lines.append(
-      f"warning: {_listed([classes[label] for label in missing])} have no two different images: "
+      f"warning: no two different images in {_listed([classes[label] for label in missing])}: "
       "trained on, but not evaluated; add images"
     )
   seen, several = {}, set()
