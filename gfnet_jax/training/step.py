@@ -105,11 +105,7 @@ def make_train_step(
       frozen=state.frozen,
       bad_samples=state.bad_samples + batch["bad"].sum(dtype=jnp.int32),
     )
-    good = (why == 0) & (state.frozen == 0)
-    after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
-    if skip:
-      return after.replace(step=state.step + 1, bad_steps=state.bad_steps + (why > 0))
-    return after.replace(frozen=jnp.where(state.frozen == 0, why, state.frozen))
+    return _unless_bad(state, after, why, skip=skip)
 
   return jax.jit(
     train_step,
@@ -117,6 +113,15 @@ def make_train_step(
     out_shardings=shardings,
     donate_argnums=0,
   )
+
+
+def _unless_bad(state: TrainState, after: TrainState, why: jax.Array, *, skip: bool) -> TrainState:
+  """The state after a step, or the one before it if there is a reason why not; see `TrainState`."""
+  good = (why == 0) & (state.frozen == 0)
+  after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+  if skip:
+    return after.replace(step=state.step + 1, bad_steps=state.bad_steps + (why > 0))
+  return after.replace(frozen=jnp.where(state.frozen == 0, why, state.frozen))
 
 
 def average(ema: Params, params: Params, decay: float) -> Params:
