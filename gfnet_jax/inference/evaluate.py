@@ -82,14 +82,7 @@ def evaluate(
     data_dir=data_dir,
     eval_batch_size=batch_size,
   )
-  images = open_source(section, section.eval_split)
-  check_classes(images, saved.config["num_classes"])
-  if saved.class_names:
-    images = in_class_order(images, saved.class_names)
-    # TFDS counts classes that have no names; folders always have some, even if these are numbers.
-    counted = [str(i) for i in range(len(images.class_names))]
-    if section.source == "folder" or images.class_names != counted:
-      check_same_classes(images.class_names, saved.class_names, section.name)
+  images = _open_images(saved, section)
   if section.eval_batch_size < 1:
     raise UserError(f"the batch size is {section.eval_batch_size}, expected at least 1")
   structure, params = functional.split(saved.model)
@@ -111,6 +104,19 @@ def evaluate(
     writer = functools.partial(write_report, Path(report), verdicts, images, names)
     together(writer if jax.process_index() == 0 else lambda: None)
   return results
+
+
+def _open_images(saved: SavedModel, section: ml_collections.ConfigDict) -> Source:
+  """The images to evaluate on, with the labels that the model knows."""
+  images = open_source(section, section.eval_split)
+  check_classes(images, saved.config["num_classes"])
+  if saved.class_names:
+    images = in_class_order(images, saved.class_names)
+    # TFDS counts classes that have no names; folders always have some, even if these are numbers.
+    counted = [str(i) for i in range(len(images.class_names))]
+    if section.source in ("folder", "photos") or images.class_names != counted:
+      check_same_classes(images.class_names, saved.class_names, section.name)
+  return images
 
 
 def data_section(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
