@@ -9,8 +9,7 @@ pixels, which begins with random weights; trained ones do much better:
 
   --config.init_checkpoint=gfnet-xs   downloads the official weights; or a .pth file, or a
                                       checkpoint: the network is that of the weights, at 128 pixels
-  --config.freeze_trunk=True          with such weights: trains the head alone, in a third of the
-                                      time and less
+  --config.freeze_trunk=True          with such weights: trains the head alone, with less work
 
 All of it, with real output: docs/photos.md.
 """

@@ -44,6 +44,15 @@ def test_finite_results_are_written_as_they_are(evaluate, tmp_path):
   assert (tmp_path / "results.json").read_text() == json.dumps(RESULTS, indent=2) + "\n"
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(evaluate, tmp_path):
+  (tmp_path / "file").touch()
+  code, output, errors = evaluate("--report", tmp_path / "file")
+  assert (code, output, errors.count("\n")) == (2, "", 1)
+  assert f"{tmp_path}/file is a file, expected a directory" in errors
+  assert evaluate("--report", tmp_path / "report")[0] == 0
+  assert (tmp_path / "report").is_dir()
+
+
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
 def test_what_is_no_file_is_refused_before_the_work(evaluate, tmp_path, make):
   make(tmp_path / "results")

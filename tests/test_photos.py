@@ -25,6 +25,7 @@ from gfnet_jax.data.sources.holdout import hold_out
 from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import Recognised, recognise
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.functional import split
 from gfnet_jax.sharding import check_batch_size
 from gfnet_jax.training.choices import (
   advise_batch,
@@ -295,6 +296,20 @@ def test_chosen_batches_work(count, devices, parts):
   assert config.data.batch_size <= count
 
 
+def test_other_configs_say_what_fits_a_small_folder(photos, in_process, tmp_path):
+  for name in ("train", "val"):
+    shutil.copytree(photos, tmp_path / "data" / name)
+  code, _, errors = in_process(
+    *("train.py", "--config", "configs/transfer.py:folder", "--workdir", tmp_path / "run"),
+    f"--config.data.name={tmp_path / 'data'}",
+  )
+  assert (code, errors.count("\n")) == (2, 1)
+  assert errors.startswith(
+    "error: the training split holds 30 images, fewer than one batch of 512; choose "
+    "--config.data.batch_size=16 --config.mixing.group_size=2, or configs/photos.py"
+  )
+
+
 @pytest.mark.parametrize(
   ("count", "batch_size", "epochs"), [(17, 8, 80.0), (96, 16, 70.0), (4000, 64, 20.0)]
 )
@@ -410,3 +425,23 @@ def test_two_commands_as_typed(count, script, tmp_path):
     assert last["eval_top1"] > 80
   result = script("tools/predict.py", tmp_path / "run", photos / "circle")
   assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_a_frozen_trunk_from_an_official_file(photos, script, tmp_path):
+  ours, official = tmp_path / "ours", tmp_path / "weights.safetensors"
+  save_model(ours, gfnet_jax.create_model("gfnet-ti"), dict(name="gfnet-ti"))
+  result = script("convert_torch_weights.py", "--to-torch", ours, official)
+  assert result.returncode == 0, result.stderr
+  result = script(
+    *("train.py", "--config", "configs/photos.py", f"--config.data.name={photos}"),
+    *("--workdir", tmp_path / "run", "--config.num_epochs=2", "--config.freeze_trunk=True"),
+    f"--config.init_checkpoint={official}",
+  )
+  assert result.returncode == 0, result.stderr
+  assert "resized from 224x224 to 128x128 pixels, with a new head: 3 classes" in result.stdout
+  saved, before = gfnet_jax.load_model(tmp_path / "run"), gfnet_jax.load_model(ours)
+  assert (saved.class_names, saved.config["image_size"]) == (list(SHAPES), 128)
+  for name in ("patch_embed.proj.kernel", "blocks.11.mlp.fc2.kernel", "norm.scale"):
+    found, expected = (split(model.model)[1][name] for model in (saved, before))
+    np.testing.assert_array_equal(found, expected, err_msg=name)
