@@ -174,15 +174,21 @@ RULES = {
 NO_RULE = Rule(ANY)  # of fields that a config of one's own adds
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError for the first field that is missing, or whose value is out of its range."""
+def check_config(config: ml_collections.ConfigDict, *, may_be_open: bool = False) -> None:
+  """Raises UserError for the first field that is missing, or whose value is out of its range.
+
+  Args:
+    config: of a run.
+    may_be_open: whether fields of an automatic config may be None, to be chosen (`choices`).
+  """
+  may_be_open = may_be_open and config.get("automatic", False)
   fields = flatten(config.to_dict())
   for field in RULES:
     if field not in fields:
       raise UserError(f"the config has no field {field}; begin with configs/default.py")
   for field, value in fields.items():
     rule = RULES.get(field, NO_RULE)
-    left_open = value is None and rule.may_be_open and config.get("automatic")
+    left_open = value is None and rule.may_be_open and may_be_open
     if not left_open and not rule.range.holds(value):
       raise UserError(f"{field} is {printable(repr(value))}, expected {rule.range.expected}")
   first, last = config.profile.first_step, config.profile.last_step

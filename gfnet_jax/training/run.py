@@ -60,7 +60,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
-  check_config(config)
+  check_config(config, may_be_open=True)
   choose_model(config)
   model = model_config(config) | {"num_classes": config.model.num_classes or 1}
   nnx.eval_shape(lambda: create_model(**model))
