@@ -158,7 +158,9 @@ def _draw_mistakes(path: Path, mistakes: list[dict], records: list[Record | None
     if image is not None:
       images.append(image)
       percent = f"{100 * mistake['probability']:.0f} %"
-      captions.append([f"true: {mistake['class']}", f"{percent}: {mistake['predicted']}"])
+      captions.append(
+        [f"true: {mistake['class']}", f"predicted: {mistake['predicted']} ({percent})"]
+      )
   if not images:
     return False
   with open_atomically(path) as file:
