@@ -8,7 +8,8 @@ from ml_collections import ConfigDict, config_dict
 
 def get_config() -> ConfigDict:
   config = ConfigDict()
-  config.name = "default"  # of the default work directory, runs/<name>
+  # Of the default work directory, runs/<name>; {data} is the last part of data.name.
+  config.name = "default"
   config.seed = 0  # of the initial weights, the order, the augmentation and drop path
   config.num_epochs = 300.0
   config.log_every_steps = 50
@@ -19,6 +20,10 @@ def get_config() -> ConfigDict:
   )
   config.ema_decay = 0.0  # of averaged weights, evaluated beside the others; 0: none
   config.on_nonfinite = "stop"  # or "skip" the update, or "rollback" past the offending batches
+
+  # None is off: an older run, which has no such field, goes on without a word.
+  config.freeze_trunk = config_dict.placeholder(bool)  # trains the head of init_checkpoint alone
+  config.report = config_dict.placeholder(bool)  # at the end, into WORKDIR/report: what is mistaken
 
   # Arguments of gfnet_jax.create_model.
   config.model = ConfigDict(dict(name="", image_size=224, num_classes=1000))
@@ -50,9 +55,10 @@ def get_config() -> ConfigDict:
       accumulate_steps=1,  # parts of a batch whose gradients are computed one after the other
     )
   )
+  config.optimizer.scale_all_rates = config_dict.placeholder(bool)  # first and last like the peak
   config.data = ConfigDict(
     dict(
-      source="tfds",  # tfds, tfrecord or folder
+      source="tfds",  # tfds, tfrecord, folder or photos
       name="",  # of a TFDS data set, or a directory that holds the data
       data_dir="",  # of all TFDS data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
       train_split="train",

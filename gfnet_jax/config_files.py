@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -71,6 +72,13 @@ def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDi
   if rest:
     raise UserError(f"unexpected argument {printable(rest[0])!r} (see --help)")
   return config
+
+
+def default_workdir(config: ml_collections.ConfigDict) -> Path:
+  """runs/<name of the config>, in which {data} stands for the last part of `data.name`."""
+  path = os.path.abspath(os.path.expanduser(config.data.name))  # noqa: PTH100, PTH111 (any text)
+  data = Path(path).name or "root"
+  return Path("runs") / config.name.replace("{data}", data)
 
 
 def _check_field(name: str, config: ml_collections.ConfigDict, specifier: str) -> None:

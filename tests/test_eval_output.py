@@ -3,12 +3,15 @@
 import json
 import math
 import os
+from types import SimpleNamespace
 
 import pytest
 
 import gfnet_jax
 
 RESULTS = {"top1": 50.0, "top5": 100.0, "loss": 0.5, "images": 4, "images_per_second": 9.0}
+
+SAVED = SimpleNamespace(config={"num_classes": 10})
 
 
 def refuse(constant):
@@ -20,7 +23,7 @@ def evaluate(in_process, monkeypatch, tmp_path):
   """evaluate(*arguments, **results) runs eval.py, which finds these results."""
 
   def run(*arguments, **results):
-    monkeypatch.setattr(gfnet_jax, "load_model", lambda *args, **options: None)
+    monkeypatch.setattr(gfnet_jax, "load_model", lambda *args, **options: SAVED)
     monkeypatch.setattr(gfnet_jax, "evaluate", lambda *args, **options: RESULTS | results)
     return in_process("eval.py", "--checkpoint", tmp_path, *arguments)
 
@@ -39,6 +42,15 @@ def test_what_is_not_finite_is_null(evaluate, tmp_path, loss):
 def test_finite_results_are_written_as_they_are(evaluate, tmp_path):
   assert evaluate("--output", tmp_path / "results.json")[0] == 0
   assert (tmp_path / "results.json").read_text() == json.dumps(RESULTS, indent=2) + "\n"
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(evaluate, tmp_path):
+  (tmp_path / "file").touch()
+  code, output, errors = evaluate("--report", tmp_path / "file")
+  assert (code, output, errors.count("\n")) == (2, "", 1)
+  assert f"{tmp_path}/file is a file, expected a directory" in errors
+  assert evaluate("--report", tmp_path / "report")[0] == 0
+  assert (tmp_path / "report").is_dir()
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])

@@ -1,15 +1,20 @@
 """Schedule, decay groups, clipping and AdamW against their formulas."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import ROOT
 
 import gfnet_jax
+from configs import transfer
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import split
+from gfnet_jax.training.choices import choose_from_data
 from gfnet_jax.training.optimizer import (
   clip_by_global_norm,
   cosine_schedule,
@@ -128,6 +133,111 @@ def test_a_warmup_longer_than_the_run_is_refused():
   config = ml_collections.ConfigDict(dict(num_epochs=3, optimizer=dict(warmup_epochs=5)))
   with pytest.raises(UserError, match="warmup_epochs is 5, expected 0 to num_epochs = 3"):
     make_schedule(config, steps_per_epoch=10)
+
+
+CONFIGS = {
+  f"{name}:{argument}" if argument else name: (name, argument)
+  for name, arguments in {
+    "digits": [""],
+    "photos": [""],
+    "imagenet": ["gfnet-xs", "gfnet-h-b"],
+    "imagenet_384": ["gfnet-xs"],
+    "transfer": [*transfer.DATASETS, "digits"],
+  }.items()
+  for argument in arguments
+}
+
+
+def config_of(name):
+  module, argument = CONFIGS[name]
+  module = importlib.import_module(f"configs.{module}")
+  config = module.get_config(argument) if argument else module.get_config()
+  choose_from_data(config, 96, 1)
+  return config
+
+
+def rates_of(config):
+  steps_per_epoch = 4
+  schedule = make_schedule(config, steps_per_epoch)
+  return np.array([schedule(step) for step in range(round(config.num_epochs * steps_per_epoch))])
+
+
+def test_no_config_is_left_out():
+  names = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"default", "__init__"}
+  assert names == {name for name, _ in CONFIGS.values()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_schedule_rises_at_the_batch_of_its_config(name, capsys):
+  config = config_of(name)
+  capsys.readouterr()
+  rates = rates_of(config)
+  assert capsys.readouterr().out == ""
+  peak = rates.argmax()
+  assert (np.diff(rates[: peak + 1]) >= 0).all()
+  assert (np.diff(rates[peak:]) <= 0).all()
+  assert rates[-1] <= rates[peak]
+
+
+@pytest.mark.parametrize("batch_size", [8, 24, 64])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_rate_above_the_peak_of_a_small_batch_is_said_once(name, batch_size, capsys):
+  config = config_of(name)
+  config.data.batch_size = batch_size
+  capsys.readouterr()
+  rates = rates_of(config)
+  optimizer, printed = config.optimizer, capsys.readouterr().out
+  peak = optimizer.learning_rate
+  if optimizer.reference_batch_size:
+    peak *= batch_size / optimizer.reference_batch_size
+  rises = rates[-1] > peak * (1 + 1e-9) or rates[0] > peak * (1 + 1e-9)
+  assert printed.count("warning") == printed.count("\n") == rises
+  if rises:
+    assert f"above its peak of {peak:.3g}" in printed
+    assert f"{optimizer.final_learning_rate:.3g}" in printed
+    # What it advises works.
+    optimizer.scale_all_rates = True
+    rates_of(config)
+    assert capsys.readouterr().out == ""
+
+
+def test_which_configs_warn_of_small_batches(capsys):
+  warned = set()
+  for name in CONFIGS:
+    config = config_of(name)
+    config.data.batch_size = 24
+    capsys.readouterr()
+    make_schedule(config, 4)
+    if capsys.readouterr().out:
+      warned.add(name)
+  assert warned == {"imagenet_384:gfnet-xs", "transfer:cars196"}, "those of official scripts"
+
+
+def test_the_warning_of_a_rising_rate(capsys):
+  config = config_of("imagenet_384:gfnet-xs")
+  config.data.batch_size = 64
+  make_schedule(config, 4)
+  assert capsys.readouterr().out == (
+    "warning: the learning rate begins the warm-up at 1e-06 and ends at 5e-06, above its peak of "
+    "6.25e-07; lower optimizer.warmup_learning_rate and optimizer.final_learning_rate, or set "
+    "optimizer.scale_all_rates=True\n"
+  )
+  config.optimizer.update(warmup_epochs=0.0, final_learning_rate=0.0)
+  make_schedule(config, 4)
+  assert capsys.readouterr().out == ""
+
+
+def test_all_rates_are_scaled_to_the_batch():
+  config = config_of("transfer:folder")
+  config.data.batch_size = 24
+  small = rates_of(config)
+  config.data.batch_size = 512
+  large = rates_of(config)
+  np.testing.assert_allclose(small, large * 24 / 512, rtol=1e-12)
+  assert large.max() == pytest.approx(1e-4, rel=1e-3)
+  assert large[0] == 1e-6
+  config.optimizer.scale_all_rates = False
+  np.testing.assert_array_equal(rates_of(config), large)
 
 
 def test_clipping_is_the_official_one():

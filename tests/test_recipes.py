@@ -182,6 +182,7 @@ def test_a_metric_and_a_thing_done_every_n_steps(tmp_path, server):
     *(f"--config.{name}={config[name]}" for name in ("num_epochs", "eval_every_epochs")),
     *(f"--config.{name}={config[name]}" for name in ("log_every_steps", "ema_decay")),
     *(f"--config.model.{name}={config['model'][name]}" for name in ("embed_dim", "depth")),
+    *(f"--config.augment.{name}={config['augment'][name]}" for name in ("auto_augment", "padding")),
     f"--config.model.patch_size={config['model']['patch_size']}",
     f"--config.data.batch_size={config['data']['batch_size']}",
     f"--config.optimizer.warmup_epochs={config['optimizer']['warmup_epochs']}",

@@ -13,9 +13,10 @@ from configs.digits import get_config
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.training import metrics
-from gfnet_jax.training.config_rules import RULES, check_same_run, flatten
+from gfnet_jax.training.config_rules import RULES, flatten
 from gfnet_jax.training.loop import train
 from gfnet_jax.training.resume import Progress
+from gfnet_jax.training.same_run import check_same_run
 
 pytestmark = pytest.mark.usefixtures("data_dir")
 
@@ -40,6 +41,7 @@ def config_of_the_older_run():
   config.model.update(embed_dim=8, depth=1, patch_size=4)
   config.optimizer.warmup_epochs = 1.0
   config.data.batch_size = 320
+  config.augment.update(auto_augment="", padding=1)
   config.checkpoints.update(every_steps=5, keep_last=9)
   return config
 

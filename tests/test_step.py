@@ -165,6 +165,38 @@ def test_averages_follow_the_parameters():
     np.testing.assert_allclose(value, expected[name], atol=1e-6)
 
 
+def test_a_frozen_trunk_stays_and_its_head_learns_as_ever():
+  """The first step of the head does not depend on whether the trunk moves as well."""
+  states, flops = {}, {}
+  for frozen in (False, True):
+    config = full_recipe(freeze_trunk=frozen)
+    config.optimizer.update(clip_norm=0.0, accumulate_steps=1)
+    training = Training(config)
+    before = jax.tree.map(np.asarray, training.state.params)
+    flops[frozen] = flops_of(training)
+    training.run([1e-3])
+    states[frozen] = training.state
+  state = states[True]
+  for name, value in before.items():
+    if name.startswith("head."):
+      np.testing.assert_allclose(
+        state.params[name], states[False].params[name], rtol=1e-5, atol=1e-7, err_msg=name
+      )
+      assert (np.asarray(state.params[name]) != value).any()
+      assert (np.asarray(state.ema[name]) != value).any()
+    else:
+      np.testing.assert_array_equal(state.params[name], value, err_msg=name)
+      np.testing.assert_array_equal(state.ema[name], value, err_msg=name)
+  assert state.optimizer[1].mu.keys() == {"head.kernel", "head.bias"}
+  assert flops[True] < 0.5 * flops[False], "no gradient of the trunk is computed"
+
+
+def flops_of(training) -> float:
+  with jax.set_mesh(training.mesh):
+    step = training.step.lower(training.state, {}, training.batch(), jnp.float32(0))
+  return step.cost_analysis()["flops"]
+
+
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_step_that_is_not_finite_changes_nothing(policy):
   training = Training(full_recipe(on_nonfinite=policy), depth=1)

@@ -14,6 +14,10 @@ whether the model chose among all 1000 or, with --classes present, among those:
 
   gfnet-jax eval --checkpoint gfnet-xs --data imagenette --classes present
 
+What it takes for what, as JSON and pictures (docs/photos.md):
+
+  gfnet-jax eval --checkpoint runs/digits --report runs/digits/report
+
 Every image counts once, for any batch size and any number of devices.
 """
 
@@ -39,6 +43,8 @@ def main(arguments: list[str]) -> None:
   startup.check_devices()
   if options.output:  # before the work, not after
     make_directory(options.output.parent)
+  if options.report:
+    make_directory(options.report)
   saved = gfnet_jax.load_model(
     options.torch_checkpoint or options.checkpoint,
     options.which,
@@ -53,10 +59,11 @@ def main(arguments: list[str]) -> None:
     data_dir=options.data_dir,
     batch_size=options.batch_size,
     classes=options.classes,
+    report=options.report,
   )
   if options.output and jax.process_index() == 0:
     write_atomically(options.output, to_json(results, indent=2) + "\n")
-  distributed.say(format_results(results))
+  distributed.say(format_results(results, saved.config["num_classes"]))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -87,6 +94,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
   parser.add_argument("--data-dir", help="directory of all TFDS data sets")
   parser.add_argument("--batch-size", type=int, help="over all devices (default: as in training)")
   parser.add_argument("--precision", help="highest, default or bf16 (default: as in training)")
+  parser.add_argument(
+    "--report", type=Path, metavar="DIR", help="write accuracy by class and the worst mistakes"
+  )
   parser.add_argument("--output", type=Path, help="file for the result as JSON; null is not finite")
   add_process_flags(parser)
   options = parser.parse_args(arguments)

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
   add_process_flags(parser)
   options, overrides = parser.parse_known_args(arguments)
   from gfnet_jax import startup
-  from gfnet_jax.config_files import read_config
+  from gfnet_jax.config_files import default_workdir, read_config
 
   config = read_config(options.config, overrides)
   startup.start()
@@ -44,7 +44,8 @@ def main(arguments: list[str]) -> None:
 
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
   startup.check_devices()
-  workdir = options.workdir or Path("runs") / config.name
+  workdir = options.workdir or default_workdir(config)
   if gfnet_jax.train(config, workdir):
-    again = f"{spell('eval')} --checkpoint {shlex.quote(str(workdir))}"
-    distributed.say(f"Done. Evaluate it again with: {again}")
+    name = shlex.quote(str(workdir))
+    distributed.say(f"Done. Evaluate it again with: {spell('eval')} --checkpoint {name}")
+    distributed.say(f"Classify an image with: {spell('predict')} {name} IMAGE")

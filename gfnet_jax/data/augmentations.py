@@ -22,6 +22,7 @@ from typing import Protocol
 
 from PIL import Image, ImageEnhance
 
+from gfnet_jax.data.affine import parse_affine
 from gfnet_jax.data.randaugment import parse_randaugment
 from gfnet_jax.names import look_up
 
@@ -52,6 +53,7 @@ class MakeAugmentation(Protocol):
 
 AUGMENTATIONS: dict[str, MakeAugmentation] = {
   "rand": parse_randaugment,
+  "affine": parse_affine,
 }
 
 

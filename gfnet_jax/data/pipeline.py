@@ -136,12 +136,14 @@ def _reported(batches: Iterator[Batch]) -> Iterator[Batch]:
     batches.close()
 
 
-def check_fills_a_batch(source: Source, batch_size: int) -> None:
-  """Raises UserError if a source holds fewer records than a global batch."""
+def check_fills_a_batch(
+  source: Source, batch_size: int, advice: str = "choose a smaller data.batch_size"
+) -> None:
+  """Raises UserError, with an advice, if a source holds fewer records than a global batch."""
   if len(source) < batch_size:
     raise UserError(
       f"the training split holds {len(source)} images, fewer than one batch of {batch_size}; "
-      "choose a smaller data.batch_size"
+      f"{advice}"
     )
 
 

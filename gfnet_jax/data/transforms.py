@@ -99,7 +99,7 @@ class TrainTransform:
       whatever `interpolation` says, and sees the crop's surroundings.
 
   Raises:
-    UserError: for an unknown crop, interpolation or auto_augment.
+    UserError: for an unknown crop, interpolation or auto_augment, or a scale of no area.
   """
 
   image_size: ImageSize
@@ -115,6 +115,8 @@ class TrainTransform:
 
   def __post_init__(self):
     self.image_size = as_height_width(self.image_size)
+    if not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1):
+      raise UserError(f"augment.scale is {self.scale}, expected two fractions of 1, such as 0.1, 1")
     look_up("interpolation", self.interpolation, INTERPOLATIONS)
     interpolation = "bilinear" if self.fast_decode else self.interpolation
     # Looked up now: a worker process unpickles what the tables hold in its parent.

@@ -1,6 +1,7 @@
 """Evaluates on a whole data set, every image counted once."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +20,13 @@ from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import recognise
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform
+from gfnet_jax.distributed import together
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.match_classes import match_classes
 from gfnet_jax.inference.metrics import Averages, measure, summarize
+from gfnet_jax.inference.report import write_report
 from gfnet_jax.inference.saved_model import SavedModel, load_model
+from gfnet_jax.inference.verdicts import JudgingStep
 from gfnet_jax.models import functional
 from gfnet_jax.models.functional import Params, merge
 from gfnet_jax.models.precision import matmul_precision
@@ -47,6 +51,7 @@ def evaluate(
   data_dir: str | None = None,
   batch_size: int | None = None,
   classes: str = "all",
+  report: str | Path | None = None,
 ) -> dict[str, float | int]:
   """Evaluates a saved model on all images of a data set, on all devices.
 
@@ -60,6 +65,7 @@ def evaluate(
     batch_size: over all devices; rounded up to a multiple of their number.
     classes: for data that hold only some of ImageNet's classes: "all" asks the model which
       of its classes an image shows, "present" which of those that the data hold.
+    report: directory for accuracy by class, confusion matrix and mistakes; see `write_report`.
 
   Returns:
     What `inference.metrics.METRICS` lists, such as top1 and top5 in percent and loss,
@@ -85,8 +91,9 @@ def evaluate(
   structure, params = functional.split(saved.model)
   mesh = make_mesh()
   with jax.set_mesh(mesh), matmul_precision(saved.precision):
+    judging = None if report is None else JudgingStep(structure, mesh, matched.outputs)
     results = evaluate_params(
-      make_eval_step(structure, mesh, matched.outputs),
+      judging or make_eval_step(structure, mesh, matched.outputs),
       replicate(params, mesh),
       matched.source,
       EvalTransform(saved.model.image_size),
@@ -94,6 +101,11 @@ def evaluate(
       mesh=mesh,
       reading=Reading(**section.reading),
     )
+  if judging:
+    verdicts, names = judging.verdicts(), matched.source.class_names
+    # Only one process writes, and the others learn of its errors.
+    writer = functools.partial(write_report, Path(report), verdicts, matched.source, names)
+    together(writer if jax.process_index() == 0 else lambda: None)
   return results | matched.counts
 
 

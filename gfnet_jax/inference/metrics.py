@@ -25,11 +25,13 @@ class Metric(NamedTuple):
     compute: (logits (batch, num_classes) float32, labels (batch,) int32) to (batch,).
     title: on the screen.
     percent: whether its mean is a share, to be reported in percent.
+    more_classes_than: of a model for which it is worth a place on the screen.
   """
 
   compute: Callable[[jax.Array, jax.Array], jax.Array]
   title: str
   percent: bool = False
+  more_classes_than: int = 0
 
 
 def top1(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -49,7 +51,7 @@ def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 METRICS = {
   "top1": Metric(top1, "top-1", percent=True),
-  "top5": Metric(top5, "top-5", percent=True),
+  "top5": Metric(top5, "top-5", percent=True, more_classes_than=5),
   "loss": Metric(loss, "loss"),
 }
 
@@ -78,9 +80,9 @@ def summarize(batches: list[Averages]) -> dict[str, float | int]:
   }
 
 
-def format_results(results: dict[str, float | int]) -> str:
-  """One line for the results of an evaluation."""
-  parts = [format_means(results), f"{results['images']} images"]
+def format_results(results: dict[str, float | int], num_classes: int | None = None) -> str:
+  """One line for the results of an evaluation of a model with so many classes, if known."""
+  parts = [format_means(results, num_classes), f"{results['images']} images"]
   if "classes_present" in results:
     present, compared = results["classes_present"], results["classes_compared"]
     among = "these" if compared == present else f"all {compared}"
@@ -88,13 +90,14 @@ def format_results(results: dict[str, float | int]) -> str:
   return "   ".join([*parts, f"{results['images_per_second']:,.0f} images/s"])
 
 
-def format_means(means: dict[str, float]) -> str:
-  """The means of an evaluation as a part of a line."""
+def format_means(means: dict[str, float], num_classes: int | None = None) -> str:
+  """The means of an evaluation as a part of a line; no top-5 of five classes or fewer."""
   return "   ".join(
     f"{metric.title} {means[name]:6.2f} %"
     if metric.percent
     else f"{metric.title} {means[name]:.4f}"
     for name, metric in METRICS.items()
+    if num_classes is None or num_classes > metric.more_classes_than
   )
 
 

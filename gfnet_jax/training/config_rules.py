@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -34,10 +33,12 @@ class Rule(NamedTuple):
   Attributes:
     range: the values that it may have.
     may_change: whether a run may go on with another value: the field changes no result.
+    may_be_open: whether it may be None in a config that is automatic; see `choices`.
   """
 
   range: Range
   may_change: bool = False
+  may_be_open: bool = False
 
 
 def _choice(*names: str) -> Range:
@@ -72,6 +73,7 @@ def _pair_or_none(value: Any) -> bool:
 ANY = Range(lambda value: True, "anything")  # checked where it is used
 TEXT = Range(lambda value: isinstance(value, str) and "\0" not in value, "text")
 FLAG = Range(lambda value: isinstance(value, bool), "True or False")
+FLAG_OR_NONE = Range(lambda value: value is None or FLAG.holds(value), "True, False or None")
 AT_LEAST_ONE = _integer(1)
 COUNT = _integer(0)
 BATCH = _integer(1, 2**20)
@@ -89,13 +91,15 @@ TIMEOUT = _number(
 RULES = {
   "name": Rule(TEXT, may_change=True),
   "seed": Rule(_integer(0, 2**32 - 1)),
-  "num_epochs": Rule(EPOCHS),
+  "num_epochs": Rule(EPOCHS, may_be_open=True),
   "log_every_steps": Rule(AT_LEAST_ONE, may_change=True),
-  "eval_every_epochs": Rule(POSITIVE, may_change=True),
+  "eval_every_epochs": Rule(POSITIVE, may_change=True, may_be_open=True),
   "precision": Rule(TEXT),
   "init_checkpoint": Rule(TEXT, may_change=True),
   "ema_decay": Rule(BELOW_ONE),
   "on_nonfinite": Rule(_choice(*NONFINITE), may_change=True),
+  "freeze_trunk": Rule(FLAG_OR_NONE),
+  "report": Rule(FLAG_OR_NONE, may_change=True),
   "sharding": Rule(TEXT, may_change=True),
   "filters_every_steps": Rule(COUNT, may_change=True),
   "trackers.wandb": Rule(FLAG, may_change=True),
@@ -115,10 +119,11 @@ RULES = {
   "model.filter_precision": Rule(ANY),
   "model.remat": Rule(FLAG, may_change=True),
   "model.scan": Rule(FLAG),
-  "optimizer.learning_rate": Rule(AT_LEAST_ZERO),
+  "optimizer.learning_rate": Rule(AT_LEAST_ZERO, may_be_open=True),
   "optimizer.reference_batch_size": Rule(COUNT),
+  "optimizer.scale_all_rates": Rule(FLAG_OR_NONE),
   "optimizer.schedule": Rule(TEXT),
-  "optimizer.warmup_epochs": Rule(AT_LEAST_ZERO),
+  "optimizer.warmup_epochs": Rule(AT_LEAST_ZERO, may_be_open=True),
   "optimizer.warmup_learning_rate": Rule(AT_LEAST_ZERO),
   "optimizer.final_learning_rate": Rule(AT_LEAST_ZERO),
   "optimizer.beta1": Rule(BELOW_ONE),
@@ -132,15 +137,15 @@ RULES = {
   "data.data_dir": Rule(TEXT, may_change=True),
   "data.train_split": Rule(TEXT),
   "data.eval_split": Rule(TEXT),
-  "data.batch_size": Rule(BATCH),
-  "data.eval_batch_size": Rule(BATCH, may_change=True),
+  "data.batch_size": Rule(BATCH, may_be_open=True),
+  "data.eval_batch_size": Rule(BATCH, may_change=True, may_be_open=True),
   "data.repeats": Rule(AT_LEAST_ONE),
   "data.max_bad_fraction": Rule(SHARE, may_change=True),
   "data.fast_decode": Rule(FLAG),
   "data.verify_crc": Rule(FLAG, may_change=True),
   "data.reading.threads": Rule(_integer(0, 1024), may_change=True),
   "data.reading.prefetch": Rule(_integer(0, 1024), may_change=True),
-  "data.reading.workers": Rule(_integer(0, 1024), may_change=True),
+  "data.reading.workers": Rule(_integer(0, 1024), may_change=True, may_be_open=True),
   "augment.crop": Rule(TEXT),
   "augment.padding": Rule(_integer(0, 65_536)),
   "augment.flip": Rule(SHARE),
@@ -153,7 +158,7 @@ RULES = {
   "mixing.prob": Rule(SHARE),
   "mixing.switch_prob": Rule(SHARE),
   "mixing.mode": Rule(TEXT),
-  "mixing.group_size": Rule(COUNT),
+  "mixing.group_size": Rule(COUNT, may_be_open=True),
   "mixing.smoothing": Rule(BELOW_ONE),
   "mixing.new_box": Rule(FLAG),
   "distillation.teacher": Rule(TEXT),
@@ -172,80 +177,31 @@ RULES = {
 NO_RULE = Rule(ANY)  # of fields that a config of one's own adds
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError for the first field that is missing, or whose value is out of its range."""
+def check_config(config: ml_collections.ConfigDict, *, may_be_open: bool = False) -> None:
+  """Raises UserError for the first field that is missing, or whose value is out of its range.
+
+  Args:
+    config: of a run.
+    may_be_open: whether fields of an automatic config may be None, to be chosen (`choices`).
+  """
+  may_be_open = may_be_open and config.get("automatic", False)
   fields = flatten(config.to_dict())
   for field in RULES:
     if field not in fields:
       raise UserError(f"the config has no field {field}; begin with configs/default.py")
   for field, value in fields.items():
-    allowed = RULES.get(field, NO_RULE).range
-    if not allowed.holds(value):
-      raise UserError(f"{field} is {printable(repr(value))}, expected {allowed.expected}")
+    rule = RULES.get(field, NO_RULE)
+    left_open = value is None and rule.may_be_open and may_be_open
+    if not left_open and not rule.range.holds(value):
+      raise UserError(f"{field} is {printable(repr(value))}, expected {rule.range.expected}")
   first, last = config.profile.first_step, config.profile.last_step
   if first and last < first:
     raise UserError(f"profile.last_step is {last}, expected at least {first}")
-
-
-def check_same_run(
-  before: dict[str, Any], now: dict[str, Any], workdir: Path | str, images: str | None = None
-) -> None:
-  """Holds the config and the data of a continued run against those that it began with.
-
-  A field that only one of them has came or went with another version of the code; that
-  is only a warning, once for all such fields.
-
-  Args:
-    before: values by dotted name, as from `flatten`.
-    now: the same of the present config.
-    workdir: of the run, for the message.
-    images: how the training images or their classes differ, "" for not at all; None if it
-      is not known, then `data.name` may not be another path either.
-
-  Raises:
-    UserError: naming all that differs and may not change.
-  """
-  fields = [
-    field
-    for field in sorted(before.keys() & now.keys())
-    if before[field] != now[field] and not _may_change(field, before[field], now[field], images)
-  ]
-  parts = [
-    f"with {field}={printable(before[field])}, this one has {printable(now[field])}"
-    for field in fields
-  ]
-  parts += [f"on other training data: {images}"] * bool(images)
-  if parts:
-    back = ["the fields" if len(fields) > 1 else "the field"] * bool(fields)
-    back += ["the data"] * bool(images)
+  if config.freeze_trunk and not config.init_checkpoint:
     raise UserError(
-      f"{workdir} holds a run {'; '.join(parts)}; set another --workdir, or {' and '.join(back)} "
-      "back to continue"
+      "freeze_trunk is True, but nothing was trained before: expected weights in init_checkpoint, "
+      "such as --config.init_checkpoint=gfnet-xs, or freeze_trunk=False"
     )
-  if before.get("num_epochs") != now.get("num_epochs"):
-    say(
-      f"num_epochs is {now.get('num_epochs')} instead of {before.get('num_epochs')}: from here on "
-      "the learning rate is that of the longer schedule, usually a jump upwards; the result is not "
-      "that of a run which was as long from its beginning"
-    )
-  new, gone = _only_in(now, before), _only_in(before, now)
-  if new or gone:
-    parts = [f"with {', '.join(new)}"] * bool(new) + [f"without {', '.join(gone)}"] * bool(gone)
-    say(f"warning: this run began with other config fields; it goes on {' and '.join(parts)}")
-
-
-def _may_change(field: str, before: Any, now: Any, images: str | None) -> bool:
-  if field == "num_epochs":  # a longer run
-    return isinstance(before, int | float) and isinstance(now, int | float) and before < now
-  if field == "data.name":  # another path to the same
-    return images is not None  # whether they differ is said of the data, not of their path
-  return RULES.get(field, NO_RULE).may_change
-
-
-def _only_in(fields: dict[str, Any], others: dict[str, Any]) -> list[str]:
-  """The fields that the others lack; None leaves a choice to the model, as if it were not there."""
-  names = sorted(fields.keys() - others.keys())
-  return [f"{name}={printable(fields[name])}" for name in names if fields[name] is not None]
 
 
 def check_steps(config: ml_collections.ConfigDict, num_steps: int) -> None:

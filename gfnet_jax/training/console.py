@@ -13,10 +13,12 @@ from typing import Any
 
 import jax
 import ml_collections
-from clu import parameter_overview
 from tqdm import tqdm
 
 from gfnet_jax.inference.metrics import METRICS, format_means, format_results
+from gfnet_jax.text import printable
+
+LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
 
 
 def describe_run(
@@ -26,25 +28,45 @@ def describe_run(
   first_step: int,
   num_steps: int,
 ) -> None:
-  """Prints the parameter table, the devices and what is about to happen."""
+  """Prints the network's size, the devices and what is about to happen."""
   if jax.process_index() != 0:
     return
-  print(parameter_overview.get_parameter_overview(parameters, include_stats=False))
+  print(f"Network:         {config.model.name}, {describe_parameters(parameters)}")
   device = jax.devices()[0]
   processes = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
   print(
     f"Devices:         {jax.device_count()} x {device.device_kind} ({device.platform}){processes}"
   )
-  print(f"Data set:        {config.data.name}")
-  print(f"Work directory:  {workdir}")
+  print(f"Data set:        {printable(config.data.name, 400)}")
+  print(f"Work directory:  {printable(workdir, 400)}")
   print(f"Steps:           {num_steps}", end="")
   print(f", resumed after {first_step}" if first_step else "", flush=True)
 
 
-class ProgressBar:
-  """Steps done, loss, learning rate, images/s and time left; quiet off a terminal."""
+def describe_parameters(parameters: dict[str, jax.ShapeDtypeStruct]) -> str:
+  """How many parameters there are, and how many of them in each part of the network."""
+  parts = {}
+  for name, value in parameters.items():
+    part = re.match(r"(?:patch_embed|blocks)\.\d+(?=\.\d|\.stacked|\.proj)|[^.]+", name)[0]
+    parts[part] = parts.get(part, 0) + value.size
+  listed = ", ".join(f"{part} {count:,}" for part, count in parts.items())
+  return f"{sum(parts.values()):,} parameters ({listed}); all arrays in parameters.txt"
 
-  def __init__(self, first_step: int, num_steps: int):
+
+class ProgressBar:
+  """Steps done, loss, learning rate, images/s and time left.
+
+  Where there is no terminal, it is a line every LINE_SECONDS at most.
+
+  Args:
+    first_step: steps done before.
+    num_steps: of the whole run.
+    num_classes: of the model; None where that is not known.
+  """
+
+  def __init__(self, first_step: int, num_steps: int, num_classes: int | None = None):
+    self._step, self._num_steps, self._num_classes = first_step, num_steps, num_classes
+    self._shown = time.monotonic()
     self._bar = tqdm(
       total=num_steps,
       initial=first_step,
@@ -61,23 +83,29 @@ class ProgressBar:
     self._bar.close()
 
   def advance(self) -> None:
+    self._step += 1
     self._bar.update()
 
   def show(self, values: dict[str, float]) -> None:
-    """Shows the latest means behind the bar."""
+    """Shows the latest means behind the bar, or on a line of their own."""
     speed = values.get("images_per_second")  # not known after the first step
-    self._bar.set_postfix_str(
-      f"loss {values.get('train_loss', math.nan):.4f}, lr {values['learning_rate']:.2e}"
-      + (f", {speed:,.0f} img/s" if speed else "")
-    )
+    means = f"loss {values.get('train_loss', math.nan):.4f}, lr {values['learning_rate']:.2e}"
+    means += f", {speed:,.0f} img/s" if speed else ""
+    self._bar.set_postfix_str(means)
+    now, step = time.monotonic(), self._step + 1  # which is about to be counted
+    if self._bar.disable and jax.process_index() == 0 and now - self._shown >= LINE_SECONDS:
+      self._shown = now
+      seconds = (self._num_steps - step) * values.get("step_seconds", math.nan)
+      left = f", {tqdm.format_interval(seconds)} left" if math.isfinite(seconds) else ""
+      print(f"step {step} of {self._num_steps}   {means}{left}", flush=True)
 
   def print_evaluation(self, epoch: float, results: dict[str, float | int]) -> None:
     """Prints a line above the bar, and another one for averaged weights."""
     if jax.process_index() == 0:
-      self._bar.write(f"epoch {epoch:7.2f}   {format_results(results)}")
+      self._bar.write(f"epoch {epoch:7.2f}   {format_results(results, self._num_classes)}")
       averaged = {name: results.get(f"ema_{name}") for name in METRICS}
       if None not in averaged.values():
-        self._bar.write(f"{'averaged':13}   {format_means(averaged)}")
+        self._bar.write(f"{'averaged':13}   {format_means(averaged, self._num_classes)}")
       sys.stdout.flush()  # a log file should show it at once
 
 

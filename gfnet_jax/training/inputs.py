@@ -18,6 +18,7 @@ from gfnet_jax.data.sources.open import (
 )
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
+from gfnet_jax.training.choices import advise_batch, choose_from_data
 from gfnet_jax.training.optimizer import Schedule, make_schedule
 
 
@@ -47,12 +48,17 @@ class Inputs(NamedTuple):
   schedule: Schedule
 
 
-def open_inputs(config: ml_collections.ConfigDict, class_names: list[str] | None = None) -> Inputs:
+def open_inputs(
+  config: ml_collections.ConfigDict, class_names: list[str] | None = None, devices: int = 1
+) -> Inputs:
   """Opens the data; counts the classes for `model.num_classes` if that is 0.
+
+  What an automatic config leaves open is filled in; see `choices`.
 
   Args:
     config: of the run.
     class_names: in the order of the labels so far, if the run goes on.
+    devices: over which a batch is split.
 
   Raises:
     UserError: if the data cannot be read, or is not for this model, its image size and
@@ -68,13 +74,15 @@ def open_inputs(config: ml_collections.ConfigDict, class_names: list[str] | None
     model.num_classes = len(train_source.class_names)
   check_classes(train_source, model.num_classes)
   check_same_classes(eval_source.class_names, train_source.class_names, data.eval_split)
-  check_fills_a_batch(train_source, data.batch_size)
+  images = len(train_source)
+  choose_from_data(config, images, devices)
+  check_fills_a_batch(train_source, data.batch_size, advise_batch(config, images, devices))
   train_transform = TrainTransform(
     image_size=model.image_size, fast_decode=data.fast_decode, **config.augment
   )
   eval_transform = EvalTransform(model.image_size)
   try_transforms(train_source, train_transform, eval_source, eval_transform)
-  steps_per_epoch = len(train_source) / data.batch_size
+  steps_per_epoch = images / data.batch_size
   return Inputs(
     train_source,
     eval_source,

@@ -10,8 +10,10 @@ from gfnet_jax.config_files import load_config
 from gfnet_jax.data.pipeline import DataError, check_bad_fraction
 from gfnet_jax.distributed import Preemption, say, together
 from gfnet_jax.files import make_directory
+from gfnet_jax.inference import evaluate as evaluation
 from gfnet_jax.inference.evaluate import evaluate_params
 from gfnet_jax.inference.metrics import METRICS as EVAL_METRICS
+from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import Params
 from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.sharding import make_mesh, to_devices
@@ -50,8 +52,8 @@ def train(config: ml_collections.ConfigDict | Path | str, workdir: Path | str) -
   Args:
     config: of `load_config`, or what it takes, such as "digits"; the fields are explained in
       configs/default.py.
-    workdir: receives config.json, metrics.jsonl, performance.jsonl, tensorboard/ and
-      checkpoints/; shared by all processes.
+    workdir: receives config.json, parameters.txt, metrics.jsonl, performance.jsonl,
+      tensorboard/ and checkpoints/, and report/ on request; shared by all processes.
 
   Returns:
     The last evaluation: top1 and top5 in percent, loss, images, images_per_second; None
@@ -99,6 +101,8 @@ def train(config: ml_collections.ConfigDict | Path | str, workdir: Path | str) -
           progress.skipped = sorted(skipped.union(progress.skipped))
   if results is None:
     say("Stopped by a signal with everything saved; the same command goes on from here")
+  elif config.get("report"):
+    evaluation.evaluate(load_model(workdir), report=workdir / "report")
   return results
 
 
@@ -125,7 +129,7 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
       MetricWriter(run.workdir, first, guards.trackers) as writer,
       closing(batches),
       closing(Profile(config.profile, run.workdir)) as profile,
-      ProgressBar(first, last) as bar,
+      ProgressBar(first, last, config.model.num_classes) as bar,
     ):
       if evaluating.due(first) and not progress.results:  # a signal came before or during it
         evaluate_and_save(run, state, progress, guards, writer, bar)
@@ -233,7 +237,9 @@ def evaluate_and_save(
   speed = {"eval_images_per_second": values.pop("eval_images_per_second")}
   writer.write("metrics", progress.step, values)
   writer.write("performance", progress.step, speed)
-  bar.print_evaluation(epoch, results)
+  # The number of steps is rounded; the last one is the end of the last epoch.
+  shown = run.config.num_epochs if progress.step == run.inputs.num_steps else epoch
+  bar.print_evaluation(shown, results)
   progress.results = results
   save(run, state, progress, guards)
 

@@ -25,9 +25,12 @@ def make_objective(
 ) -> Objective:
   """Builds objective(params, teacher_params, batch, key) -> (loss, gradients, logits).
 
+  The gradients are of the `trained_params` alone: none is computed for a frozen trunk.
+
   Args:
     structure: of the model.
-    config: of the run; uses mixing, erasing, distillation, optimizer.accumulate_steps.
+    config: of the run; uses freeze_trunk, mixing, erasing, distillation,
+      optimizer.accumulate_steps.
     teacher: structure of the model to distil from; None for none, then
       teacher_params are {}.
 
@@ -39,8 +42,8 @@ def make_objective(
   if distillation.kind not in KINDS:
     raise UserError(f"distillation.kind is {distillation.kind!r}, expected {' or '.join(KINDS)}")
 
-  def mean_loss(params, teacher_params, images, targets, key):
-    logits = merge(structure, params)(images, key=key)
+  def mean_loss(trained, params, teacher_params, images, targets, key):
+    logits = merge(structure, params | trained)(images, key=key)
     loss = cross_entropy(logits, targets)
     if teacher is not None:
       teacher_logits = merge(teacher, teacher_params)(images)
@@ -55,21 +58,31 @@ def make_objective(
   def objective(params: Params, teacher_params: Params, batch: Batch, key: jax.Array) -> Result:
     data_key, model_key = jax.random.split(key)
     images, targets = prepare(batch, data_key)
+    trained = trained_params(params, config)
     if parts == 1:
-      (loss, logits), gradients = compute(params, teacher_params, images, targets, model_key)
+      (loss, logits), gradients = compute(
+        trained, params, teacher_params, images, targets, model_key
+      )
       return loss, gradients, logits
 
     def add_part(sums, part):
-      (loss, logits), gradients = compute(params, teacher_params, *part)
+      (loss, logits), gradients = compute(trained, params, teacher_params, *part)
       return jax.tree.map(jnp.add, sums, (loss, gradients)), logits
 
     taken_apart = (*_take_apart((images, targets), parts), jax.random.split(model_key, parts))
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
     sums, logits = jax.lax.scan(add_part, zeros, taken_apart)
     loss, gradients = jax.tree.map(lambda x: x / parts, sums)
     return loss, gradients, logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
 
   return objective
+
+
+def trained_params(params: Params, config: ml_collections.ConfigDict) -> Params:
+  """The parameters that are trained: all, or those of the head on a frozen trunk."""
+  if not config.get("freeze_trunk"):
+    return params
+  return {name: value for name, value in params.items() if name.startswith("head.")}
 
 
 def make_preparation(config: ml_collections.ConfigDict) -> Preparation:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import Params
 
@@ -96,6 +97,8 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> Schedule:
   """The learning rate of every step of a run, from its `optimizer` section.
 
+  Warns if its first or its last rate is above its peak, which is scaled to the batch.
+
   Raises:
     UserError: for an unknown schedule or a warm-up longer than the run.
   """
@@ -105,14 +108,16 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> 
       f"optimizer.warmup_epochs is {optimizer.warmup_epochs}, "
       f"expected 0 to num_epochs = {num_epochs}"
     )
-  peak = optimizer.learning_rate
-  if optimizer.reference_batch_size:
-    peak = peak * config.data.batch_size / optimizer.reference_batch_size
   rates = dict(
-    peak=peak,
+    peak=optimizer.learning_rate,
     initial=optimizer.warmup_learning_rate,
     final=optimizer.final_learning_rate,
   )
+  if optimizer.reference_batch_size:
+    scaled = rates if optimizer.get("scale_all_rates") else ("peak",)
+    batch_size, reference = config.data.batch_size, optimizer.reference_batch_size
+    rates |= {name: rates[name] * batch_size / reference for name in scaled}
+  _warn_of_rising(config, rates)
   if optimizer.schedule == "cosine":
     return cosine_schedule(
       warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch),
@@ -125,3 +130,18 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> 
     )
     return lambda step: per_epoch(int(step / steps_per_epoch + 1e-9))  # up to rounding
   raise UserError(f"optimizer.schedule is {optimizer.schedule!r}, expected one of official, cosine")
+
+
+def _warn_of_rising(config: ml_collections.ConfigDict, rates: dict[str, float]) -> None:
+  """Says once which rates are above the peak; a warm-up of no epochs has no first one."""
+  names = ["initial"] * (config.optimizer.warmup_epochs > 0) + ["final"]
+  above = [name for name in names if rates[name] > rates["peak"]]
+  if not above:
+    return
+  does = {"initial": "begins the warm-up at {:.3g}", "final": "ends at {:.3g}"}
+  fields = {"initial": "warmup_learning_rate", "final": "final_learning_rate"}
+  said = " and ".join(does[name].format(rates[name]) for name in above)
+  advice = " and ".join(f"optimizer.{fields[name]}" for name in above)
+  if config.optimizer.reference_batch_size:
+    advice += ", or set optimizer.scale_all_rates=True"
+  say(f"warning: the learning rate {said}, above its peak of {rates['peak']:.3g}; lower {advice}")

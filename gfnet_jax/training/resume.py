@@ -19,7 +19,8 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.fit import describe_misfits
 from gfnet_jax.sharding import replicated
 from gfnet_jax.training import metrics
-from gfnet_jax.training.config_rules import check_same_run, flatten
+from gfnet_jax.training.config_rules import flatten
+from gfnet_jax.training.same_run import check_same_run
 from gfnet_jax.training.step import TrainState
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+from clu.parameter_overview import get_parameter_overview
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -18,6 +19,7 @@ from gfnet_jax.inference.saved_model import check_source
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.sharding import check_batch_size
 from gfnet_jax.training.agreement import check_agreement, describe_data, describe_program
+from gfnet_jax.training.choices import choose_model
 from gfnet_jax.training.config_rules import check_config, check_groups, check_steps
 from gfnet_jax.training.initialize import initial_params
 from gfnet_jax.training.inputs import Inputs, open_inputs
@@ -52,14 +54,16 @@ class Run(NamedTuple):
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for mistakes that show without the data, which may take long to open.
 
-  Also, in every process, if the processes of the run are not to do the same.
+  Also, in every process, if the processes of the run are not to do the same. The network is
+  chosen if the config leaves it open; see `choose_model`.
   """
   check_agreement(describe_program(config))
   together(lambda: _check(config))
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
-  check_config(config)
+  check_config(config, may_be_open=True)
+  choose_model(config)
   model = model_config(config) | {"num_classes": config.model.num_classes or 1}
   abstract = nnx.eval_shape(lambda: create_model(**model))
   if config.filters_every_steps:
@@ -76,9 +80,12 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> Run
   Raises:
     UserError: for anything that cannot work; in every process if one finds it in its data.
   """
+  if automatic := config.get("automatic"):  # the data tell how large a batch is
+    inputs = together(lambda: open_inputs(config, class_order(config, workdir), mesh.size))
   check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
   check_groups(config, mesh)
-  inputs = together(lambda: open_inputs(config, class_order(config, workdir)))
+  if not automatic:
+    inputs = together(lambda: open_inputs(config, class_order(config, workdir), mesh.size))
   class_names = inputs.train_source.class_names
   check_agreement(describe_data(inputs.fingerprints, class_names))
   check_steps(config, inputs.num_steps)
@@ -136,10 +143,14 @@ def is_new(workdir: Path) -> bool:
 
 
 def write_config(run: Run) -> None:
-  """Writes the config with its overrides into the work directory."""
-  path = run.workdir / "config.json"
-  if jax.process_index() == 0:
+  """Writes the config with its overrides, and a table of all parameters."""
+  if jax.process_index() != 0:
+    return
+  table = get_parameter_overview(run.program.shapes.params, include_stats=False)
+  texts = {"config.json": run.config.to_json(indent=2), "parameters.txt": table}
+  for name, text in texts.items():
+    path = run.workdir / name
     try:
-      write_atomically(path, run.config.to_json(indent=2) + "\n")
+      write_atomically(path, text + "\n")
     except OSError as error:
       raise UserError(f"cannot write {path} ({error.strerror}); make room") from error

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from gfnet_jax.models.functional import Params
 from gfnet_jax.sharding import Batch, replicated, split_batch
 from gfnet_jax.training import metrics
-from gfnet_jax.training.objective import Objective
+from gfnet_jax.training.objective import Objective, trained_params
 
 
 @flax.struct.dataclass
@@ -23,7 +23,7 @@ class TrainState:
     step: number of steps done, int32.
     params: by dotted name, float32.
     ema: moving averages of the parameters; {} if none are wanted.
-    optimizer: state of the optimiser.
+    optimizer: state of the optimiser, for the parameters that are trained.
     metrics: sums and counts since the last line of metrics.
     bad_steps: number of steps that were skipped as not finite, int32.
     frozen: 0; or why nothing changes any more: 1 for a loss that was not finite, 2 for a
@@ -49,7 +49,7 @@ def init_state(
     step=jnp.zeros((), jnp.int32),
     params=params,
     ema=params if config.ema_decay else {},
-    optimizer=optimizer.init(params),
+    optimizer=optimizer.init(trained_params(params, config)),
     metrics=metrics.empty(),
     bad_steps=jnp.zeros((), jnp.int32),
     frozen=jnp.zeros((), jnp.int32),
@@ -75,11 +75,12 @@ def make_train_step(
   Args:
     objective: of `make_objective`.
     optimizer: of `make_optimizer`.
-    config: of the run; uses seed, ema_decay and on_nonfinite.
+    config: of the run; uses seed, freeze_trunk, ema_decay and on_nonfinite.
     mesh: of `make_mesh`.
     shardings: of the state, from `shard_state`.
   """
   whole, skip = replicated(mesh), config.on_nonfinite == "skip"
+  trained_shardings = trained_params(shardings.params, config)
 
   def train_step(
     state: TrainState, teacher_params: Params, batch: Batch, learning_rate: jax.Array
@@ -87,27 +88,24 @@ def make_train_step(
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     params = jax.lax.with_sharding_constraint(state.params, whole)  # gathered once if sharded
     loss, gradients, logits = objective(params, teacher_params, batch, key)
-    gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
+    gradients = jax.lax.with_sharding_constraint(gradients, trained_shardings)
     norm = optax.tree.norm(gradients)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-    params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+    trained = trained_params(state.params, config)
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
+    trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
     outcome = metrics.Outcome(loss, logits, batch["label"], state.params, gradients, norm, updates)
     why = jnp.where(jnp.isfinite(loss), jnp.where(jnp.isfinite(norm), 0, 2), 1)
     after = TrainState(
       step=state.step + 1,
-      params=params,
-      ema=average(state.ema, params, config.ema_decay),
+      params=state.params | trained,
+      ema=average(state.ema, trained, config.ema_decay),
       optimizer=optimizer_state,
       metrics=metrics.update(state.metrics, outcome),
       bad_steps=state.bad_steps,
       frozen=state.frozen,
       bad_samples=state.bad_samples + batch["bad"].sum(dtype=jnp.int32),
     )
-    good = (why == 0) & (state.frozen == 0)
-    after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
-    if skip:
-      return after.replace(step=state.step + 1, bad_steps=state.bad_steps + (why > 0))
-    return after.replace(frozen=jnp.where(state.frozen == 0, why, state.frozen))
+    return _unless_bad(state, after, why, skip=skip)
 
   return jax.jit(
     train_step,
@@ -117,6 +115,17 @@ def make_train_step(
   )
 
 
+def _unless_bad(state: TrainState, after: TrainState, why: jax.Array, *, skip: bool) -> TrainState:
+  """The state after a step, or the one before it if there is a reason why not; see `TrainState`."""
+  good = (why == 0) & (state.frozen == 0)
+  after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+  if skip:
+    return after.replace(step=state.step + 1, bad_steps=state.bad_steps + (why > 0))
+  return after.replace(frozen=jnp.where(state.frozen == 0, why, state.frozen))
+
+
 def average(ema: Params, params: Params, decay: float) -> Params:
-  """The averages, moved towards the parameters (official: timm's ModelEma)."""
-  return {name: ema[name] * decay + (1 - decay) * params[name] for name in ema}
+  """The averages, moved towards the trained parameters (official: timm's ModelEma)."""
+  return ema | {
+    name: ema[name] * decay + (1 - decay) * params[name] for name in ema if name in params
+  }

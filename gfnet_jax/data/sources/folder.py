@@ -32,17 +32,24 @@ class FolderSource:
   Args:
     root: directory of the data set.
     split: directory below root that holds the folders of the classes; '' for root itself.
+    quiet: says nothing of the listing.
+
+  Attributes:
+    class_names: in the order of the labels.
+    labels: (images,), int32.
 
   Raises:
     UserError: if the directory is missing or has no folders, or one of them has no images.
   """
 
-  def __init__(self, root: str, split: str):
+  def __init__(self, root: str, split: str, *, quiet: bool = False):
     self._directory = Path(root) / split
     if not os.path.isdir(self._directory):  # noqa: PTH112 (False for a name too long as well)
       raise UserError(f"directory {self._directory} not found; {_expected(root)}")
-    listing = _listing(self._directory)
-    self._paths, self._labels = listing["paths"], listing["labels"]
+    listing, lines = _listing(self._directory)
+    for line in () if quiet else lines:
+      say(line)
+    self._paths, self.labels = listing["paths"], listing["labels"]
     self.class_names = [os.fsdecode(name) for name in listing["classes"].tolist()]
 
   def __len__(self) -> int:
@@ -53,8 +60,12 @@ class FolderSource:
     return self._paths.tolist()
 
   def __getitem__(self, index: int) -> Record:
-    path = self._directory / os.fsdecode(self._paths[index])
-    return Record(_read(path), int(self._labels[index]), str(path))
+    path = self.path(index)
+    return Record(read_file(path), int(self.labels[index]), str(path))
+
+  def path(self, index: int) -> Path:
+    """Of an image."""
+    return self._directory / os.fsdecode(self._paths[index])
 
 
 def open_folder(data: ml_collections.ConfigDict, split: str) -> FolderSource:
@@ -62,24 +73,22 @@ def open_folder(data: ml_collections.ConfigDict, split: str) -> FolderSource:
   return FolderSource(required_name(data), split)
 
 
-def _listing(directory: Path) -> Arrays:
-  """The images of a directory, from the cache if that is current."""
+def _listing(directory: Path) -> tuple[Arrays, list[str]]:
+  """The images of a directory, from the cache if that is current; and what to say of them."""
   listing = load_arrays("listing", directory)
   evidence = None
   if listing is not None and is_listing(listing):
     evidence = find_evidence(directory, listing)
   if evidence:
     file = cache_file("listing", directory)
-    say(f"{directory}: {evidence}, so the listing comes from the cache, {file}")
+    lines = [f"{directory}: {evidence}, so the listing comes from the cache, {file}"]
   else:
-    listing = list_images(directory)
+    listing, lines = list_images(directory), []
     store_arrays("listing", directory, listing)
-  for line in describe(directory, listing):
-    say(line)
-  return listing
+  return listing, lines + describe(directory, listing)
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
   """The bytes of a file.
 
   Raises:

@@ -31,6 +31,7 @@ SOURCES: dict[str, str | Opener] = {
   "tfds": "gfnet_jax.data.sources.tfds:open_tfds",
   "tfrecord": "gfnet_jax.data.sources.tfds:open_tfrecord",
   "folder": "gfnet_jax.data.sources.folder:open_folder",
+  "photos": "gfnet_jax.data.sources.photos:open_photos",
 }
 DEFAULT = "tfds"
 
@@ -43,8 +44,9 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
       For 'tfds' (ArrayRecord) and 'tfrecord', name is that of a TFDS data set or the
       directory of one, and data_dir is where TFDS names are looked up; with verify_crc
       (default: off), 'tfrecord' checks the checksum of every record it reads. For
-      'folder', name is the directory of the splits.
-    split: name of the split; for 'folder' a directory below name, or ''.
+      'folder', name is the directory of the splits; for 'photos', that of the classes.
+    split: name of the split; for 'folder' a directory below name, or ''; for 'photos' train
+      or val.
 
   Raises:
     UserError: if it cannot be opened or is empty.

@@ -9,7 +9,7 @@ from gfnet_jax.data.sources.tfds_info import INFO, KINDS, file_format, prepared_
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
-BUILT_IN = ("tfds", "tfrecord", "folder")  # the kinds that can be told apart
+BUILT_IN = ("tfds", "tfrecord", "folder", "photos")  # the kinds that can be told apart
 
 
 class Recognised(NamedTuple):
@@ -29,8 +29,8 @@ def recognise(name: str, usual: str = DEFAULT, data_dir: str = "") -> Recognised
 
   A TFDS data set is of the kind in which its files are stored. Any other directory is a
   folder of images; its split is the directory `val` if there is one, else the directory
-  itself. A name of which nothing is found is of the usual kind, or of TFDS if that is
-  'folder'. A usual kind of one's own always stays.
+  itself. A name of which nothing is found is of the usual kind, or of TFDS if that is of
+  folders. A usual kind of one's own always stays.
 
   Args:
     name: of a data set, or a directory.
@@ -52,7 +52,7 @@ def recognise(name: str, usual: str = DEFAULT, data_dir: str = "") -> Recognised
   kinds = {KINDS[found] for found in map(file_format, prepared) if found in KINDS}
   if len(kinds) == 1:
     return Recognised(*kinds)
-  return Recognised(DEFAULT if usual == "folder" else usual)
+  return Recognised(DEFAULT if usual in ("folder", "photos") else usual)
 
 
 def _recognise_folder(directory: Path) -> Recognised:

@@ -1,0 +1,107 @@
+"""What image files hold: a digest of the bytes of each, and whether it can be decoded.
+
+Both are cached: a file is read again when its size or the time of its last change differs.
+"""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from gfnet_jax.data.decode import BadImageError, load_rgb, open_image
+from gfnet_jax.data.sources.cache import Arrays, load_arrays, store_arrays
+from gfnet_jax.data.sources.folder import read_file
+from gfnet_jax.data.sources.records import BadRecordError
+from gfnet_jax.distributed import say
+from gfnet_jax.text import printable
+
+READERS = 4  # threads; decoding lets others run
+REDUCED = 8  # a JPEG is decoded at this fraction of its size, which reads all of it
+KINDS = dict(paths="S", states="S", digests="S", problems="S")
+
+
+class Content(NamedTuple):
+  """What a file holds.
+
+  Attributes:
+    digest: half of the SHA-256 of its bytes, in hexadecimal; empty if it cannot be read.
+    problem: why it is no image that can be decoded; empty if it is one.
+  """
+
+  digest: str
+  problem: str
+
+
+def read_contents(directory: Path, paths: list[bytes]) -> list[Content]:
+  """Reads and decodes files, or takes what is known of them from the cache.
+
+  Args:
+    directory: of the data set, by which the cache finds its file.
+    paths: of the files, relative to the directory.
+  """
+  states = [_state(directory / os.fsdecode(path)) for path in paths]
+  known = _known(directory)
+  new = [key for key in zip(paths, states, strict=True) if key not in known]
+  if new:
+    say(f"{directory}: reading {len(new)} images, once, to see which are the same or damaged")
+    files = [directory / os.fsdecode(path) for path, _ in new]
+    with ThreadPoolExecutor(READERS) as pool:
+      found = tqdm(
+        pool.map(_read, files), total=len(new), unit="img", leave=False, delay=2, disable=None
+      )
+      known |= zip(new, found, strict=True)
+  contents = [known[key] for key in zip(paths, states, strict=True)]
+  if new:
+    columns = (paths, states, *zip(*((c.digest, c.problem) for c in contents), strict=True))
+    arrays = {
+      kind: np.array([os.fsencode(text) for text in column], np.bytes_)
+      for kind, column in zip(KINDS, columns, strict=True)
+    }
+    store_arrays("contents", directory, arrays)
+  return contents
+
+
+def _known(directory: Path) -> dict[tuple[bytes, str], Content]:
+  """What the cache says of files, by path and state."""
+  arrays = load_arrays("contents", directory)
+  if arrays is None or not _are_contents(arrays):
+    return {}
+  paths, states, digests, problems = (arrays[kind].tolist() for kind in KINDS)
+  return {
+    (path, os.fsdecode(state)): Content(os.fsdecode(digest), os.fsdecode(problem))
+    for path, state, digest, problem in zip(paths, states, digests, problems, strict=True)
+  }
+
+
+def _are_contents(arrays: Arrays) -> bool:
+  same = arrays.keys() == KINDS.keys() and len({array.shape for array in arrays.values()}) == 1
+  return same and all(
+    array.ndim == 1 and array.dtype.kind == KINDS[kind] for kind, array in arrays.items()
+  )
+
+
+def _state(path: Path) -> str:
+  try:
+    status = path.stat()
+  except OSError:
+    return ""
+  return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _read(path: Path) -> Content:
+  try:
+    data = read_file(path)
+  except BadRecordError as error:
+    return Content("", printable(error))
+  digest = hashlib.sha256(data).hexdigest()[:32]
+  try:
+    image = open_image(data)
+    image.draft("RGB", tuple(side // REDUCED for side in image.size))  # of effect on a JPEG only
+    load_rgb(image)
+  except BadImageError as error:
+    return Content(digest, printable(error))
+  return Content(digest, "")
