@@ -8,12 +8,11 @@ from pathlib import Path
 
 import jax
 import ml_collections
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from gfnet_jax.data.on_device.normalize import normalize
+from gfnet_jax.data import imagenet
 from gfnet_jax.data.pipeline import Reading, eval_batches
 from gfnet_jax.data.samples import Share
 from gfnet_jax.data.sources.open import open_source
@@ -26,9 +25,9 @@ from gfnet_jax.inference.match_classes import match_classes
 from gfnet_jax.inference.metrics import Averages, measure, summarize
 from gfnet_jax.inference.report import write_report
 from gfnet_jax.inference.saved_model import SavedModel, load_model
-from gfnet_jax.inference.verdicts import JudgingStep
+from gfnet_jax.inference.verdicts import JudgingStep, compute_logits
 from gfnet_jax.models import functional
-from gfnet_jax.models.functional import Params, merge
+from gfnet_jax.models.functional import Params
 from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.sharding import (
   Batch,
@@ -102,11 +101,16 @@ def evaluate(
       reading=Reading(**section.reading),
     )
   if judging:
-    verdicts, names = judging.verdicts(), matched.source.class_names
-    # Only one process writes, and the others learn of its errors.
-    writer = functools.partial(write_report, Path(report), verdicts, matched.source, names)
-    together(writer if jax.process_index() == 0 else lambda: None)
+    names = None if matched.outputs else saved.class_names
+    _report(Path(report), judging, matched.source, names or matched.source.class_names)
   return results | matched.counts
+
+
+def _report(directory: Path, judging: JudgingStep, source: Source, names: list[str]) -> None:
+  """Only one process writes, and the others learn of its errors."""
+  names = [imagenet.names().get(name, name) for name in names]
+  write = functools.partial(write_report, directory, judging.verdicts(), source, names)
+  together(write if jax.process_index() == 0 else lambda: None)
 
 
 def data_section(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
@@ -185,12 +189,11 @@ def make_eval_step(
   Args:
     structure: of the model.
     mesh: of `make_mesh`.
-    outputs: the classes to tell apart, in the order of the labels; None: all.
+    outputs: as for `compute_logits`.
   """
 
   def eval_step(params: Params, batch: Batch) -> Averages:
-    logits = merge(structure, params)(normalize(batch["image"]))
-    return measure(logits if outputs is None else logits[:, np.array(outputs)], batch["label"])
+    return measure(compute_logits(structure, params, batch, outputs), batch["label"])
 
   whole = replicated(mesh)
   return jax.jit(eval_step, in_shardings=(whole, split_batch(mesh)), out_shardings=whole)

@@ -70,8 +70,7 @@ def match_classes(
     # TFDS counts classes that have no names; folders always have some, even if these are numbers.
     # ImageNet's numbers are the labels that everybody uses.
     counted = [str(i) for i in range(len(found))]
-    if source.class_names != counted or (
-      data.source in ("folder", "photos") and known != imagenet.wnids()
-    ):
+    are_names = data.source in ("folder", "photos") and known != imagenet.wnids()
+    if source.class_names != counted or are_names:
       check_same_classes(source.class_names, known, data.name)
   return Matched(source, None, {})

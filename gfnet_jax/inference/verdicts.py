@@ -27,17 +27,33 @@ class Verdicts(NamedTuple):
   probabilities: np.ndarray
 
 
+def compute_logits(
+  structure: nnx.GraphDef, params: Params, batch: Batch, outputs: tuple[int, ...] | None
+) -> jax.Array:
+  """The logits of a batch as it comes from the host: (batch, classes), float32.
+
+  Args:
+    structure: of the model.
+    params: by dotted name.
+    batch: with `image`, (batch, H, W, 3), uint8.
+    outputs: the classes to tell apart, in the order of the labels; None: all.
+  """
+  logits = merge(structure, params)(normalize(batch["image"]))
+  return logits if outputs is None else logits[:, np.array(outputs)]
+
+
 class JudgingStep:
   """A step for `evaluate_params` that remembers the verdicts on the images which it measures.
 
   Args:
     structure: of the model.
     mesh: of `make_mesh`; call the step under `jax.set_mesh(mesh)`.
+    outputs: as for `compute_logits`.
   """
 
-  def __init__(self, structure: nnx.GraphDef, mesh: Mesh):
+  def __init__(self, structure: nnx.GraphDef, mesh: Mesh, outputs: tuple[int, ...] | None = None):
     def judge(params: Params, batch: Batch) -> tuple[Averages, Verdicts]:
-      logits, labels = merge(structure, params)(normalize(batch["image"])), batch["label"]
+      logits, labels = compute_logits(structure, params, batch, outputs), batch["label"]
       verdicts = Verdicts(labels, logits.argmax(-1), jax.nn.softmax(logits).max(-1))
       return measure(logits, labels), verdicts
 
