@@ -21,7 +21,7 @@ from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.distributed import together
 from gfnet_jax.errors import UserError
-from gfnet_jax.inference.match_classes import match_classes
+from gfnet_jax.inference.match_classes import Matched, match_classes
 from gfnet_jax.inference.metrics import Averages, measure, summarize
 from gfnet_jax.inference.report import write_report
 from gfnet_jax.inference.saved_model import SavedModel, load_model
@@ -85,8 +85,6 @@ def evaluate(
   )
   images = open_source(section, section.eval_split)
   matched = match_classes(images, saved, section, classes)
-  if section.eval_batch_size < 1:
-    raise UserError(f"the batch size is {section.eval_batch_size}, expected at least 1")
   structure, params = functional.split(saved.model)
   mesh = make_mesh()
   with jax.set_mesh(mesh), matmul_precision(saved.precision):
@@ -101,15 +99,15 @@ def evaluate(
       reading=Reading(**section.reading),
     )
   if judging:
-    names = None if matched.outputs else saved.class_names
-    _report(Path(report), judging, matched.source, names or matched.source.class_names)
+    _report(Path(report), judging, saved, matched)
   return results | matched.counts
 
 
-def _report(directory: Path, judging: JudgingStep, source: Source, names: list[str]) -> None:
+def _report(directory: Path, judging: JudgingStep, saved: SavedModel, matched: Matched) -> None:
   """Only one process writes, and the others learn of its errors."""
-  names = [imagenet.names().get(name, name) for name in names]
-  write = functools.partial(write_report, directory, judging.verdicts(), source, names)
+  known = None if matched.outputs else saved.class_names
+  names = [imagenet.names().get(name, name) for name in known or matched.source.class_names]
+  write = functools.partial(write_report, directory, judging.verdicts(), matched.source, names)
   together(write if jax.process_index() == 0 else lambda: None)
 
 
@@ -122,7 +120,7 @@ def data_section(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
       and the split are recognised from it unless they are given as well.
 
   Raises:
-    UserError: if no data set is named.
+    UserError: if no data set is named, or a batch has no image.
   """
   section = DATA | (saved.run_config or {}).get("data", {})
   given = {name: value for name, value in changes.items() if value is not None}
@@ -134,6 +132,8 @@ def data_section(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
   section |= given
   if "name" not in section:
     raise UserError("the weights come from elsewhere and name no data set; give one with --data")
+  if section["eval_batch_size"] < 1:
+    raise UserError(f"the batch size is {section['eval_batch_size']}, expected at least 1")
   return ml_collections.ConfigDict(section)
 
 
