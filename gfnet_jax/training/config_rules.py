@@ -244,10 +244,9 @@ def _may_change(field: str, before: Any, now: Any, images: str | None) -> bool:
 
 def _only_in(fields: dict[str, Any], others: dict[str, Any]) -> list[str]:
   """The fields that the others lack, but for None (the model's choice) and what is merely off."""
-  names = sorted(fields.keys() - others.keys())
-  off = {name for name in names if RULES.get(name, NO_RULE).may_change and not fields[name]}
-  shown = [name for name in names if name not in off and fields[name] is not None]
-  return [f"{name}={printable(fields[name])}" for name in shown]
+  off = {n for n, v in fields.items() if v is None or (not v and RULES.get(n, NO_RULE).may_change)}
+  names = sorted(fields.keys() - others.keys() - off)
+  return [f"{name}={printable(fields[name])}" for name in names]
 
 
 def check_steps(config: ml_collections.ConfigDict, num_steps: int) -> None:
