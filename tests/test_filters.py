@@ -11,6 +11,7 @@ from PIL import Image
 
 import gfnet_jax
 from gfnet_jax.errors import UserError
+from gfnet_jax.views import figures
 from gfnet_jax.views.filters import (
   FilterLayer,
   by_stage,
@@ -106,8 +107,9 @@ def test_a_png_has_the_colours_of_the_figure():
   assert to_png(np.zeros((1, 2)))[1] == (6, 3)
 
 
-def test_the_tool_draws_stages_apart(checkpoint, tmp_path, in_process):
+def test_the_tool_draws_stages_apart(checkpoint, tmp_path, in_process, monkeypatch):
   pytest.importorskip("matplotlib")
+  monkeypatch.setattr(figures, "DPI", 60)  # faster
   output = tmp_path / "a" / "filters"
   code, printed, _ = in_process(TOOL, checkpoint, "--output", output)
   names = ["filters-stage0.png", "filters-stage1.png", "energy.png", "filters.html"]
@@ -115,7 +117,7 @@ def test_the_tool_draws_stages_apart(checkpoint, tmp_path, in_process):
   assert printed.splitlines() == [f"wrote {output / name}" for name in names]
   for name in names[:3]:
     with Image.open(output / name) as image:
-      assert min(image.size) > 200
+      assert min(image.size) > 100
       assert len(image.convert("RGB").resize((64, 64)).getcolors(4096)) > 8, "something is drawn"
   assert "<title>Filters of mine</title>" in (output / "filters.html").read_text()
 
@@ -135,6 +137,7 @@ def test_the_known_filters_of_the_documentation(tmp_path, monkeypatch):
     np.testing.assert_allclose(disc, radius((16, 16)) <= 0.02 * channel, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_tool_draws_some_layers_as_svg(checkpoint, tmp_path, in_process):
   pytest.importorskip("matplotlib")
   chosen = ("--layers", 2, "--channels", 3, 0, "--format", "svg")

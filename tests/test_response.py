@@ -136,17 +136,7 @@ def test_a_low_pass_is_a_disc_and_keeps_the_mean(grid):
   np.testing.assert_allclose(layer(waves)[1], 0, atol=1e-6)
 
 
-def test_stacked_blocks_show_the_same_kernels_and_gradients_pass():
-  sizes = dict(image_size=32, num_classes=2, embed_dim=4, depth=2)
-  model = create_model("gfnet-ti", **sizes)
-  stack = BlockStack(list(model.blocks))
-  for block, stacked in zip(model.blocks, stack, strict=True):
+def test_stacked_blocks_show_the_same_kernels():
+  model = create_model("gfnet-ti", image_size=32, num_classes=2, embed_dim=4, depth=2)
+  for block, stacked in zip(model.blocks, BlockStack(list(model.blocks)), strict=True):
     np.testing.assert_array_equal(stacked.filter.kernel(), block.filter.kernel())
-  # By Parseval's theorem: the sum of squares of the kernel is the mean of those of the response.
-  energy = jax.jit(lambda layer: (layer.kernel() ** 2).sum())
-  layer = model.blocks[0].filter
-  assert float(energy(layer)) == pytest.approx(
-    float((jnp.abs(layer.response()) ** 2).mean((0, 1)).sum()), rel=1e-5
-  )
-  gradient = nnx.grad(lambda layer: (layer.kernel() ** 2).sum())(layer)
-  assert np.abs(gradient["complex_weight"][...]).max() > 0

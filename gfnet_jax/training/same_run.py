@@ -65,6 +65,7 @@ def _may_change(field: str, before: Any, now: Any, images: str | None) -> bool:
 
 
 def _only_in(fields: dict[str, Any], others: dict[str, Any]) -> list[str]:
-  """The fields that the others lack; None leaves a choice to the model, as if it were not there."""
-  names = sorted(fields.keys() - others.keys())
-  return [f"{name}={printable(fields[name])}" for name in names if fields[name] is not None]
+  """The fields that the others lack, but for None (the model's choice) and what is merely off."""
+  off = {n for n, v in fields.items() if v is None or (not v and RULES.get(n, NO_RULE).may_change)}
+  names = sorted(fields.keys() - others.keys() - off)
+  return [f"{name}={printable(fields[name])}" for name in names]
