@@ -176,7 +176,8 @@ def draw(pyplot, rows: list[dict[str, object]], options: argparse.Namespace) -> 
     axes.set_xticks([side**2 for side in sides], [f"{side}x{side}" for side in sides])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-  all_axes[1].legend()
+  lines = all_axes[0].get_legend_handles_labels()
+  figure.legend(*lines, loc="outside lower center", ncols=len(options.layers) + 1, frameon=False)
   machine = _measure.machine()
   where = machine["device"] if machine["platform"] != "cpu" else machine["processor"]
   figure.suptitle(f"Mixing layers, width {options.width}, float32; {where}")
