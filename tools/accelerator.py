@@ -78,8 +78,8 @@ def main(arguments: list[str]) -> None:
   print(f"{machine['devices']} x {printable(machine['kind'])} ({machine['platform']})", flush=True)
   if machine["platform"] == "cpu" and not options.quick:
     raise UserError(
-      "jax finds no accelerator here, only the CPU; install jax for it (README.md, 'One machine, "
-      "several, or a TPU pod'), or try this program with --quick"
+      "jax finds no accelerator here, only the CPU; install jax for it (README.md, 'Several "
+      "machines, TPU pods'), or try this program with --quick"
     )
   make_directory(options.directory)
   measure(plan(machine, options), machine, options.directory.resolve())
