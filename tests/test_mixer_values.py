@@ -29,7 +29,7 @@ PARAMETERS = {  # of a network of 12 blocks and width 384 at 224 pixels, with 10
   # Half a filter, half a 3 x 3 convolution without bias, two norms; by hand.
   "global-local": 14_953_576 + 12 * (2 * 14 * 8 * 192 + 9 * 192 + 4 * 384),
 }
-GRIDS = [(3, 5), (1, 4)]
+GRIDS = [(3, 5), pytest.param((1, 4), marks=pytest.mark.slow)]
 
 
 def make(mixer, dim=4, grid=(3, 5), dtype=jnp.float32, **options):

@@ -11,6 +11,7 @@ import own_mixer
 import pytest
 from flax import nnx
 from helpers import collectives, compiled
+from jax.sharding import AxisType, PartitionSpec
 
 import gfnet_jax
 from gfnet_jax.errors import UserError
@@ -131,7 +132,16 @@ def test_a_sharded_batch_needs_no_collectives(mixer):
 
 
 @pytest.mark.usefixtures("compiled_as_for_users")
-@pytest.mark.parametrize("mixer", ["conv3", "fnet", "spatial-mlp", "attention", "global-local"])
+@pytest.mark.parametrize(
+  "mixer",
+  [
+    *("conv3", "attention"),
+    *(
+      pytest.param(mixer, marks=pytest.mark.slow)
+      for mixer in ("conv7", "fnet", "spatial-mlp", "global-local")
+    ),
+  ],
+)
 def test_of_a_sharded_batch_only_gradients_of_parameters_are_summed(mixer):
   mesh = make_mesh()
   structure, params = split(make(mixer))
@@ -152,6 +162,25 @@ def test_of_a_sharded_batch_only_gradients_of_parameters_are_summed(mixer):
     for shape in shapes
   ]
   assert sum(counts) == sum(value.size for value in params.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_mixers_on_a_mesh_with_an_explicit_axis(mixer):
+  structure, params = split(make(mixer))
+  params = {name: np.asarray(value) for name, value in params.items()}
+  tokens = np.random.default_rng(0).standard_normal((8, 4, 6, DIM)).astype(np.float32)
+
+  def compute(params, tokens):
+    loss = jax.value_and_grad(lambda p, x: (merge(structure, p)(x) ** 2).sum(), (0, 1))
+    return loss(params, tokens)
+
+  expected = jax.jit(compute)(params, tokens)
+  with jax.set_mesh(jax.make_mesh((8,), ("images",), axis_types=(AxisType.Explicit,))):
+    params = {name: jax.device_put(value, PartitionSpec()) for name, value in params.items()}
+    found = jax.jit(compute)(params, jax.device_put(tokens, PartitionSpec("images")))
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
 def test_an_unknown_mixer_is_answered_with_the_nearest_name():
