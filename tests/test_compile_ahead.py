@@ -271,6 +271,24 @@ def test_what_does_not_fit_is_one_line_of_advice(compile_ahead, tmp_path, tempor
   assert result["advice"][0] == "--config.model.remat=True"
 
 
+def test_jax_uses_a_part_of_a_gpu(compile_ahead, monkeypatch, tmp_path):
+  """Of 84.9 GB 63.7; half of it if told so."""
+  path = tmp_path / "result.json"
+  flags = ("--topology", "h100:8", "--output", path)
+  code, out, _ = compile_ahead(dict(temp=int(63e9)), *flags)
+  assert code == 0 and "63 GB of 63.7 GB" in out
+  code, _, err = compile_ahead(dict(temp=int(64e9)), *flags)
+  assert (code, err.count("\n")) == (2, 1)
+  assert "needs 64 GB on every NVIDIA H100 80GB HBM3, which has 84.9 GB, 63.7 GB of it for" in err
+  assert json.loads(path.read_text())["usable_bytes"] == 84942979072 * 3 // 4
+  monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+  code, _, err = compile_ahead(dict(temp=int(63e9)), *flags)
+  assert code == 2 and "42.5 GB of it for jax" in err
+  monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "half")
+  code, _, err = compile_ahead(dict(temp=int(63e9)), *flags)
+  assert (code, err.count("\n")) == (2, 1) and "MEM_FRACTION is 'half', expected a number" in err
+
+
 def test_what_a_gpu_cannot_tile_is_compiled_without_triton(compile_ahead, monkeypatch, tmp_path):
   def compile_with(self, compiler_options=None):
     if compiler_options is None:

@@ -7,8 +7,16 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
+from gfnet_jax.models import layer_norm, products
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.layer_norm import EPSILON, LayerNorm
+
+
+@pytest.fixture(params=["cpu", "gpu", "tpu"])
+def _every_platform(request, monkeypatch):
+  """Norms in the form of every platform, on this machine."""
+  for module in (layer_norm, products):
+    monkeypatch.setattr(module, "platform_of", lambda _: request.param)
 
 
 def make_norm(dim: int, rng: np.random.Generator) -> LayerNorm:
@@ -35,6 +43,7 @@ def expected(norm: LayerNorm, x: np.ndarray, gradient: np.ndarray) -> tuple[np.n
   )
 
 
+@pytest.mark.usefixtures("_every_platform")
 @pytest.mark.parametrize("shape", [(2, 3, 5, 8), (4, 8), (3, 1, 16)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_value_and_gradients(shape, dtype):
@@ -61,6 +70,36 @@ def test_value_and_gradients(shape, dtype):
     )
 
 
+@pytest.mark.usefixtures("_every_platform")
+@pytest.mark.parametrize("mean", [0.0, 1e3, -1e4])
+def test_rows_far_from_zero(mean):
+  """As accurate as the tokens are, which sums of squares would not be."""
+  rows = np.random.default_rng(0).normal(mean, 1, (16, 96)).astype(np.float32)
+  found = LayerNorm(96, rngs=nnx.Rngs(0))(jnp.asarray(rows))
+  rows = np.float64(rows)
+  deviation = np.sqrt(rows.var(-1, keepdims=True) + EPSILON)
+  wanted = (rows - rows.mean(-1, keepdims=True)) / deviation
+  rounding = 2e-6 + 8 * np.spacing(np.float32(abs(mean)))  # that of the sum behind the mean
+  np.testing.assert_allclose(found, wanted, atol=rounding)
+
+
+@pytest.mark.usefixtures("_every_platform")
+def test_second_derivatives():
+  """Against central differences of the gradient in float64."""
+  norm = make_norm(6, np.random.default_rng(1))
+  row, weights = np.random.default_rng(2).normal(size=(2, 6))
+
+  def gradient(row):
+    return expected(norm, row[None], weights[None])[1][0]
+
+  steps = 1e-5 * np.eye(6)
+  wanted = [(gradient(row + step) - gradient(row - step)) / 2e-5 for step in steps]
+  weights = jnp.asarray(weights, jnp.float32)
+  hessian = jax.hessian(lambda row: norm(row[None])[0] @ weights)(jnp.asarray(row, jnp.float32))
+  np.testing.assert_allclose(hessian, np.array(wanted).T, atol=1e-4)
+
+
+@pytest.mark.usefixtures("_every_platform")
 def test_rows_without_variance_are_the_bias():
   norm = make_norm(8, np.random.default_rng(0))
   for value in (0.0, 1e4):
@@ -70,6 +109,7 @@ def test_rows_without_variance_are_the_bias():
     assert jnp.isfinite(pull_back(gradient)[0]).all()
 
 
+@pytest.mark.usefixtures("_every_platform")
 def test_gradients_are_those_of_finite_differences():
   norm = make_norm(6, np.random.default_rng(1))
   x = jax.random.normal(jax.random.key(0), (4, 6))

@@ -16,12 +16,20 @@ from jax.sharding import (
   PartitionSpec,
   use_abstract_mesh,
 )
+from jax.test_util import check_grads
 
-from gfnet_jax.models import platform, products
+from gfnet_jax.models import dense, layer_norm, platform, products
+from gfnet_jax.models.dense import Mlp
 from gfnet_jax.models.functional import merge, split
-from gfnet_jax.models.layers import Mlp
 from gfnet_jax.models.platform import platform_of
-from gfnet_jax.models.products import linear, repeat_rows, sum_over_columns, sum_over_rows
+from gfnet_jax.models.products import (
+  as_rows,
+  linear,
+  repeat_rows,
+  sum_over_channels,
+  sum_over_rows,
+  sum_per_channel,
+)
 from gfnet_jax.models.variants import create_model
 
 pytestmark = pytest.mark.usefixtures("compiled_as_for_users")
@@ -138,14 +146,88 @@ def test_a_sharded_gradient_needs_no_other_collectives(spec):
   assert found(product) == expected
 
 
-@pytest.mark.parametrize("name", ["cpu", "tpu"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_tokens_are_multiplied_as_rows_are(dtype):
+  """(2, 3, 5, rows), as on a TPU: the same sums in another order."""
+  rng = np.random.default_rng(0)
+  sizes = (2, 3, 5, 4), (4, 6), (6,), (2, 3, 5, 6)
+  x, kernel, bias, gradient = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes)
+
+  def value_and_gradients(x, gradient):
+    value, pull_back = jax.vjp(lambda *arguments: linear(*arguments, dtype), x, kernel, bias)
+    return value, *pull_back(gradient)
+
+  found = value_and_gradients(x, gradient)
+  wanted = value_and_gradients(x.reshape(-1, 4), gradient.reshape(-1, 6))
+  for a, b in zip(found, wanted, strict=True):
+    np.testing.assert_allclose(a.reshape(b.shape), b, atol=2e-6 * np.abs(b).max())
+  tangents = (x, kernel, bias)
+  _, found = jax.jvp(lambda *arguments: linear(*arguments, dtype), tangents, tangents)
+  rows = (x.reshape(-1, 4), kernel, bias)
+  _, wanted = jax.jvp(lambda *arguments: linear(*arguments, dtype), rows, rows)
+  np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("name", "channels", "flat"),
+  [("cpu", 96, True), ("gpu", 96, True), ("tpu", 96, False), ("tpu", 192, False)]
+  + [("tpu", 384, True), ("tpu", 128, True)],
+)
+def test_tokens_keep_their_axes_where_their_channels_leave_lanes_empty(
+  name, channels, flat, monkeypatch
+):
+  monkeypatch.setattr(products, "platform_of", lambda _: name)
+  x = jnp.zeros((2, 3, 3, channels))
+  assert as_rows(x).shape == ((18, channels) if flat else x.shape)
+  patches = jnp.zeros((2, 3, 3, 48))
+  assert as_rows(patches, channels).shape == ((18, 48) if flat else patches.shape)
+
+
+def test_the_network_is_the_same_in_the_form_of_every_platform(monkeypatch):
+  """Logits and gradients, as on a CPU but for rounding."""
+  options = dict(patch_size=16, embed_dim=8, depth=1, num_classes=4, drop_path_rate=0.5)
+  structure, params = split(create_model("gfnet-ti", image_size=32, **options))
+  images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
+
+  def logits_and_gradients():
+    def logits(params):
+      return merge(structure, params)(images, key=jax.random.key(1))
+
+    value, pull_back = jax.vjp(logits, params)
+    return value, *jax.tree.leaves(pull_back(jnp.cos(jnp.arange(16.0)).reshape(4, 4)))
+
+  found = {}
+  for name in ("cpu", "gpu", "tpu"):
+    for module in (dense, layer_norm, products):
+      monkeypatch.setattr(module, "platform_of", lambda _, name=name: name)
+    found[name] = jax.jit(lambda: logits_and_gradients())()
+  for name in ("gpu", "tpu"):
+    for a, b in zip(found[name], found["cpu"], strict=True):
+      assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
+
+
+@pytest.mark.parametrize(("name", "kept"), [("cpu", 1), ("tpu", 1), ("gpu", 2)])
+def test_what_an_mlp_keeps_of_its_widest_arrays(name, kept, monkeypatch):
+  """What is before the GELU; on a GPU, what is behind it, too."""
+  for module in (dense, products):
+    monkeypatch.setattr(module, "platform_of", lambda _: name)
+  structure, params = split(Mlp(8, 32, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+  _, pull_back = jax.vjp(lambda params, x: merge(structure, params)(x), params, jnp.ones((2, 3, 8)))
+  wide = [x for x in jax.tree.leaves(pull_back) if x.size == 2 * 3 * 32]
+  assert [x.dtype for x in wide] == [jnp.bfloat16] * kept
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "tpu"])
 def test_sums_and_repetitions_are_each_others_gradients(name, monkeypatch):
   monkeypatch.setattr(products, "platform_of", lambda _: name)
   x = jax.random.normal(jax.random.key(0), (5, 2, 3))
   weights = jnp.array([1.0, -2.0, 3.0])
-  sums = sum_over_columns(x[:, 0], weights)
+  sums = sum_over_channels(x[:, 0], weights)
   np.testing.assert_allclose(sums, np.float64(x[:, 0]) @ np.float64(weights)[:, None], atol=1e-6)
   np.testing.assert_allclose(sum_over_rows(x), x.sum(0), atol=1e-6)
+  totals = sum_per_channel(x[:, 0], -x[:, 1])
+  np.testing.assert_allclose(totals, (x[:, 0].sum(0), -x[:, 1].sum(0)), atol=1e-6)
+  check_grads(lambda *rows: sum_per_channel(*rows), (x[:, 0], x[:, 1]), order=2, atol=1e-2)
   np.testing.assert_array_equal(repeat_rows(x, 4), jnp.stack([x] * 4))
   _, pull_back = jax.vjp(lambda row: repeat_rows(row, 5), x[0])
   np.testing.assert_allclose(pull_back(x)[0], x.sum(0), atol=1e-6)

@@ -127,6 +127,8 @@ def refusal(result: dict[str, Any]) -> str:
       f"{result['program']} needs {result['needed_bytes'] / 1e9:.3g} GB on every "
       f"{result['chip']}, which has {result['chip_bytes'] / 1e9:.3g} GB"
     )
+    if result["usable_bytes"] < result["chip_bytes"]:
+      found += f", {result['usable_bytes'] / 1e9:.3g} GB of it for jax (by default three quarters)"
   elif "RESOURCE_EXHAUSTED" in result["reason"]:
     found = f"the memory of a {result['chip']} is too small ({result['reason']})"
   else:

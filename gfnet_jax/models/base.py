@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.dense import Linear
 from gfnet_jax.models.initializers import initial_rngs
-from gfnet_jax.models.layers import Linear, PatchEmbed
+from gfnet_jax.models.layers import PatchEmbed
 from gfnet_jax.models.products import repeat_rows
 from gfnet_jax.models.stage import Blocks
 from gfnet_jax.text import printable

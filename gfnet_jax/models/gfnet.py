@@ -11,10 +11,11 @@ from jax.typing import DTypeLike
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.arguments import as_sizes, as_sizes_per_stage, check_dtype, check_rngs
 from gfnet_jax.models.base import Network
+from gfnet_jax.models.dense import Linear
 from gfnet_jax.models.image_size import ImageSize, as_height_width, divide
 from gfnet_jax.models.initializers import normal_init
 from gfnet_jax.models.layer_norm import LayerNorm
-from gfnet_jax.models.layers import Block, Linear, PatchEmbed
+from gfnet_jax.models.layers import Block, PatchEmbed
 from gfnet_jax.models.stage import BlockList, Blocks, BlockStack
 
 

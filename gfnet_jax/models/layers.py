@@ -4,7 +4,6 @@ Parameters, norms, mixers' results and the residual stream are float32; `dtype` 
 type of the matrix products. Names follow the official state dict (gfnet.py).
 """
 
-import functools
 import inspect
 import math
 import numbers
@@ -17,89 +16,13 @@ from jax.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.arguments import check_input
-from gfnet_jax.models.initializers import normal_init, uniform_init
+from gfnet_jax.models.dense import Linear, Mlp
+from gfnet_jax.models.initializers import uniform_init
 from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.mixers import MIXERS
-from gfnet_jax.models.products import linear, sum_type
+from gfnet_jax.models.products import as_rows
 from gfnet_jax.names import look_up
 from gfnet_jax.sharding import reshard
-
-
-class Linear(nnx.Module):
-  """A dense layer; its product and gradient are those of `products.linear`.
-
-  Args:
-    in_features: channels in.
-    out_features: channels out.
-    kernel_init: of the kernel (in_features, out_features).
-    bias_init: of the bias (out_features,).
-    dtype: type of the factors of the matrix product.
-    rngs: source of the initial weights.
-  """
-
-  def __init__(
-    self,
-    in_features: int,
-    out_features: int,
-    *,
-    kernel_init: nnx.Initializer = normal_init,
-    bias_init: nnx.Initializer = nnx.initializers.zeros,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-  ):
-    self.kernel = nnx.Param(kernel_init(rngs.params(), (in_features, out_features), jnp.float32))
-    self.bias = nnx.Param(bias_init(rngs.params(), (out_features,), jnp.float32))
-    self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps (n, in_features) of any float type to (n, out_features), float32."""
-    return linear(x, self.kernel[...], self.bias[...], self.dtype)
-
-
-def gelu(x: jax.Array) -> jax.Array:
-  """The exact GELU of an array of any shape and float type, computed in float32.
-
-  Written with erf, as in PyTorch; `jax.nn.gelu` uses erfc, which costs more.
-  """
-  x = x.astype(sum_type(x.dtype))
-  return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
-
-
-class Mlp(nnx.Module):
-  """Two linear layers with the exact (erf) GELU between them.
-
-  Args:
-    dim: channels in and out.
-    hidden_dim: channels between the layers.
-    dtype: type of the factors of the matrix products.
-    rngs: source of the initial weights, N(0, 0.02^2); biases start at 0.
-  """
-
-  def __init__(self, dim: int, hidden_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-    self.fc1 = Linear(dim, hidden_dim, dtype=dtype, rngs=rngs)
-    self.fc2 = Linear(hidden_dim, dim, dtype=dtype, rngs=rngs)
-
-  def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-    """Maps (..., dim) to the same shape, float32, multiplied by a scale (dim,) if one is given.
-
-    The scale is multiplied into the second layer: its gradient then follows from the
-    kernel's, without another pass over the tokens.
-    """
-    # A single axis of tokens: XLA is slow to contract several in the kernel's gradient.
-    # What passes between the products is of the factors' type, too: half the bytes.
-    before = self.fc1(x.reshape(-1, x.shape[-1]).astype(self.fc1.dtype)).astype(self.fc2.dtype)
-    kernel, bias = self.fc2.kernel[...], self.fc2.bias[...]
-    if scale is not None:
-      kernel, bias = kernel * scale[None], bias * scale
-    return _activated_product(before, kernel, bias, self.fc2.dtype).reshape(x.shape)
-
-
-# The gradient computes the GELU again, so that of the network's widest arrays one is kept.
-@functools.partial(jax.checkpoint, static_argnums=3)
-def _activated_product(
-  before: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike
-) -> jax.Array:
-  return linear(gelu(before).astype(dtype), kernel, bias, dtype)
 
 
 class Block(nnx.Module):
@@ -262,5 +185,5 @@ class PatchEmbed(nnx.Module):
       -1, rows, patch, columns, patch, self.in_dim
     )
     x = x.swapaxes(2, 3).reshape(-1, rows, columns, patch * patch * self.in_dim)
-    tokens = self.proj(x.reshape(-1, x.shape[-1]))
+    tokens = self.proj(as_rows(x, self.proj.out_features))
     return tokens.reshape(-1, rows, columns, tokens.shape[-1])

@@ -10,6 +10,25 @@ from jax.typing import DTypeLike
 from gfnet_jax.models.gradients import custom_gradient
 from gfnet_jax.models.platform import multiplies, platform_of
 
+TPU_LANES = 128  # of all generations so far
+
+
+def as_rows(x: jax.Array, channels: int | None = None) -> jax.Array:
+  """Tokens (..., channels) as they are multiplied, summed and normalised fastest.
+
+  That is as rows (n, channels): XLA is slow to contract several axes in a kernel's gradient. A TPU
+  has 128 lanes; where channels would leave some empty, XLA lays out tokens with the batch last, as
+  it can only while they are not flattened: rows would be copied from one layout to another between
+  filter, norm and product. There, tokens are returned as they are.
+
+  Args:
+    x: (..., columns), any type.
+    channels: of the tokens, if these columns are the pixels of patches.
+  """
+  if platform_of(x) == "tpu" and (channels or x.shape[-1]) % TPU_LANES:
+    return x
+  return x.reshape(-1, x.shape[-1])
+
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike) -> jax.Array:
   """Multiplies rows by a kernel and adds a bias.
@@ -21,13 +40,13 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike) -
   and XLA may gather a sharded gradient.
 
   Args:
-    x: (n, rows), any float type.
+    x: (..., rows), any float type; see `as_rows`.
     kernel: (rows, columns), any float type.
     bias: (columns,), any float type.
     dtype: of the factors.
 
   Returns:
-    (n, columns), float32 or, if `dtype` is wider, that.
+    (..., columns), float32 or, if `dtype` is wider, that.
   """
   dtype = jnp.dtype(dtype)
   kernel, bias = (array.astype(sum_type(dtype)) for array in (kernel, bias))
@@ -42,7 +61,6 @@ def sum_type(dtype: DTypeLike) -> jnp.dtype:
 @functools.cache
 def _linear(dtype: jnp.dtype, x_type: jnp.dtype) -> Callable[..., jax.Array]:
   total = sum_type(dtype)
-  plain = (((1,), (0,)), ((), ()))  # ((axes of a, of b to sum over), batches)
 
   def emulated(x):
     return dtype != total and not multiplies(dtype, platform_of(x))
@@ -52,31 +70,36 @@ def _linear(dtype: jnp.dtype, x_type: jnp.dtype) -> Callable[..., jax.Array]:
       x = jax.lax.reduce_precision(x.astype(total), jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
     return x.astype(dtype)
 
-  def multiply(a, b, axes, out_sharding=None):
+  def multiply(a, b, a_axes, b_axes, out_sharding=None):
+    """Sums over these axes of a and of b."""
     if emulated(a):  # the same products, as fast as any of float32
       a, b = a.astype(total), b.astype(total)
+    axes = ((tuple(a_axes), tuple(b_axes)), ((), ()))
     return jax.lax.dot_general(a, b, axes, preferred_element_type=total, out_sharding=out_sharding)
 
   def forward(x, kernel, bias):
     x, kernel = rounded(x), rounded(kernel)
-    return multiply(x, kernel, plain) + bias[None], (x, kernel)
+    product = multiply(x, kernel, [x.ndim - 1], [0])
+    return product + per_channel(bias, product), (x, kernel)
 
   def push_forward(residuals, tangents):
     x, kernel = residuals
     x_tangent, kernel_tangent, bias_tangent = tangents
-    of_x = multiply(rounded(x_tangent), kernel, plain)
-    return of_x + multiply(x, rounded(kernel_tangent), plain) + bias_tangent[None]
+    of_x = multiply(rounded(x_tangent), kernel, [x.ndim - 1], [0])
+    of_kernel = multiply(x, rounded(kernel_tangent), [x.ndim - 1], [0])
+    return of_x + of_kernel + per_channel(bias_tangent, of_x)
 
   def pull_back(residuals, gradient):
     x, kernel = residuals
     factor = rounded(gradient)
-    of_x = multiply(factor, kernel, (((1,), (1,)), ((), ())), out_sharding=_explicit(x))
-    over_rows = (((0,), (0,)), ((), ()))
+    of_x = multiply(factor, kernel, [x.ndim - 1], [1], out_sharding=_explicit(x))
+    rows = _rows(x)
     if _from_the_narrow_side(kernel):
-      of_kernel = _turned(multiply(factor, x, over_rows))
+      of_kernel = _turned(multiply(factor, x, rows, rows))
     else:
-      of_kernel = multiply(x, factor, over_rows, out_sharding=_explicit(kernel))
-    return of_x.astype(x_type), of_kernel, sum_over_rows(gradient)
+      of_kernel = multiply(x, factor, rows, rows, out_sharding=_explicit(kernel))
+    (of_bias,) = sum_per_channel(gradient)
+    return of_x.astype(x_type), of_kernel, of_bias
 
   return custom_gradient(forward, push_forward, pull_back)
 
@@ -120,13 +143,48 @@ def sum_over_rows(x: jax.Array) -> jax.Array:
   return jnp.tensordot(jnp.ones(x.shape[0], x.dtype), x, 1, precision=jax.lax.Precision.HIGHEST)
 
 
-def sum_over_columns(x: jax.Array, weights: jax.Array) -> jax.Array:
-  """Sums (n, columns) over the columns, times weights (columns,) of the same float type: (n, 1).
+def sum_per_channel(*tokens: jax.Array) -> tuple[jax.Array, ...]:
+  """Sums arrays of tokens (..., channels), of one shape and float type, to (channels,) each.
+
+  On a GPU, in one pass over all of them and what they are computed from.
+  """
+  if platform_of(tokens[0]) == "gpu":
+    return _sum_in_one_pass(*tokens)
+  return tuple(sum_over_rows(x) if x.ndim == 2 else x.sum(_rows(x)) for x in tokens)
+
+
+@jax.custom_jvp
+def _sum_in_one_pass(*tokens):
+  def add(sums, terms):
+    return tuple(map(jax.lax.add, sums, terms))
+
+  return tuple(
+    jax.lax.reduce(tokens, tuple(x.dtype.type(0) for x in tokens), add, _rows(tokens[0]))
+  )
+
+
+@_sum_in_one_pass.defjvp
+def _(tokens, tangents):
+  return _sum_in_one_pass(*tokens), tuple(x.sum(_rows(x)) for x in tangents)
+
+
+def _rows(x: jax.Array) -> tuple[int, ...]:
+  """All axes but the last."""
+  return tuple(range(x.ndim - 1))
+
+
+def per_channel(values: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Values (channels,) with as many axes as tokens (..., channels)."""
+  return jnp.expand_dims(values, _rows(tokens))
+
+
+def sum_over_channels(x: jax.Array, weights: jax.Array) -> jax.Array:
+  """Sums tokens (..., channels) times weights (channels,) of the same float type: (..., 1).
 
   On a CPU it is a product, for the same reason.
   """
   if platform_of(x) != "cpu":
-    return (x * weights[None]).sum(-1, keepdims=True)
+    return (x * per_channel(weights, x)).sum(-1, keepdims=True)
   return jnp.matmul(x, weights[:, None], precision=jax.lax.Precision.HIGHEST)
 
 

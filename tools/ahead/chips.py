@@ -56,6 +56,23 @@ class Chip(NamedTuple):
   clock: float | None = None
   description: str = ""
 
+  @property
+  def usable(self) -> int:
+    """The bytes that jax uses: a part of a GPU's memory, all of a TPU's.
+
+    Raises:
+      UserError: if XLA_PYTHON_CLIENT_MEM_FRACTION is no number.
+    """
+    if not self.description:
+      return self.memory
+    fraction = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or "0.75"  # jax's default
+    try:
+      return int(self.memory * float(fraction))
+    except ValueError as error:
+      raise UserError(
+        f"XLA_PYTHON_CLIENT_MEM_FRACTION is {printable(fraction)!r}, expected a number such as 0.9"
+      ) from error
+
 
 def gpu(name: str, capability: int, *, memory: int, bandwidth: int, **sizes: int) -> Chip:
   """A GPU as XLA describes it; what these GPUs have in common is filled in."""

@@ -35,7 +35,8 @@ def compile_and_read(
     UserError: for a config that cannot work.
   """
   lowered = lower(which, config, mesh, grid)
-  result = {"compiles": False, "reason": None, "chip_bytes": chip.memory, "fits": False}
+  result = {"compiles": False, "reason": None, "fits": False}
+  result |= {"chip_bytes": chip.memory, "usable_bytes": chip.usable}
   start = time.perf_counter()
   try:
     compiled, result["compiler_options"] = compile_for(chip, lowered)
@@ -50,7 +51,7 @@ def compile_and_read(
   result |= memory(compiled, chip)
   result["advice"] = []
   if which == "train" and not result["fits"]:
-    result["advice"] = advise(config, mesh.size, read_plan(compiled).excess(chip.memory))
+    result["advice"] = advise(config, mesh.size, read_plan(compiled).excess(chip.usable))
   text = compiled.as_text()
   return result | read(text, chip), text
 
@@ -81,7 +82,7 @@ def memory(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
     "aliased_bytes": plan.alias_size_in_bytes,  # arguments that become results
     "temporary_bytes": plan.temp_size_in_bytes,
     "needed_bytes": needed,
-    "fits": needed <= chip.memory,
+    "fits": needed <= chip.usable,
   }
 
 
@@ -108,7 +109,7 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
     ("compiles", f"yes, in {result['compile_s']:.0f} s{with_options(result['compiler_options'])}"),
     (
       "memory",
-      f"{gigabytes(result['needed_bytes'])} of {gigabytes(result['chip_bytes'])}, "
+      f"{gigabytes(result['needed_bytes'])} of {gigabytes(result['usable_bytes'])}, "
       f"{gigabytes(result['temporary_bytes'])} of it temporary: "
       f"{'fits' if result['fits'] else 'does not fit'}",
     ),
