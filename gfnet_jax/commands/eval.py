@@ -86,7 +86,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
   )
   parser.add_argument("--data-dir", help="directory of all TFDS data sets")
   parser.add_argument("--batch-size", type=int, help="over all devices (default: as in training)")
-  parser.add_argument("--precision", help="highest, default or bf16 (default: as in training)")
+  parser.add_argument(
+    "--precision", help="highest, default, bf16 or float64 (default: as in training)"
+  )
   parser.add_argument("--output", type=Path, help="file for the result as JSON; null is not finite")
   add_process_flags(parser)
   options = parser.parse_args(arguments)

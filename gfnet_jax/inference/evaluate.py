@@ -177,7 +177,8 @@ def make_eval_step(
   """
 
   def eval_step(params: Params, batch: Batch) -> Averages:
-    logits = merge(structure, params)(normalize(batch["image"]))
+    model = merge(structure, params)
+    logits = model(normalize(batch["image"], model.dtype))
     return measure(logits if outputs is None else logits[:, np.array(outputs)], batch["label"])
 
   whole = replicated(mesh)

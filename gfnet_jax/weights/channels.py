@@ -3,6 +3,7 @@
 import numpy as np
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.products import sum_type
 
 CHANNELS = 256  # at most
 
@@ -18,7 +19,8 @@ def adapt_channels(kernel: np.ndarray, in_dim: int) -> np.ndarray:
     in_dim: channels of the images.
 
   Returns:
-    (dim, in_dim, patch, patch), float32; the kernel itself if it fits already.
+    (dim, in_dim, patch, patch), float32 or, of a kernel of float64, that; the kernel itself if it
+    fits already.
 
   Raises:
     UserError: if the kernel fits neither `in_dim` nor 3 channels, or `in_dim` is not 1 to 256.
@@ -32,8 +34,8 @@ def adapt_channels(kernel: np.ndarray, in_dim: int) -> np.ndarray:
       f"the first convolution of the weights has shape {kernel.shape}, expected (channels, 3, "
       f"patch, patch) to be carried to {in_dim} input channels; take weights for 3 channels"
     )
-  kernel = kernel.astype(np.float32)
+  kernel = kernel.astype(sum_type(kernel.dtype))
   if in_dim == 1:
     return kernel.sum(axis=1, keepdims=True)
   repeated = np.tile(kernel, (1, -(-in_dim // 3), 1, 1))[:, :in_dim]
-  return repeated * np.float32(3 / in_dim)
+  return repeated * kernel.dtype.type(3 / in_dim)

@@ -6,7 +6,7 @@ from gfnet_jax.checkpoints.model import read_model, save_model
 from gfnet_jax.data import imagenet
 from gfnet_jax.models.base import Network
 from gfnet_jax.models.image_size import ImageSize
-from gfnet_jax.models.precision import compute_dtype
+from gfnet_jax.models.precision import compute_dtype, parameter_dtype
 from gfnet_jax.weights.download import CACHE_DIRECTORY, OFFICIAL_ADDRESSES, fetch
 from gfnet_jax.weights.files import read_state_dict, write_state_dict
 from gfnet_jax.weights.state_dict import model_from_torch, to_torch_state_dict
@@ -75,8 +75,9 @@ def read_torch_model(
   Raises:
     UserError: as `compute_dtype`, `read_state_dict` and `model_from_torch`.
   """
-  dtype = compute_dtype(precision or "default")
-  return model_from_torch(read_state_dict(path, ema=ema), dtype=dtype)
+  precision = precision or "default"
+  weights = read_state_dict(path, ema=ema, dtype=parameter_dtype(precision))
+  return model_from_torch(weights, dtype=compute_dtype(precision))
 
 
 def official_classes(source: Path | str, config: dict) -> list[str] | None:

@@ -88,7 +88,7 @@ def load_torch_state_dict(
     raise UserError(f"the weights do not fit the model: {misfits}")
 
   params = {
-    tensor.name: tensor.to_param(source[tensor.key].astype(np.float32, copy=False))
+    tensor.name: tensor.to_param(source[tensor.key].astype(model.dtype, copy=False))
     for tensor in tensors
   }
   params = stack_blocks(fit_to_grids(params, grids, model), split(model)[1])
@@ -98,7 +98,9 @@ def load_torch_state_dict(
 
 
 def to_torch_state_dict(model: Network) -> dict[str, np.ndarray]:
-  """Returns the weights, as float32 NumPy arrays by official key, in the official order.
+  """Returns the weights, as NumPy arrays by official key, in the official order.
+
+  They are float32, or float64 if the model is that.
 
   Raises:
     UserError: if the model's mixer is not the global filter.
