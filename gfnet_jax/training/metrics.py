@@ -45,8 +45,8 @@ def loss(outcome: Outcome) -> jax.Array:
 
 
 def accuracy(outcome: Outcome) -> jax.Array:
-  """1 where the most probable class is the label, else 0: (batch,), float32."""
-  return (outcome.logits.argmax(-1) == outcome.labels).astype(jnp.float32)
+  """1 where the most probable class is the label, else 0: (batch,), of the logits' type."""
+  return (outcome.logits.argmax(-1) == outcome.labels).astype(outcome.logits.dtype)
 
 
 def gradient_norm(outcome: Outcome) -> jax.Array:
