@@ -120,7 +120,8 @@ def network(request):
 def compare(network, backend, measured):
   features, logits, gradients = network.results(backend)
   expected_features, expected_logits, expected_gradients = network.expected
-  what = f"{network.name} in float64 by {backend}, reference"
+  name = f"a small {network.name} network" if network.name in SMALL else network.name
+  what = f"{name} in float64 by {backend}, reference"
   measured(f"features of {what}", largest_difference(features, expected_features), 1e-13)
   measured(f"logits of {what}", largest_difference(logits, expected_logits), 1e-13)
   assert list(gradients) == list(expected_gradients)

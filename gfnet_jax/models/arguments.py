@@ -56,7 +56,7 @@ def check_dtype(dtype: object) -> None:
     raise UserError(
       f"dtype is {printable(repr(dtype))}, expected a float type such as jax.numpy.bfloat16"
     )
-  if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+  if jnp.dtype(dtype) == jnp.float64 and not jax.config.jax_enable_x64:
     raise UserError(
       "dtype is float64, of which JAX would silently make float32; set the environment variable "
       "JAX_ENABLE_X64=1, call jax.config.update('jax_enable_x64', True), or take float32"

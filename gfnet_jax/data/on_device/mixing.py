@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.products import sum_type
 
 MODES = ("batch", "pair", "elem")
 
@@ -108,7 +109,7 @@ class Mixing:
     Raises:
       UserError: if the batch is not a multiple of the groups.
     """
-    targets = smooth_targets(labels, self.num_classes, self.smoothing, _with_float32(images))
+    targets = smooth_targets(labels, self.num_classes, self.smoothing, sum_type(images.dtype))
     if self.mixup_alpha == 0 and not self.use_cutmix:
       return images, targets
     batch, height, width, _ = images.shape
@@ -232,7 +233,7 @@ def mix_images(images: jax.Array, draws: Draws, group_size: int) -> jax.Array:
   rows = jnp.arange(images.shape[1], dtype=jnp.int32)[None, :, None, None]
   columns = jnp.arange(images.shape[2], dtype=jnp.int32)[None, None, :, None]
   inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-  lam = draws.lam[:, None, None, None].astype(_with_float32(images))
+  lam = draws.lam[:, None, None, None].astype(sum_type(images.dtype))
   use_cutmix = draws.use_cutmix[:, None, None, None]
   weight = jnp.where(use_cutmix, 1 - inside.astype(lam.dtype), lam)
   return images * weight + partners(images, group_size) * (1 - weight)
@@ -240,13 +241,8 @@ def mix_images(images: jax.Array, draws: Draws, group_size: int) -> jax.Array:
 
 def mix_targets(targets: jax.Array, lam: jax.Array, group_size: int) -> jax.Array:
   """Blends targets (batch, classes) with those of the partners by lam (batch,)."""
-  lam = lam[:, None].astype(_with_float32(targets))
+  lam = lam[:, None].astype(sum_type(targets.dtype))
   return targets * lam + partners(targets, group_size) * (1 - lam)
-
-
-def _with_float32(x: jax.Array) -> jnp.dtype:
-  """The type of a product of x and draws: float64 if x is that."""
-  return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def partners(array: jax.Array, group_size: int) -> jax.Array:
