@@ -15,6 +15,7 @@ from gfnet_jax.models.base import Network
 from gfnet_jax.models.fit import Grid, Shape, describe_misfits, fit_to_grids, listed
 from gfnet_jax.models.functional import split, update
 from gfnet_jax.models.image_size import ImageSize
+from gfnet_jax.models.products import sum_type
 from gfnet_jax.models.stage import separate_blocks, stack_blocks
 from gfnet_jax.models.variants import VARIANTS, create_model
 from gfnet_jax.weights.channels import adapt_channels
@@ -145,7 +146,8 @@ def model_from_torch(
     num_classes=num_classes or found["num_classes"],
   )
   if in_dim is not None:
-    stems = {key: adapt_channels(state_dict[key], in_dim) for key in STEMS if key in state_dict}
+    total = sum_type(overrides.get("dtype", np.float32))
+    stems = {k: adapt_channels(state_dict[k], in_dim, total) for k in STEMS if k in state_dict}
     state_dict = {**state_dict, **stems}
     config |= dict(in_dim=in_dim) if in_dim != 3 else {}
   has_head = any(key in state_dict for key in HEAD)
