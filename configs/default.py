@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
   config.num_epochs = 300.0
   config.log_every_steps = 50
   config.eval_every_epochs = 1.0  # each evaluation is followed by a checkpoint
-  config.precision = "default"  # highest, default or bf16
+  config.precision = "default"  # highest, default, bf16 or float64 (with JAX_ENABLE_X64=1)
   config.init_checkpoint = (
     ""  # start from the weights of this checkpoint; the head stays if it fits
   )

@@ -10,11 +10,11 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """-sum_k targets_k log softmax(logits)_k of every sample.
 
   Args:
-    logits: (batch, num_classes), float32.
-    targets: (batch, num_classes), float32 distributions.
+    logits: (batch, num_classes), float32 or float64.
+    targets: (batch, num_classes), distributions of the same type.
 
   Returns:
-    (batch,), float32.
+    (batch,), of that type.
   """
   return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
 
@@ -25,18 +25,20 @@ def distillation_loss(
   """How far a student is from its teacher (official: DeiT's losses.py).
 
   Args:
-    logits: (batch, num_classes), float32, of the student.
-    teacher_logits: (batch, num_classes), float32.
+    logits: (batch, num_classes), float32 or float64, of the student.
+    teacher_logits: (batch, num_classes), of the same type.
     kind: "soft" is T^2 KL(teacher || student) / num_classes at temperature T; "hard" is
       the cross-entropy with the class that the teacher prefers.
     temperature: T.
 
   Returns:
-    (batch,), float32.
+    (batch,), of that type.
   """
   num_classes = logits.shape[-1]
   if kind == "hard":
-    return cross_entropy(logits, jax.nn.one_hot(teacher_logits.argmax(-1), num_classes))
+    return cross_entropy(
+      logits, jax.nn.one_hot(teacher_logits.argmax(-1), num_classes, dtype=logits.dtype)
+    )
   teacher = jax.nn.log_softmax(teacher_logits / temperature)
   student = jax.nn.log_softmax(logits / temperature)
   divergence = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)

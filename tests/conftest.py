@@ -75,6 +75,17 @@ def compiled_as_for_users() -> Iterator[None]:
   jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture
+def measured(request):
+  """Records a difference under a description and checks it against its bound."""
+
+  def measured(what, difference, at_most):
+    request.node.user_properties.append((what, (float(difference), at_most)))
+    assert difference <= at_most, what
+
+  return measured
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
   """The directory of TFDS data sets, of this test session alone."""

@@ -38,7 +38,7 @@ def make(mixer, dim=4, grid=(3, 5), dtype=jnp.float32, **options):
   structure, params = split(layer)
   rng = np.random.default_rng(0)
   return structure, {
-    name: rng.normal(scale=dim**-0.5, size=value.shape).astype(np.float32)
+    name: rng.normal(scale=dim**-0.5, size=value.shape).astype(value.dtype)
     for name, value in params.items()
   }
 
@@ -111,19 +111,21 @@ def relative(found, expected):
   return np.abs(np.asarray(found) - expected).max() / max(np.abs(expected).max(), 1e-30)
 
 
-def differences(mixer, dim, grid, **options):
-  """Of values and all gradients from those of PyTorch in float64, by name."""
+def differences(mixer, dim, grid, *, results=np.float32, **options):
+  """Of values and all gradients, of a type, from those of PyTorch in float64, by name."""
   torch = pytest.importorskip("torch")
-  (structure, params), tokens = make(mixer, dim, grid, **options), tokens_of(grid, dim)
+  structure, params = make(mixer, dim, grid, **options)
+  tokens = tokens_of(grid, dim).astype(results)
   # The gradient of a sum of squares would vanish behind a norm.
-  cotangent = np.random.default_rng(2).standard_normal(tokens.shape).astype(np.float32)
+  cotangent = np.random.default_rng(2).standard_normal(tokens.shape).astype(results)
 
   @jax.jit
   def compute(params, tokens):
     mixed, pull_back = jax.vjp(lambda p, x: merge(structure, p)(x), params, tokens)
     return mixed, *pull_back(cotangent)
 
-  mixed, of_params, of_tokens = compute(params, tokens)
+  found = mixed, of_params, of_tokens = compute(params, tokens)
+  assert {array.dtype for array in jax.tree.leaves(found)} == {np.dtype(results)}
   exact = {n: torch.tensor(p, dtype=torch.float64, requires_grad=True) for n, p in params.items()}
   x = torch.tensor(tokens, dtype=torch.float64, requires_grad=True)
   expected = reference(torch, mixer, x, exact)
@@ -152,6 +154,15 @@ def test_values_and_gradients_are_those_of_pytorch(mixer, grid):
   for name, difference in found.items():
     if name != "qkv.bias":  # a part of it has no effect, so that its gradient is 0
       assert difference < 3e-6, name
+
+
+@pytest.mark.parametrize("mixer", PARAMETERS)
+def test_in_float64_they_are_those_of_pytorch_to_the_last_bits(mixer):
+  with jax.enable_x64(True):
+    found = differences(mixer, 4, (3, 5), results=np.float64, dtype=jnp.float64)
+  for name, difference in found.items():
+    if name != "qkv.bias":  # as above
+      assert difference < 1e-14, name
 
 
 def test_attention_of_several_heads():

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).resolve().parent.parent / "tests" / "test_parity.py"
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+FILES = ("test_parity.py", "test_parity_float64.py")
 
 
 class Collector:
@@ -48,7 +49,8 @@ def main() -> int:
 
   collector = Collector()
   with contextlib.redirect_stdout(sys.stderr):  # the report of pytest
-    code = pytest.main([str(TESTS), "-m", "parity", "-k", arguments.k], plugins=[collector])
+    files = [str(TESTS / name) for name in FILES]
+    code = pytest.main([*files, "-m", "parity", "-k", arguments.k], plugins=[collector])
   if arguments.json:
     print("\n".join(map(json.dumps, collector.rows)))
   else:

@@ -39,6 +39,12 @@ def main(arguments: list[str]) -> None:
     "--to-torch", action="store_true", help="convert a checkpoint to .pth or .safetensors"
   )
   parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+  parser.add_argument(
+    "--precision",
+    choices=["float64"],
+    help="keep weights of 64 bits as they are, with JAX_ENABLE_X64=1 (default: float32, or that of "
+    "the training run)",
+  )
   parser.add_argument("--which", help="with --to-torch: last, best or a step (default: last)")
 
   # Without a default they are absent unless given.
@@ -64,7 +70,10 @@ def main(arguments: list[str]) -> None:
   group.add_argument("--cache", type=Path, help="of downloads (default: ~/.cache/gfnet_jax)")
   options = vars(parser.parse_args(arguments))
   source, destination = options.pop("source"), options.pop("destination")
-  to_torch, which, ema = (options.pop(name) for name in ("to_torch", "which", "ema"))
+  to_torch, which = options.pop("to_torch"), options.pop("which")
+  shared = {"ema": options.pop("ema")}
+  if precision := options.pop("precision"):
+    shared["precision"] = precision
   if to_torch and options:
     flag = {"name": "arch", "in_dim": "in-channels"}.get(min(options), min(options))
     parser.error(f"--to-torch takes no --{flag.replace('_', '-')}")
@@ -78,9 +87,9 @@ def main(arguments: list[str]) -> None:
   from gfnet_jax.weights.convert import export_weights, import_weights
 
   if to_torch:
-    config = export_weights(Path(source), destination, which=which or "last", ema=ema)
+    config = export_weights(Path(source), destination, which=which or "last", **shared)
   else:
-    config = import_weights(source, destination, ema=ema, **options)
+    config = import_weights(source, destination, **shared, **options)
   described = ", ".join(f"{key} {value}" for key, value in config.items())
   print(f"Wrote {destination}: {described}")
 

@@ -93,7 +93,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
   )
   parser.add_argument("--data-dir", help="directory of all TFDS data sets")
   parser.add_argument("--batch-size", type=int, help="over all devices (default: as in training)")
-  parser.add_argument("--precision", help="highest, default or bf16 (default: as in training)")
+  parser.add_argument(
+    "--precision", help="highest, default, bf16 or float64 (default: as in training)"
+  )
   parser.add_argument(
     "--report", type=Path, metavar="DIR", help="write accuracy by class and the worst mistakes"
   )

@@ -140,7 +140,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
   parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
   parser.add_argument("--which", default="last", help="last, best or a step (default: last)")
   parser.add_argument("--ema", action="store_true", help="take the averaged weights")
-  parser.add_argument("--precision", help="highest, default or bf16 (default: as in training)")
+  parser.add_argument(
+    "--precision", help="highest, default, bf16 or float64 (default: as in training)"
+  )
   options = parser.parse_args(arguments)
   if options.top < 1 or options.batch_size < 1:
     parser.error("--top and --batch-size must be positive")

@@ -22,7 +22,7 @@ class Metric(NamedTuple):
   """How an evaluation computes and shows a metric.
 
   Attributes:
-    compute: (logits (batch, num_classes) float32, labels (batch,) int32) to (batch,).
+    compute: (logits (batch, num_classes) float32 or float64, labels (batch,) int32) to (batch,).
     title: on the screen.
     percent: whether its mean is a share, to be reported in percent.
     more_classes_than: of a model for which it is worth a place on the screen.
@@ -45,8 +45,8 @@ def top5(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """The cross-entropy of every image, without label smoothing: (batch,), float32."""
-  return cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+  """The cross-entropy of every image, without label smoothing: (batch,), of the logits' type."""
+  return cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype))
 
 
 METRICS = {
@@ -60,7 +60,7 @@ def measure(logits: jax.Array, labels: jax.Array) -> Averages:
   """The metrics of one batch; images with a negative label are padding and do not count.
 
   Args:
-    logits: (batch, num_classes), float32.
+    logits: (batch, num_classes), float32 or float64.
     labels: (batch,), int32.
   """
   counted = labels >= 0
@@ -107,7 +107,7 @@ def rank_of_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Comparisons instead of jax.lax.top_k, which would gather the batch on every device.
 
   Args:
-    logits: (batch, num_classes), float32.
+    logits: (batch, num_classes), float32 or float64.
     labels: (batch,), int32.
 
   Returns:
@@ -115,6 +115,6 @@ def rank_of_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """
   num_classes = logits.shape[-1]
   score = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-  lower_index = jnp.arange(num_classes)[None] < labels[:, None]
+  lower_index = jnp.arange(num_classes, dtype=labels.dtype)[None] < labels[:, None]
   before = (logits > score) | ((logits == score) & lower_index)
   return jnp.where(jnp.isnan(score[:, 0]), num_classes, before.sum(axis=-1))

@@ -133,7 +133,8 @@ class SavedModel:
 
     @functools.partial(jax.jit, static_argnums=2)
     def classify(params, images, top):
-      return jax.lax.top_k(jax.nn.softmax(merge(structure, params)(normalize(images))), top)
+      model = merge(structure, params)
+      return jax.lax.top_k(jax.nn.softmax(model(normalize(images, model.dtype))), top)
 
     return classify
 

@@ -30,7 +30,7 @@ class Verdicts(NamedTuple):
 def compute_logits(
   structure: nnx.GraphDef, params: Params, batch: Batch, outputs: tuple[int, ...] | None
 ) -> jax.Array:
-  """The logits of a batch as it comes from the host: (batch, classes), float32.
+  """The logits of a batch as it comes from the host: (batch, classes), float32 or float64.
 
   Args:
     structure: of the model.
@@ -38,7 +38,8 @@ def compute_logits(
     batch: with `image`, (batch, H, W, 3), uint8.
     outputs: the classes to tell apart, in the order of the labels; None: all.
   """
-  logits = merge(structure, params)(normalize(batch["image"]))
+  model = merge(structure, params)
+  logits = model(normalize(batch["image"], model.dtype))
   return logits if outputs is None else logits[:, np.array(outputs)]
 
 

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -43,7 +44,10 @@ def as_sizes_per_stage(name: str, values: Sequence[object], expected: str) -> tu
 
 
 def check_dtype(dtype: object) -> None:
-  """Raises UserError unless matrix products can be of this type."""
+  """Raises UserError unless matrix products can be of this type.
+
+  JAX would make float32 of float64 unless it is told to allow 64 bits.
+  """
   try:
     known = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
   except TypeError:
@@ -51,6 +55,11 @@ def check_dtype(dtype: object) -> None:
   if not known:
     raise UserError(
       f"dtype is {printable(repr(dtype))}, expected a float type such as jax.numpy.bfloat16"
+    )
+  if jnp.dtype(dtype) == jnp.float64 and not jax.config.jax_enable_x64:
+    raise UserError(
+      "dtype is float64, of which JAX would silently make float32; set the environment variable "
+      "JAX_ENABLE_X64=1, call jax.config.update('jax_enable_x64', True), or take float32"
     )
 
 

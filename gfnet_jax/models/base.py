@@ -12,7 +12,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.dense import Linear
 from gfnet_jax.models.initializers import initial_rngs
 from gfnet_jax.models.layers import PatchEmbed
-from gfnet_jax.models.products import repeat_rows
+from gfnet_jax.models.products import repeat_rows, sum_type
 from gfnet_jax.models.stage import Blocks
 from gfnet_jax.text import printable
 
@@ -40,6 +40,11 @@ class Network(nnx.Module):
   head: Linear
   settings: tuple[tuple[str, object], ...]
 
+  @property
+  def dtype(self) -> jnp.dtype:
+    """The type of parameters and results: float32, or float64 if the network is of that."""
+    return sum_type(dict(self.settings)["dtype"])
+
   def stages(self) -> Iterable[tuple[PatchEmbed, Blocks]]:
     """Yields the patch embedding and the blocks of every stage."""
     raise NotImplementedError
@@ -66,33 +71,33 @@ class Network(nnx.Module):
       UserError: if the images are not what the model was built for, or for a bad key.
 
     Returns:
-      One array (batch, rows, columns, channels), float32, per stage; the isotropic
+      One array (batch, rows, columns, channels), of the model's `dtype`, per stage; the isotropic
       network has a single stage.
     """
     keys = split_key(key, [len(blocks) for _, blocks in self.stages()])
     x, outputs = images, []
     for patch_embed, blocks in self.stages():
-      x = patch_embed(x).astype(jnp.float32)
+      x = patch_embed(x)
       if not outputs:
-        x += repeat_rows(self.pos_embed[...].astype(jnp.float32), x.shape[0])
+        x += repeat_rows(self.pos_embed[...].astype(x.dtype), x.shape[0])
       x = blocks(x, keys[len(outputs)], remat=self.remat)
       outputs.append(x)
     return outputs
 
   def forward_features(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """Maps images to features (batch, channels), float32, behind the final norm and mean.
+    """Maps images to features (batch, channels), behind the final norm and mean.
 
-    The arguments are those of `forward_intermediates`.
+    The arguments and the type are those of `forward_intermediates`.
     """
     x = self.forward_intermediates(images, key=key)[-1]
     return self.norm(x).mean(axis=(1, 2))
 
   def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """Maps images to logits (batch, num_classes), float32.
+    """Maps images to logits (batch, num_classes).
 
-    The arguments are those of `forward_intermediates`.
+    The arguments and the type are those of `forward_intermediates`.
     """
-    return self.head(self.forward_features(images, key=key)).astype(jnp.float32)
+    return self.head(self.forward_features(images, key=key))
 
   def fresh(self, **changes) -> Self:
     """A network with initial weights, built as this one but for some arguments.

@@ -1,7 +1,7 @@
 """Dense layers: one, and two with the GELU between them.
 
-Parameters, sums and results are float32; `dtype` is the type of the factors of the products. Names
-follow the official state dict (gfnet.py).
+Parameters, sums and results are float32; `dtype` is the type of the factors of the products. With
+float64, everything is float64 (`products.sum_type`). Names follow the official state dict (gfnet.py).
 """
 
 import functools
@@ -41,8 +41,9 @@ class Linear(nnx.Module):
     dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
-    self.kernel = nnx.Param(kernel_init(rngs.params(), (in_features, out_features), jnp.float32))
-    self.bias = nnx.Param(bias_init(rngs.params(), (out_features,), jnp.float32))
+    total = sum_type(dtype)
+    self.kernel = nnx.Param(kernel_init(rngs.params(), (in_features, out_features), total))
+    self.bias = nnx.Param(bias_init(rngs.params(), (out_features,), total))
     self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -61,7 +61,7 @@ def fit_params(source: Network, target: Network, fresh: Params) -> Params:
     fresh: initial parameters of the target, of which the head may be taken.
 
   Returns:
-    Parameters of the target by name: new arrays, but for a fresh head.
+    Parameters of the target by name, of its types: new arrays, but for a fresh head.
 
   Raises:
     UserError: if the two are not the same network: another mixer, depth or width; or if
@@ -97,7 +97,9 @@ def fit_params(source: Network, target: Network, fresh: Params) -> Params:
     )
   fitted = stack_blocks(params, model_params)
   # Copies: JAX on a CPU would share memory with the source.
-  fitted = {name: jnp.array(value, copy=True) for name, value in fitted.items()}
+  fitted = {
+    name: jnp.array(value, model_params[name].dtype, copy=True) for name, value in fitted.items()
+  }
   return fitted | {name: fresh[name] for name in new_head}
 
 

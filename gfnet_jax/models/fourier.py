@@ -12,7 +12,7 @@ from gfnet_jax.models.fourier_backends import Backend, choose_backend, form, lik
 from gfnet_jax.models.gradients import custom_gradient
 from gfnet_jax.models.platform import platform_of
 from gfnet_jax.models.precision import filter_precision
-from gfnet_jax.models.products import sum_over_rows
+from gfnet_jax.models.products import sum_over_rows, sum_type
 from gfnet_jax.sharding import BATCH_AXIS, reshard
 
 SCOPE = "global_filter"  # by which profiles and compiled programs name its operations
@@ -34,7 +34,8 @@ def global_filter(
     tokens: (batch, height, width, channels), any float type.
     weight: (2, height, width // 2 + 1, channels), any float type: the real parts, then
       the imaginary parts. Once the height is transformed back, the imaginary parts of the
-      DC and Nyquist columns have no effect.
+      DC and Nyquist columns have no effect. If the type is float64, everything is computed in
+      that, else in float32.
     backend: a name in `fourier_backends.BACKENDS`, or "auto" for the fastest one for the most
       similar grid on the platform of the computation (see `platform_of`), as measured or,
       for want of a measurement, estimated (fourier_timings.py).
@@ -42,16 +43,17 @@ def global_filter(
       `filter_precision`.
 
   Returns:
-    (batch, height, width, channels), float32.
+    (batch, height, width, channels), float32 or float64.
 
   Raises:
-    UserError: for an unknown backend or precision.
+    UserError: for an unknown backend or precision, or one that does not compute in float64.
   """
-  tokens, weight = jnp.asarray(tokens), jnp.asarray(weight, jnp.float32)
+  tokens, weight = jnp.asarray(tokens), jnp.asarray(weight)
+  weight = weight.astype(sum_type(weight.dtype))
   platform = platform_of(tokens)
-  chosen = choose_backend(backend, tokens.shape[1:], platform)
+  chosen = choose_backend(backend, tokens.shape[1:], platform, weight.dtype)
   if chosen != "fused" or tokens.dtype != jnp.bfloat16:  # of which its kernel reads half the bytes
-    tokens = tokens.astype(jnp.float32)
+    tokens = tokens.astype(weight.dtype)
   filter_tokens = _filter(chosen, platform, filter_precision(precision, platform))
   mesh, batch, channels = _find_split(tokens)
   specs = PartitionSpec(batch, None, None, channels), PartitionSpec(None, None, None, channels)

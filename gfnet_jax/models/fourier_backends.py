@@ -1,8 +1,8 @@
 """Different ways to compute one transform: the orthonormal real 2D DFT of token grids.
 
-A spectrum is a tuple of float32 arrays, the batch first. CPUs and GPUs multiply fastest with
-one array (batch, 2, ...) of real parts before imaginary parts; on a TPU, putting the parts
-together costs as much as a product, and they are two arrays (batch, ...). The grid and the
+A spectrum is a tuple of arrays of the tokens' type, the batch first. CPUs and GPUs multiply
+fastest with one array (batch, 2, ...) of real parts before imaginary parts; on a TPU, putting the
+parts together costs as much as a product, and they are two arrays (batch, ...). The grid and the
 channels follow in an order, and in axes, of the backend's own.
 """
 
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.models import fourier_paired as paired
@@ -26,9 +27,9 @@ class Backend(NamedTuple):
   """A transform and its inverse.
 
   Attributes:
-    transform: maps tokens (batch, height, width, channels), float32 or bfloat16, to their
+    transform: maps tokens (batch, height, width, channels), float32 or float64, to their
       spectrum; its second argument is the `jax.lax.Precision` of its products.
-    invert: maps a spectrum, (height, width) and the precision back to tokens, float32. Like
+    invert: maps a spectrum, (height, width) and the precision back to tokens. Like
       `jnp.fft.irfft2`, it ignores the imaginary parts of the DC and Nyquist columns once
       the height is transformed back.
     axes: the order of (height, columns, channels) in a spectrum.
@@ -39,18 +40,21 @@ class Backend(NamedTuple):
   axes: tuple[int, int, int] = (0, 1, 2)
 
 
-def choose_backend(name: str, shape: tuple[int, int, int], platform: str) -> str:
+def choose_backend(
+  name: str, shape: tuple[int, int, int], platform: str, dtype: DTypeLike = jnp.float32
+) -> str:
   """Returns the name itself or, for "auto", the fastest for the most similar known shape.
 
   Args:
     name: a backend, or "auto".
     shape: (height, width, channels) of the tokens.
     platform: see `platform_of`.
+    dtype: of the computation.
 
   Raises:
-    UserError: for an unknown name.
+    UserError: as `check_backend`.
   """
-  check_backend(name)
+  check_backend(name, dtype)
   known = TIMINGS.get(platform)
   if name != "auto":
     return name
@@ -66,10 +70,15 @@ def choose_backend(name: str, shape: tuple[int, int, int], platform: str) -> str
   return min(times, key=times.get)
 
 
-def check_backend(name: str) -> None:
-  """Raises UserError for an unknown name."""
+def check_backend(name: str, dtype: DTypeLike = jnp.float32) -> None:
+  """Raises UserError for an unknown name, or one that does not compute in that type."""
   if name != "auto" and name not in BACKENDS:
     raise UserError(f"unknown backend {name!r}, expected auto or one of {', '.join(BACKENDS)}")
+  if name == "fused" and dtype == jnp.float64:
+    raise UserError(
+      "backend is 'fused', which computes in float32 alone, but the model is float64; expected "
+      f"auto or one of {', '.join(STACKED)}"
+    )
 
 
 def form(name: str, platform: str) -> Backend:

@@ -18,7 +18,7 @@ Grid = tuple[int, int]
 
 
 def fft(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
-  """By `jnp.fft`, in float32 whatever the precision; parts (batch, channels, height, columns)."""
+  """By `jnp.fft`, in the type of the tokens; parts (batch, channels, height, columns)."""
   del precision
   # FFT libraries want the grid last. The spectrum stays that way: the filter is smaller, and
   # so cheaper to transpose.
@@ -35,9 +35,10 @@ def inverse_fft(spectrum: Pair, grid: Grid, precision: jax.lax.Precision) -> jax
 def separable(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
   """Along the width, then along the height; parts (batch, height, columns, channels)."""
   product = _product("kw,bhwc->bhkc", precision)
-  real, imaginary = (product(matrix, tokens) for matrix in matrices.width_pair(tokens.shape[2]))
+  pair = matrices.width_pair(tokens.shape[2], tokens.dtype)
+  real, imaginary = (product(matrix, tokens) for matrix in pair)
   product = _product("jh,bhkc->bjkc", precision)
-  cos, sin = matrices.height_pair(tokens.shape[1])
+  cos, sin = matrices.height_pair(tokens.shape[1], tokens.dtype)
   return (
     product(cos, real) - product(sin, imaginary),
     product(cos, imaginary) + product(sin, real),
@@ -47,15 +48,15 @@ def separable(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
 def inverse_separable(spectrum: Pair, grid: Grid, precision: jax.lax.Precision) -> jax.Array:
   """Undoes `separable`."""
   product = _product("hj,bjkc->bhkc", precision)
-  cos, sin = matrices.height_pair(grid[0])  # unitary and symmetric: the conjugate inverts
   real, imaginary = spectrum
+  # Unitary and symmetric: the conjugate inverts.
+  cos, sin = matrices.height_pair(grid[0], real.dtype)
   rows = (
     product(cos, real) + product(sin, imaginary),
     product(cos, imaginary) - product(sin, real),
   )
-  return _sum_of_products(
-    _product("wk,bhkc->bhwc", precision), matrices.inverse_width_pair(grid[1]), rows
-  )
+  pair = matrices.inverse_width_pair(grid[1], real.dtype)
+  return _sum_of_products(_product("wk,bhkc->bhwc", precision), pair, rows)
 
 
 def dense(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
@@ -63,14 +64,16 @@ def dense(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
   batch, height, width, channels = tokens.shape
   product = _product("kn,bnc->bkc", precision)
   rows = tokens.reshape(batch, height * width, channels)
-  real, imaginary = (product(matrix, rows) for matrix in matrices.grid_pair(height, width))
+  pair = matrices.grid_pair(height, width, tokens.dtype)
+  real, imaginary = (product(matrix, rows) for matrix in pair)
   return real, imaginary
 
 
 def inverse_dense(spectrum: Pair, grid: Grid, precision: jax.lax.Precision) -> jax.Array:
   """Undoes `dense`."""
   product = _product("nk,bkc->bnc", precision)
-  rows = _sum_of_products(product, matrices.inverse_grid_pair(*grid), spectrum)
+  pair = matrices.inverse_grid_pair(*grid, spectrum[0].dtype)
+  rows = _sum_of_products(product, pair, spectrum)
   return rows.reshape(rows.shape[0], *grid, rows.shape[-1])
 
 

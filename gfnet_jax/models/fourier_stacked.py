@@ -7,6 +7,7 @@ XLA makes none.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from gfnet_jax.models import fourier_matrices as matrices
 from gfnet_jax.models import fourier_paired as paired
@@ -28,10 +29,10 @@ def separable(tokens: jax.Array, precision: jax.lax.Precision) -> tuple[jax.Arra
   """Along the width, then along the height; (batch, 2, height, columns, channels)."""
   batch, height, width, channels = tokens.shape
   columns = width // 2 + 1
-  matrix = matrices.width_pair(width).reshape(2 * columns, width)
+  matrix = matrices.width_pair(width, tokens.dtype).reshape(2 * columns, width)
   x = _product(matrix, tokens, precision)  # (batch, height, 2 * columns, channels)
   x = x.reshape(batch, 2 * height, columns * channels)
-  x = _product(_height_matrix(height), x, precision)
+  x = _product(_height_matrix(height, x.dtype), x, precision)
   return (x.reshape(batch, 2, height, columns, channels),)
 
 
@@ -41,15 +42,16 @@ def inverse_separable(
   """Undoes `separable`."""
   batch, _, height, columns, channels = spectrum[0].shape
   x = spectrum[0].reshape(batch, 2 * height, columns * channels)
-  x = _product(_height_matrix(height).T, x, precision)  # unitary: the transpose inverts
+  x = _product(_height_matrix(height, x.dtype).T, x, precision)  # unitary: the transpose inverts
   x = x.reshape(batch, height, 2 * columns, channels)
-  return _product(np.concatenate(matrices.inverse_width_pair(grid[1]), axis=1), x, precision)
+  pair = matrices.inverse_width_pair(grid[1], x.dtype)
+  return _product(np.concatenate(pair, axis=1), x, precision)
 
 
 def dense(tokens: jax.Array, precision: jax.lax.Precision) -> tuple[jax.Array]:
   """Over all tokens at once; (batch, 2, height, columns, channels)."""
   batch, height, width, channels = tokens.shape
-  matrix = matrices.grid_pair(height, width).reshape(-1, height * width)
+  matrix = matrices.grid_pair(height, width, tokens.dtype).reshape(-1, height * width)
   x = _product(matrix, tokens.reshape(batch, height * width, channels), precision)
   return (x.reshape(batch, 2, height, width // 2 + 1, channels),)
 
@@ -59,7 +61,8 @@ def inverse_dense(
 ) -> jax.Array:
   """Undoes `dense`."""
   x = spectrum[0].reshape(spectrum[0].shape[0], -1, spectrum[0].shape[-1])
-  x = _product(np.concatenate(matrices.inverse_grid_pair(*grid), axis=1), x, precision)
+  pair = matrices.inverse_grid_pair(*grid, x.dtype)
+  x = _product(np.concatenate(pair, axis=1), x, precision)
   return x.reshape(x.shape[0], *grid, x.shape[-1])
 
 
@@ -70,12 +73,12 @@ def _product(matrix: np.ndarray, x: jax.Array, precision: jax.lax.Precision) -> 
   return jnp.matmul(copies, x, precision=precision)
 
 
-def _height_matrix(height: int) -> np.ndarray:
+def _height_matrix(height: int, dtype: DTypeLike) -> np.ndarray:
   """(2 * height, height * 2): the complex transform, from (row, part) to (part, row).
 
   The product along the width leaves real and imaginary part after the row, and its inverse
   expects them there.
   """
-  real, imaginary = matrices.height_pair(height)
+  real, imaginary = matrices.height_pair(height, dtype)
   pairs = np.array([[real, -imaginary], [imaginary, real]])  # (out, in, height, height)
   return pairs.transpose(0, 2, 3, 1).reshape(2 * height, 2 * height)

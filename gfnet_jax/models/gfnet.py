@@ -16,6 +16,7 @@ from gfnet_jax.models.image_size import ImageSize, as_height_width, divide
 from gfnet_jax.models.initializers import normal_init
 from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.layers import Block, PatchEmbed
+from gfnet_jax.models.products import sum_type
 from gfnet_jax.models.stage import BlockList, Blocks, BlockStack
 
 
@@ -39,7 +40,8 @@ class GFNet(Network):
       intermediate values: less memory, more time.
     scan: holds the blocks of a stage as one `BlockStack`: compiles faster, but gives the
       parameters other names and shapes.
-    dtype: type of the matrix products; parameters and results stay float32.
+    dtype: type of the matrix products; parameters and results stay float32, or everything is
+      float64 if it is that.
     rngs: source of the initial weights.
 
   Raises:
@@ -80,7 +82,7 @@ class GFNet(Network):
     self.image_size, self.mixer, self.remat = image_size, mixer, remat
     grid = divide(image_size, patch_size)
     self.patch_embed = PatchEmbed(grid, patch_size, in_dim, embed_dim, dtype=dtype, rngs=rngs)
-    self.pos_embed = nnx.Param(normal_init(rngs.params(), (*grid, embed_dim), jnp.float32))
+    self.pos_embed = nnx.Param(normal_init(rngs.params(), (*grid, embed_dim), sum_type(dtype)))
     (self.blocks,) = _make_blocks(
       [grid],
       [embed_dim],
@@ -94,7 +96,7 @@ class GFNet(Network):
       dtype=dtype,
       rngs=rngs,
     )
-    self.norm = LayerNorm(embed_dim, rngs=rngs)
+    self.norm = LayerNorm(embed_dim, dtype=dtype, rngs=rngs)
     self.head = Linear(embed_dim, num_classes, dtype=dtype, rngs=rngs)
 
   def stages(self) -> Iterator[tuple[PatchEmbed, Blocks]]:
@@ -125,7 +127,8 @@ class GFNetPyramid(Network):
       intermediate values: less memory, more time.
     scan: holds the blocks of a stage as one `BlockStack`: compiles faster, but gives the
       parameters other names and shapes.
-    dtype: type of the matrix products; parameters and results stay float32.
+    dtype: type of the matrix products; parameters and results stay float32, or everything is
+      float64 if it is that.
     rngs: source of the initial weights.
 
   Raises:
@@ -173,7 +176,8 @@ class GFNetPyramid(Network):
       PatchEmbed(grid, patch, before, dim, dtype=dtype, rngs=rngs)
       for grid, patch, before, dim in zip(grids, patches, in_dims, embed_dims, strict=True)
     )
-    self.pos_embed = nnx.Param(normal_init(rngs.params(), (*grids[0], embed_dims[0]), jnp.float32))
+    shape = (*grids[0], embed_dims[0])
+    self.pos_embed = nnx.Param(normal_init(rngs.params(), shape, sum_type(dtype)))
     self.blocks = nnx.List(
       _make_blocks(
         grids,
@@ -190,7 +194,7 @@ class GFNetPyramid(Network):
         rngs=rngs,
       )
     )
-    self.norm = LayerNorm(embed_dims[-1], rngs=rngs)
+    self.norm = LayerNorm(embed_dims[-1], dtype=dtype, rngs=rngs)
     self.head = Linear(embed_dims[-1], num_classes, dtype=dtype, rngs=rngs)
 
   def stages(self) -> Iterator[tuple[PatchEmbed, Blocks]]:

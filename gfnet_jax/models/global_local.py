@@ -29,7 +29,8 @@ class GlobalLocalFilter(nnx.Module):
     width: columns of the token grid.
     backend: how the filter transforms: "auto" or a name in `fourier_backends.BACKENDS`.
     precision: of its transforms, see `filter_precision`.
-    dtype: accepted because every mixer accepts it; nothing here is a matrix product of the model.
+    dtype: everything is float32, or float64 if it is that; nothing here is a matrix product of
+      the model.
     rngs: source of the initial weights, N(0, 0.02^2).
 
   Raises:
@@ -52,13 +53,14 @@ class GlobalLocalFilter(nnx.Module):
         f"the mixer 'global-local' got {dim} channels, expected an even number: half of them are "
         "filtered; choose another embed_dim"
       )
-    check_backend(backend)
+    total = sum_type(dtype)
+    check_backend(backend, total)
     check_filter_precision(precision)
-    total, shape = sum_type(dtype), (2, height, width // 2 + 1, dim // 2)
-    self.pre_norm = LayerNorm(dim, rngs=rngs)
+    shape = (2, height, width // 2 + 1, dim // 2)
+    self.pre_norm = LayerNorm(dim, dtype=dtype, rngs=rngs)
     self.kernel = nnx.Param(normal_init(rngs.params(), (3, 3, dim // 2), total))
     self.complex_weight = nnx.Param(normal_init(rngs.params(), shape, total))
-    self.post_norm = LayerNorm(dim, rngs=rngs)
+    self.post_norm = LayerNorm(dim, dtype=dtype, rngs=rngs)
     self.backend, self.precision = backend, precision
 
   def __call__(self, tokens: jax.Array) -> jax.Array:

@@ -1,21 +1,30 @@
-"""Distributions of initial weights, as in the official gfnet.py, and the keys to draw them with."""
+"""Distributions of initial weights, as in the official gfnet.py, and the keys to draw them with.
+
+Random numbers are drawn in float32 whatever the type of the model: a seed then makes the same
+weights in float64, so that a run in float64 shows what rounding does to one in float32.
+"""
 
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-# The official truncated normal has std 0.02 and is cut at 100 sigma: a plain normal.
-normal_init = nnx.initializers.normal(0.02)
+DRAWN = jnp.float32  # the type of random numbers
+
+
+def normal_init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = DRAWN) -> jax.Array:
+  """N(0, 0.02^2): the official truncated normal is cut at 100 sigma, which is a plain one."""
+  return nnx.initializers.normal(0.02)(key, shape, DRAWN).astype(dtype)
 
 
 def uniform_init(fan_in: int) -> nnx.initializers.Initializer:
   """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for a convolution."""
   bound = 1 / math.sqrt(fan_in)
 
-  def init(key, shape, dtype=jnp.float32):
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+  def init(key, shape, dtype=DRAWN):
+    return jax.random.uniform(key, shape, DRAWN, -bound, bound).astype(dtype)
 
   return init
 

@@ -3,10 +3,17 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from gfnet_jax.models.gradients import custom_gradient
 from gfnet_jax.models.platform import platform_of
-from gfnet_jax.models.products import as_rows, per_channel, sum_over_channels, sum_per_channel
+from gfnet_jax.models.products import (
+  as_rows,
+  per_channel,
+  sum_over_channels,
+  sum_per_channel,
+  sum_type,
+)
 
 EPSILON = 1e-6  # official gfnet.py
 
@@ -14,24 +21,25 @@ EPSILON = 1e-6  # official gfnet.py
 class LayerNorm(nnx.Module):
   """Normalises the last axis (arXiv:1607.06450), with the official epsilon.
 
-  Mean and variance are computed in float32 in two passes, as in PyTorch; on a GPU in one that is as
-  accurate.
+  Mean and variance are computed in float32, or float64 if the parameters are that, in two
+  passes, as in PyTorch; on a GPU in one that is as accurate.
   Differentiable in reverse and in forward mode.
 
   Args:
     dim: channels.
+    dtype: float64 makes the parameters float64; with any other type they are float32.
     rngs: taken as by every layer; the scale starts at 1 and the bias at 0.
   """
 
-  def __init__(self, dim: int, *, rngs: nnx.Rngs):
-    self.scale = nnx.Param(nnx.initializers.ones(rngs.params(), (dim,), jnp.float32))
-    self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (dim,), jnp.float32))
+  def __init__(self, dim: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    total = sum_type(dtype)
+    self.scale = nnx.Param(nnx.initializers.ones(rngs.params(), (dim,), total))
+    self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (dim,), total))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps (..., dim) of any float type to the same shape, float32."""
-    rows, scale, bias = (
-      array.astype(jnp.float32) for array in (x, self.scale[...], self.bias[...])
-    )
+    """Maps (..., dim) of any float type to the same shape, float32 or float64."""
+    total = sum_type(self.scale.dtype)
+    rows, scale, bias = (array.astype(total) for array in (x, self.scale[...], self.bias[...]))
     return _layer_norm(as_rows(rows), scale, bias).reshape(x.shape)
 
 

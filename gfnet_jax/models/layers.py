@@ -1,7 +1,8 @@
 """The layers of a Global Filter Network, on grids of tokens (batch, H, W, C).
 
 Parameters, norms, mixers' results and the residual stream are float32; `dtype` is the
-type of the matrix products. Names follow the official state dict (gfnet.py).
+type of the matrix products. With float64, everything is float64 (`products.sum_type`).
+Names follow the official state dict (gfnet.py).
 """
 
 import inspect
@@ -17,7 +18,7 @@ from jax.typing import DTypeLike
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.arguments import check_input
 from gfnet_jax.models.dense import Linear, Mlp
-from gfnet_jax.models.initializers import uniform_init
+from gfnet_jax.models.initializers import DRAWN, uniform_init
 from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.mixers import MIXERS
 from gfnet_jax.models.products import as_rows
@@ -64,8 +65,8 @@ class Block(nnx.Module):
         f"mlp_ratio is {mlp_ratio!r}, expected a number that makes hidden channels of {dim}"
       )
     if layer_scale_init is not None:
-      self.gamma = nnx.Param(jnp.full((dim,), layer_scale_init, jnp.float32))
-    self.norm1 = LayerNorm(dim, rngs=rngs)
+      self.gamma = nnx.Param(jnp.full((dim,), layer_scale_init, sum_type(dtype)))
+    self.norm1 = LayerNorm(dim, dtype=dtype, rngs=rngs)
     # Called `filter` whatever the mixer: the official state dict and our checkpoints say so.
     make_mixer = look_up("mixer", mixer, MIXERS)
     options = {}
@@ -84,7 +85,7 @@ class Block(nnx.Module):
         f"the mixer {mixer!r} holds arrays that are not nnx.Param, expected none (see mixers.py)"
       )
     self.mixer = mixer
-    self.norm2 = LayerNorm(dim, rngs=rngs)
+    self.norm2 = LayerNorm(dim, dtype=dtype, rngs=rngs)
     self.mlp = Mlp(dim, int(dim * mlp_ratio), dtype=dtype, rngs=rngs)
     self.drop_path_rate = drop_path_rate
     self.has_layer_scale = layer_scale_init is not None
@@ -106,10 +107,10 @@ class Block(nnx.Module):
     """
     gamma = self.gamma[...] if self.has_layer_scale else None
     mixed = self.filter(self.norm1(x))
-    if mixed.shape != x.shape or mixed.dtype != jnp.float32:
+    if mixed.shape != x.shape or mixed.dtype != sum_type(x.dtype):
       raise UserError(
         f"the mixer {self.mixer!r} maps {x.shape} to {mixed.shape} of {mixed.dtype}, expected the "
-        "same shape of float32"
+        f"same shape of {sum_type(x.dtype)}"
       )
     branch = self.mlp(self.norm2(mixed), gamma).astype(x.dtype)
     if key is not None:
@@ -132,7 +133,7 @@ def drop_path(branch: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax
   if isinstance(rate, float) and rate == 0:
     return branch
   shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-  keep = jax.random.bernoulli(key, 1 - rate, shape)
+  keep = jax.random.bernoulli(key, jnp.asarray(1 - rate, DRAWN), shape)
   return jnp.where(keep, branch / (1 - rate), jnp.zeros_like(branch))
 
 

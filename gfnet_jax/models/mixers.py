@@ -9,10 +9,12 @@ and evaluation then know it as `mixer="its-name"`. The contract:
   products, and the source of initial weights. It may ignore backend and dtype. If it takes
   `precision`, too, that is the model's `filter_precision` where one is given.
 - A call maps tokens (batch, height, width, dim) of any float type to the same shape in
-  float32. Images do not affect each other, so that XLA can split the batch over devices.
+  float32 or, if dtype is float64, in that: `products.sum_type(dtype)`. A mixer that is always
+  float32 is refused in float64 models alone. Images do not affect each other, so that XLA can
+  split the batch over devices.
 - It must work inside `jax.jit` and `jax.lax.scan` (see `BlockStack`): no Python branches
   on values, and attributes that are not parameters must be hashable.
-- Its state is nothing but `nnx.Param`, all float32. Weight decay applies to those called
+- Its state is nothing but `nnx.Param`, all of that type. Weight decay applies to those called
   "kernel" or "complex_weight".
 - If the shape of a parameter depends on the grid, it has a static method
   `resize_params(params, before, after)`, which `fit.py` calls to carry a model to another
@@ -31,7 +33,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gfnet_jax.models.arguments import as_sizes, check_input, check_rngs
+from gfnet_jax.models.arguments import as_sizes, check_dtype, check_input, check_rngs
 from gfnet_jax.models.attention import SelfAttention
 from gfnet_jax.models.convolution import Convolution3, Convolution5, Convolution7
 from gfnet_jax.models.fourier import global_filter
@@ -56,12 +58,12 @@ class GlobalFilter(nnx.Module):
     width: columns of the token grid.
     backend: how to transform: "auto" or a name in `fourier_backends.BACKENDS`.
     precision: of the transforms, see `filter_precision`.
-    dtype: accepted because every mixer accepts it; the filter computes in float32.
+    dtype: the filter computes in float32, or float64 if it is that.
     rngs: source of the initial weights, N(0, 0.02^2) for real and imaginary parts.
 
   Raises:
-    UserError: for an unknown backend or precision, a size that is no positive integer, or rngs that
-      have no parameters.
+    UserError: for an unknown backend or precision, a type that it cannot compute in, a size that
+      is no positive integer, or rngs that have no parameters.
   """
 
   def __init__(
@@ -77,15 +79,17 @@ class GlobalFilter(nnx.Module):
   ):
     dim, height, width = as_sizes(dim=dim, height=height, width=width)
     check_rngs(rngs)
-    check_backend(backend)  # so that a mistake shows at once
+    check_dtype(dtype)
+    total = sum_type(dtype)
+    check_backend(backend, total)  # so that a mistake shows at once
     check_filter_precision(precision)
     # Pairs first: a trailing axis of 2 would be padded to 128 lanes on a TPU.
     shape = (2, height, width // 2 + 1, dim)
-    self.complex_weight = nnx.Param(normal_init(rngs.params(), shape, jnp.float32))
+    self.complex_weight = nnx.Param(normal_init(rngs.params(), shape, total))
     self.grid, self.backend, self.precision = (height, width), backend, precision
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Filters (batch, height, width, dim) of any float type; returns float32.
+    """Filters (batch, height, width, dim) of any float type; returns float32 or float64.
 
     Raises:
       UserError: if the grid or the channels differ from the filter's, or the tokens are

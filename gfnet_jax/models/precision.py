@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.arguments import check_dtype
+from gfnet_jax.models.products import sum_type
 
-PRECISIONS = ("highest", "default", "bf16")
+PRECISIONS = ("highest", "default", "bf16", "float64")
 FILTER_PRECISIONS = ("high", "highest", "default")
 
 
@@ -18,13 +20,25 @@ def compute_dtype(precision: str) -> jnp.dtype:
     precision: "highest" for true float32 products everywhere (parity runs), "default"
       for float32 arrays and the platform's fast products (TF32 on GPU, bfloat16 on TPU),
       "bf16" for bfloat16 arrays; parameters, norms, filters and losses stay float32.
+      "float64" for everything in float64, for which JAX has to allow 64 bits.
 
   Raises:
-    UserError: for another name.
+    UserError: for another name, or float64 where JAX would make float32 of it.
   """
   if precision not in PRECISIONS:
     raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
-  return jnp.dtype(jnp.bfloat16 if precision == "bf16" else jnp.float32)
+  dtype = jnp.dtype({"bf16": jnp.bfloat16, "float64": jnp.float64}.get(precision, jnp.float32))
+  check_dtype(dtype)
+  return dtype
+
+
+def parameter_dtype(precision: str) -> jnp.dtype:
+  """Returns the type of parameters, normalised images and losses: float32, or float64 for that.
+
+  Raises:
+    UserError: as `compute_dtype`.
+  """
+  return sum_type(compute_dtype(precision))
 
 
 def matmul_precision(precision: str) -> contextlib.AbstractContextManager:

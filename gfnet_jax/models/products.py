@@ -55,7 +55,7 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike) -
 
 def sum_type(dtype: DTypeLike) -> jnp.dtype:
   """The type in which numbers of a float type are summed: float32, or float64 for float64."""
-  return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+  return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
 @functools.cache

@@ -6,6 +6,8 @@ kernel for a = -0.75, which `jax.image.resize` lacks: it has a = -0.5.
 
 import numpy as np
 
+from gfnet_jax.models.products import sum_type
+
 KEYS_A = np.float32(-0.75)
 
 
@@ -19,13 +21,14 @@ def resize_bicubic(table: np.ndarray, size: tuple[int, int], *, align_corners: b
       filters), False the outer edges (official for position embeddings).
 
   Returns:
-    (*size, ...), float32.
+    (*size, ...), float64 for a table of float64, else float32.
   """
+  total = sum_type(table.dtype)  # products with the matrices are of float64
   for axis, (before, after) in enumerate(zip(table.shape[:2], size, strict=True)):
     if before != after:
       matrix = _interpolation_matrix(before, after, align_corners)
       table = np.moveaxis(np.tensordot(matrix, table, axes=(1, axis)), 0, axis)
-  return table.astype(np.float32, copy=False)
+  return table.astype(total, copy=False)
 
 
 def resize_half_spectrum(weight: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -36,7 +39,7 @@ def resize_half_spectrum(weight: np.ndarray, grid: tuple[int, int]) -> np.ndarra
     grid: (height, width) of the tokens that the result filters.
 
   Returns:
-    (2, height, width // 2 + 1, channels) for that grid, float32.
+    (2, height, width // 2 + 1, channels) for that grid; of the type that `resize_bicubic` returns.
   """
   # The official order of the axes, (rows, columns, channels, 2): the same bits as there.
   weight = np.ascontiguousarray(np.moveaxis(weight, 0, -1))
@@ -48,7 +51,8 @@ def _interpolation_matrix(before: int, after: int, align_corners: bool) -> np.nd
   """The weights of one axis, (after, before), float64; taps beyond the border are clamped.
 
   Positions and weights are rounded to float32 where PyTorch rounds them. Exact ones
-  would change values of unit variance by up to 1.5e-5.
+  would change values of unit variance by up to 1.5e-5. Tables of float64 are resized by the
+  same weights, as the official checkpoints are float32.
   """
   index = np.arange(after)
   if align_corners:

@@ -50,7 +50,7 @@ class SpatialMlp(nnx.Module):
     """
     resize = functools.partial(resize_bicubic, align_corners=False)
     tokens = np.prod(after)
-    to_old = resize(np.eye(tokens, dtype=np.float32).reshape(*after, tokens), before)
+    to_old = resize(np.eye(tokens, dtype=params["kernel"].dtype).reshape(*after, tokens), before)
     kernel = to_old.reshape(-1, tokens).T @ params["kernel"]  # (tokens read, old tokens)
     kernel = resize(kernel.T.reshape(*before, tokens), after).reshape(tokens, tokens).T
     return {"kernel": kernel, "bias": resize(params["bias"].reshape(before), after).ravel()}

@@ -70,7 +70,7 @@ class BlockStack(nnx.Module):
     """As `BlockList.__call__`."""
     if not any(self.drop_path_rates):
       keys = None
-    rates = jnp.array(self.drop_path_rates, jnp.float32)
+    rates = jnp.array(self.drop_path_rates, x.dtype)
     return _loop(*nnx.split(self.stacked), x, keys, rates, remat)
 
 

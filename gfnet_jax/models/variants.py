@@ -58,14 +58,16 @@ def create_model(
     name: one of `list_models()`.
     image_size: side of the images, or (height, width), in pixels.
     num_classes: outputs of the head.
-    dtype: type of the matrix products; parameters and results stay float32.
+    dtype: type of the matrix products; parameters and results stay float32, or everything is
+      float64 if it is that, for which JAX has to allow 64 bits (JAX_ENABLE_X64=1).
     rngs: source of the initial weights; nnx.Rngs(0) if None.
     **overrides: further arguments of `GFNet` or `GFNetPyramid`, in place of the
       variant's: drop_path_rate or mixer, for example.
 
   Raises:
     UserError: for an unknown name or override, an argument of another type or beyond what
-      `ranges.ARGUMENTS` allows, or an image size that the patches do not divide.
+      `ranges.ARGUMENTS` allows, float64 where JAX would make float32 of it, or an image size
+      that the patches do not divide.
   """
   check_arguments({"name": name, "image_size": image_size, "num_classes": num_classes} | overrides)
   module, settings = look_up("model", name, VARIANTS)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -37,9 +38,11 @@ def initial_params(
   if not init_checkpoint:
     return fresh
   model = nnx.eval_shape(make_model)
+  # Parameters are of one type in all others, whatever the checkpoint's run was computed in.
+  precision = "float64" if model.dtype == jnp.float64 else "default"
 
   def fitted() -> tuple[SavedModel, Params]:
-    saved = load_model(init_checkpoint)
+    saved = load_model(init_checkpoint, precision=precision)
     try:
       return saved, fit_params(saved.model, model, fresh)
     except UserError as error:
@@ -67,16 +70,22 @@ def describe_weights(saved: SavedModel, model: Network) -> str:
 
 
 def load_teacher(
-  checkpoint: str, num_classes: int, image_size: tuple[int, int], mesh: Mesh
+  checkpoint: str,
+  num_classes: int,
+  image_size: tuple[int, int],
+  mesh: Mesh,
+  precision: str | None = None,
 ) -> tuple[nnx.GraphDef | None, Params]:
   """The model to distil from, or (None, {}) if no checkpoint is named.
+
+  The precision is that of `load_model`.
 
   Raises:
     UserError: if its classes or its image size are not the student's.
   """
   if not checkpoint:
     return None, {}
-  model = together(lambda: load_model(checkpoint)).model
+  model = together(lambda: load_model(checkpoint, precision=precision)).model
   found, expected = model.head.out_features, num_classes
   if (found, model.image_size) != (expected, image_size):
     raise UserError(

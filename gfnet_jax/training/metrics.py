@@ -21,8 +21,8 @@ class Outcome(NamedTuple):
   """What a training step has computed.
 
   Attributes:
-    loss: of the batch, a scalar, float32.
-    logits: (batch, num_classes), float32.
+    loss: of the batch, a scalar, float32 or float64.
+    logits: (batch, num_classes), of the same type.
     labels: (batch,), int32; of the images before mixing.
     params: before the step, by dotted name.
     gradients: by dotted name, before clipping.
@@ -45,8 +45,8 @@ def loss(outcome: Outcome) -> jax.Array:
 
 
 def accuracy(outcome: Outcome) -> jax.Array:
-  """1 where the most probable class is the label, else 0: (batch,), float32."""
-  return (outcome.logits.argmax(-1) == outcome.labels).astype(jnp.float32)
+  """1 where the most probable class is the label, else 0: (batch,), of the logits' type."""
+  return (outcome.logits.argmax(-1) == outcome.labels).astype(outcome.logits.dtype)
 
 
 def gradient_norm(outcome: Outcome) -> jax.Array:
@@ -61,9 +61,12 @@ METRICS: dict[str, Callable[[Outcome], jax.Array]] = {
 }
 
 
-def empty() -> Metrics:
-  """Means of nothing yet."""
-  return {name: Average.empty() for name in METRICS}
+def empty(params: Params) -> Metrics:
+  """Means of nothing yet, to be summed in the type of the parameters."""
+  dtype = next(iter(params.values())).dtype
+  return {
+    name: Average(total=jnp.zeros((), dtype), count=jnp.zeros((), jnp.int32)) for name in METRICS
+  }
 
 
 def update(metrics: Metrics, outcome: Outcome) -> Metrics:

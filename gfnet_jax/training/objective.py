@@ -13,6 +13,7 @@ from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.errors import UserError
 from gfnet_jax.losses import KINDS, cross_entropy, distillation_loss
 from gfnet_jax.models.functional import Params, merge
+from gfnet_jax.models.precision import parameter_dtype
 from gfnet_jax.sharding import Batch
 
 Result = tuple[jax.Array, Params, jax.Array]
@@ -29,7 +30,7 @@ def make_objective(
 
   Args:
     structure: of the model.
-    config: of the run; uses freeze_trunk, mixing, erasing, distillation,
+    config: of the run; uses precision, freeze_trunk, mixing, erasing, distillation,
       optimizer.accumulate_steps.
     teacher: structure of the model to distil from; None for none, then
       teacher_params are {}.
@@ -46,7 +47,7 @@ def make_objective(
     logits = merge(structure, params | trained)(images, key=key)
     loss = cross_entropy(logits, targets)
     if teacher is not None:
-      teacher_logits = merge(teacher, teacher_params)(images)
+      teacher_logits = merge(teacher, teacher_params)(images).astype(logits.dtype)
       distilled = distillation_loss(
         logits, teacher_logits, kind=distillation.kind, temperature=distillation.temperature
       )
@@ -70,7 +71,7 @@ def make_objective(
       return jax.tree.map(jnp.add, sums, (loss, gradients)), logits
 
     taken_apart = (*_take_apart((images, targets), parts), jax.random.split(model_key, parts))
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
+    zeros = (jnp.zeros((), images.dtype), jax.tree.map(jnp.zeros_like, trained))
     sums, logits = jax.lax.scan(add_part, zeros, taken_apart)
     loss, gradients = jax.tree.map(lambda x: x / parts, sums)
     return loss, gradients, logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
@@ -89,16 +90,17 @@ def make_preparation(config: ml_collections.ConfigDict) -> Preparation:
   """Builds prepare(batch, key) -> (images, targets): normalised, erased, mixed.
 
   Args:
-    config: of the run; uses model.num_classes, mixing, erasing.
+    config: of the run; uses model.num_classes, precision, mixing, erasing.
 
   Raises:
     UserError: for an unknown mixing mode or group size.
   """
+  dtype = parameter_dtype(config.precision)
   mixing = Mixing(num_classes=config.model.num_classes, **config.mixing)
 
   def prepare(batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     erase_key, mix_key = jax.random.split(key)
-    images = normalize(batch["image"])
+    images = normalize(batch["image"], dtype)
     if "erase" in batch:
       images = erase(images, batch["erase"], erase_key, mode=config.erasing.mode)
     return mixing(images, batch["label"], mix_key)

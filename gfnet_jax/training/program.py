@@ -65,7 +65,11 @@ def build_program(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
   model = nnx.eval_shape(make_model)
   structure, params = split(model)
   teacher, teacher_params = load_teacher(
-    config.distillation.teacher, config.model.num_classes, model.image_size, mesh
+    config.distillation.teacher,
+    config.model.num_classes,
+    model.image_size,
+    mesh,
+    precision="float64" if config.precision == "float64" else None,  # else as it was trained
   )
   optimizer = make_optimizer(config.optimizer)
 
@@ -85,7 +89,7 @@ def build_program(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
     evaluate=make_eval_step(structure, mesh),
     parameter_norm=jax.jit(optax.tree.norm, out_shardings=whole),
     gather=jax.jit(lambda params: params, out_shardings=whole),
-    empty_metrics=jax.jit(lambda: metrics.empty(), out_shardings=whole),
+    empty_metrics=jax.jit(lambda: metrics.empty(params), out_shardings=whole),
   )
 
 

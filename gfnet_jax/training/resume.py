@@ -180,7 +180,7 @@ def _restore_state(
   if new:
     names = ", ".join(sorted(new))
     say(f"warning: this run began without the metric {names}, whose next mean starts here")
-  fresh = jax.device_put(metrics.empty(), whole)
+  fresh = jax.device_put(metrics.empty(target.params), whole)
   return state.replace(
     metrics={name: (state.metrics if name in wanted else fresh)[name] for name in target.metrics}
   )

@@ -16,6 +16,7 @@ from gfnet_jax.distributed import agree, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import write_atomically
 from gfnet_jax.inference.saved_model import check_source
+from gfnet_jax.models.precision import compute_dtype
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.sharding import check_batch_size
 from gfnet_jax.training.agreement import check_agreement, describe_data, describe_program
@@ -65,7 +66,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
   check_config(config, may_be_open=True)
   choose_model(config)
   model = model_config(config) | {"num_classes": config.model.num_classes or 1}
-  abstract = nnx.eval_shape(lambda: create_model(**model))
+  dtype = compute_dtype(config.precision)
+  abstract = nnx.eval_shape(lambda: create_model(**model, dtype=dtype))
   if config.filters_every_steps:
     check_has_filters(abstract)
   check_trackers(config)

@@ -21,7 +21,7 @@ class TrainState:
 
   Attributes:
     step: number of steps done, int32.
-    params: by dotted name, float32.
+    params: by dotted name, float32 or float64.
     ema: moving averages of the parameters; {} if none are wanted.
     optimizer: state of the optimiser, for the parameters that are trained.
     metrics: sums and counts since the last line of metrics.
@@ -50,7 +50,7 @@ def init_state(
     params=params,
     ema=params if config.ema_decay else {},
     optimizer=optimizer.init(trained_params(params, config)),
-    metrics=metrics.empty(),
+    metrics=metrics.empty(params),
     bad_steps=jnp.zeros((), jnp.int32),
     frozen=jnp.zeros((), jnp.int32),
     bad_samples=jnp.zeros((), jnp.int32),
@@ -118,7 +118,8 @@ def make_train_step(
 def _unless_bad(state: TrainState, after: TrainState, why: jax.Array, *, skip: bool) -> TrainState:
   """The state after a step, or the one before it if there is a reason why not; see `TrainState`."""
   good = (why == 0) & (state.frozen == 0)
-  after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+  # With 64 bits, a sum of int32 would be int64.
+  after = jax.tree.map(lambda new, old: jnp.where(good, new.astype(old.dtype), old), after, state)
   if skip:
     return after.replace(step=state.step + 1, bad_steps=state.bad_steps + (why > 0))
   return after.replace(frozen=jnp.where(state.frozen == 0, why, state.frozen))

@@ -6,7 +6,7 @@ from gfnet_jax.checkpoints.model import read_model, save_model
 from gfnet_jax.data import imagenet
 from gfnet_jax.models.base import Network
 from gfnet_jax.models.image_size import ImageSize
-from gfnet_jax.models.precision import compute_dtype
+from gfnet_jax.models.precision import compute_dtype, parameter_dtype
 from gfnet_jax.weights.download import CACHE_DIRECTORY, OFFICIAL_ADDRESSES, fetch
 from gfnet_jax.weights.files import read_state_dict, write_state_dict
 from gfnet_jax.weights.state_dict import model_from_torch, to_torch_state_dict
@@ -20,6 +20,7 @@ def import_weights(
   image_size: ImageSize | None = None,
   num_classes: int | None = None,
   in_dim: int | None = None,
+  precision: str = "default",
   ema: bool = False,
   allow_nan: bool = False,
   sha256: str | None = None,
@@ -37,6 +38,7 @@ def import_weights(
     num_classes: outputs of the head; if they differ from the file's, or it has no head, the
       head gets fresh weights.
     in_dim: channels of the images, see `adapt_channels`; the file's own if None.
+    precision: "float64" keeps the bits of weights of that type; float32 otherwise.
     ema: take the averaged weights in the file.
     allow_nan: accept NaN and infinite weights.
     sha256: the expected SHA-256 sum of the file, in hexadecimal.
@@ -46,12 +48,19 @@ def import_weights(
     The arguments of `create_model` that describe the model.
 
   Raises:
-    UserError: as `fetch`, `read_state_dict`, `model_from_torch` and `save_model`.
+    UserError: as `parameter_dtype`, `fetch`, `read_state_dict`, `model_from_torch` and
+      `save_model`.
   """
+  total = parameter_dtype(precision)
   path = fetch(source, sha256=sha256, cache=cache)
-  weights = read_state_dict(path, ema=ema, allow_nan=allow_nan)
+  weights = read_state_dict(path, ema=ema, allow_nan=allow_nan, dtype=total)
   model, config = model_from_torch(
-    weights, name=name, image_size=image_size, num_classes=num_classes, in_dim=in_dim
+    weights,
+    name=name,
+    image_size=image_size,
+    num_classes=num_classes,
+    in_dim=in_dim,
+    dtype=total,
   )
   del weights  # before saving makes its own copy
   fresh_head = num_classes is not None
@@ -75,8 +84,9 @@ def read_torch_model(
   Raises:
     UserError: as `compute_dtype`, `read_state_dict` and `model_from_torch`.
   """
-  dtype = compute_dtype(precision or "default")
-  return model_from_torch(read_state_dict(path, ema=ema), dtype=dtype)
+  precision = precision or "default"
+  weights = read_state_dict(path, ema=ema, dtype=parameter_dtype(precision))
+  return model_from_torch(weights, dtype=compute_dtype(precision))
 
 
 def official_classes(source: Path | str, config: dict) -> list[str] | None:
@@ -98,13 +108,21 @@ def official_classes(source: Path | str, config: dict) -> list[str] | None:
   return imagenet.wnids() if (config["name"], config["num_classes"]) == (name, 1000) else None
 
 
-def export_weights(directory: Path, path: Path, *, which: str = "last", ema: bool = False) -> dict:
+def export_weights(
+  directory: Path,
+  path: Path,
+  *,
+  which: str = "last",
+  precision: str | None = None,
+  ema: bool = False,
+) -> dict:
   """Writes the model of a checkpoint to a file for the official code.
 
   Args:
     directory: a work directory of training, or a checkpoint.
     path: a new .pth or .safetensors file.
     which: "last", "best" or a step.
+    precision: "float64" for weights of that type; None for that of the training run, or float32.
     ema: take the averaged weights in the checkpoint.
 
   Returns:
@@ -113,6 +131,6 @@ def export_weights(directory: Path, path: Path, *, which: str = "last", ema: boo
   Raises:
     UserError: as `read_model`, `to_torch_state_dict` and `write_state_dict`.
   """
-  model, metadata = read_model(directory, which, ema=ema)
+  model, metadata = read_model(directory, which, precision=precision, ema=ema)
   write_state_dict(path, to_torch_state_dict(model))
   return metadata["model"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import open_atomically
@@ -35,7 +36,13 @@ from gfnet_jax.weights.unwrap import Content, find_state_dict
 StateDict = dict[str, np.ndarray]
 
 
-def read_state_dict(path: Path | str, *, ema: bool = False, allow_nan: bool = False) -> StateDict:
+def read_state_dict(
+  path: Path | str,
+  *,
+  ema: bool = False,
+  allow_nan: bool = False,
+  dtype: DTypeLike = np.float32,
+) -> StateDict:
   """Reads weights from a PyTorch or safetensors file, which is told by its content.
 
   The file holds a state dict, or a checkpoint with one under 'model' (or 'model_ema') or
@@ -46,9 +53,10 @@ def read_state_dict(path: Path | str, *, ema: bool = False, allow_nan: bool = Fa
     path: the file.
     ema: take the averaged weights in a checkpoint, 'model_ema'.
     allow_nan: accept NaN and infinite values.
+    dtype: float32, or float64 to keep the bits of such files.
 
   Returns:
-    float32 arrays by key, in the order of the file.
+    Arrays of that type by key, in the order of the file.
 
   Raises:
     UserError: if the file is missing, damaged, unsafe, too large or of another kind, or if
@@ -61,7 +69,7 @@ def read_state_dict(path: Path | str, *, ema: bool = False, allow_nan: bool = Fa
     found = find_state_dict(content, ema=ema)
   except UserError as error:
     raise UserError(f"{path} {error}") from error
-  weights = _as_float32(found, path)
+  weights = _copies(found, path, dtype)
   if not allow_nan:
     _refuse_nan(weights, path)
   return weights
@@ -72,7 +80,7 @@ def write_state_dict(path: Path | str, weights: Mapping[str, np.ndarray]) -> Non
 
   Args:
     path: a new file; its suffix chooses the format.
-    weights: float32 arrays by key, written in this order.
+    weights: float arrays by key, written in this order, each in its own type.
 
   Raises:
     UserError: if the suffix is another, or the file exists or cannot be written.
@@ -184,8 +192,8 @@ def _read_shards(index: Path) -> dict[str, Any]:
   return {key: content[key] for key in shards}
 
 
-def _as_float32(weights: Content, path: Path) -> StateDict:
-  """Copies, so that nothing refers to the file any longer."""
+def _copies(weights: Content, path: Path, dtype: DTypeLike) -> StateDict:
+  """Of a float type, so that nothing refers to the file any longer."""
   for key, value in weights.items():
     if isinstance(value, Opaque):
       raise UserError(
@@ -197,7 +205,7 @@ def _as_float32(weights: Content, path: Path) -> StateDict:
   except UnsuitableFileError as error:
     raise UserError(f"{path} cannot be used: {error}") from error
   with np.errstate(all="ignore"):  # what is too large becomes infinite, which is told
-    return {key: np.array(array, np.float32, order="C") for key, array in weights.items()}
+    return {key: np.array(array, dtype, order="C") for key, array in weights.items()}
 
 
 def _refuse_nan(weights: StateDict, path: Path) -> None:

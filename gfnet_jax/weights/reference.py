@@ -21,7 +21,8 @@ class GlobalFilter(nn.Module):
 
   def forward(self, x):
     batch, tokens, dim = x.shape
-    grid = x.view(batch, self.side, self.side, dim).float()
+    # Officially to float32; with weights of float64, in double precision, that cast is left out.
+    grid = x.view(batch, self.side, self.side, dim).to(self.complex_weight.dtype)
     spectrum = torch.fft.rfft2(grid, dim=(1, 2), norm="ortho")
     spectrum = spectrum * torch.view_as_complex(self.complex_weight)
     grid = torch.fft.irfft2(spectrum, s=(self.side, self.side), dim=(1, 2), norm="ortho")
@@ -165,7 +166,7 @@ def _golden_weight(key, shape):
 
 
 def load(module, weights):
-  """Fills a module with NumPy arrays by key, strictly; returns it."""
+  """Fills a module with NumPy arrays by key, strictly, and takes their type; returns it."""
   tensors = {key: torch.from_numpy(array) for key, array in weights.items()}
   module.load_state_dict(tensors, strict=True, assign=True)
   return module

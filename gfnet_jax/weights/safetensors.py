@@ -74,17 +74,22 @@ def read_safetensors(file: BinaryIO) -> dict[str, np.ndarray | Opaque]:
 
 
 def write_safetensors(file: BinaryIO, weights: Mapping[str, np.ndarray]) -> None:
-  """Writes float32 arrays by key, in this order."""
+  """Writes arrays of float32 or float64 by key, in this order."""
+  names = {dtype: name for name, dtype in DTYPES.items()}
   entries, position = {}, 0
   for key, array in weights.items():
     offsets = [position, position + array.nbytes]
-    entries[key] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": offsets}
+    entries[key] = {
+      "dtype": names[array.dtype],
+      "shape": list(array.shape),
+      "data_offsets": offsets,
+    }
     position = offsets[1]
   header = json.dumps(entries, separators=(",", ":")).encode()
   header += b" " * (-len(header) % 8)  # aligns the tensors
   file.write(struct.pack("<Q", len(header)) + header)
   for array in weights.values():
-    file.write(array.astype("<f4", order="C", copy=False).data)
+    file.write(array.astype(array.dtype.newbyteorder("<"), order="C", copy=False).data)
 
 
 def read_index(file: BinaryIO) -> dict[str, str]:

@@ -15,6 +15,7 @@ from gfnet_jax.models.base import Network
 from gfnet_jax.models.fit import Grid, Shape, describe_misfits, fit_to_grids, listed
 from gfnet_jax.models.functional import split, update
 from gfnet_jax.models.image_size import ImageSize
+from gfnet_jax.models.products import sum_type
 from gfnet_jax.models.stage import separate_blocks, stack_blocks
 from gfnet_jax.models.variants import VARIANTS, create_model
 from gfnet_jax.weights.channels import adapt_channels
@@ -88,7 +89,7 @@ def load_torch_state_dict(
     raise UserError(f"the weights do not fit the model: {misfits}")
 
   params = {
-    tensor.name: tensor.to_param(source[tensor.key].astype(np.float32, copy=False))
+    tensor.name: tensor.to_param(source[tensor.key].astype(model.dtype, copy=False))
     for tensor in tensors
   }
   params = stack_blocks(fit_to_grids(params, grids, model), split(model)[1])
@@ -98,7 +99,9 @@ def load_torch_state_dict(
 
 
 def to_torch_state_dict(model: Network) -> dict[str, np.ndarray]:
-  """Returns the weights, as float32 NumPy arrays by official key, in the official order.
+  """Returns the weights, as NumPy arrays by official key, in the official order.
+
+  They are float32, or float64 if the model is that.
 
   Raises:
     UserError: if the model's mixer is not the global filter.
@@ -143,7 +146,8 @@ def model_from_torch(
     num_classes=num_classes or found["num_classes"],
   )
   if in_dim is not None:
-    stems = {key: adapt_channels(state_dict[key], in_dim) for key in STEMS if key in state_dict}
+    total = sum_type(overrides.get("dtype", np.float32))
+    stems = {k: adapt_channels(state_dict[k], in_dim, total) for k in STEMS if k in state_dict}
     state_dict = {**state_dict, **stems}
     config |= dict(in_dim=in_dim) if in_dim != 3 else {}
   has_head = any(key in state_dict for key in HEAD)

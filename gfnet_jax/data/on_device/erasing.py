@@ -82,10 +82,15 @@ def erase(images: jax.Array, boxes: jax.Array, key: jax.Array, *, mode: str = "p
     raise UserError(f"unknown mode of random erasing {mode!r}, expected one of {', '.join(MODES)}")
   batch, height, width, channels = images.shape
   noise_shape = (batch, 1, 1, channels) if mode == "rand" else images.shape
-  rows, columns = jnp.arange(height)[None, :, None, None], jnp.arange(width)[None, None, :, None]
+  rows, columns = (
+    jnp.arange(height, dtype=jnp.int32)[None, :, None, None],
+    jnp.arange(width, dtype=jnp.int32)[None, None, :, None],
+  )
   for i, box_key in enumerate(jax.random.split(key, boxes.shape[1])):
     top, left, h, w = boxes[:, i].T[:, :, None, None, None]
     inside = (rows >= top) & (rows < top + h) & (columns >= left) & (columns < left + w)
-    fill = 0 if mode == "const" else jax.random.normal(box_key, noise_shape, images.dtype)
+    fill = 0
+    if mode != "const":  # in float32, whatever the images are: a seed makes the same noise
+      fill = jax.random.normal(box_key, noise_shape, jnp.float32).astype(images.dtype)
     images = jnp.where(inside, fill, images)
   return images

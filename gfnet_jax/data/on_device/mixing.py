@@ -1,7 +1,8 @@
 """Mixup, CutMix and label smoothing on the device (official: timm 0.4.12 mixup.py).
 
 Mixup: arXiv:1710.09412. CutMix: arXiv:1905.04899. Drawing at random (`draw_mixing`) is
-separate from what is done with the draws (`mix_images`, `mix_targets`).
+separate from what is done with the draws (`mix_images`, `mix_targets`). Draws are float32 and
+int32 whatever the type of the images, so that a seed mixes them alike in float64.
 
 The batch is split into consecutive groups. Within a group, sample i is mixed with sample
 group_size - 1 - i, and each group has its own draws: it stands for the batch of one process
@@ -10,13 +11,16 @@ give the same bits on any number of devices.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
+from gfnet_jax.models.products import sum_type
 
 MODES = ("batch", "pair", "elem")
 
@@ -95,17 +99,17 @@ class Mixing:
     """Mixes one batch.
 
     Args:
-      images: (batch, height, width, channels), float32, normalised.
+      images: (batch, height, width, channels), float32 or float64, normalised.
       labels: (batch,), integer.
       key: PRNG key.
 
     Returns:
-      The mixed images, and their targets, (batch, num_classes), float32, sums 1.
+      The mixed images, and their targets, (batch, num_classes), sums 1; of the images' type.
 
     Raises:
       UserError: if the batch is not a multiple of the groups.
     """
-    targets = smooth_targets(labels, self.num_classes, self.smoothing)
+    targets = smooth_targets(labels, self.num_classes, self.smoothing, sum_type(images.dtype))
     if self.mixup_alpha == 0 and not self.use_cutmix:
       return images, targets
     batch, height, width, _ = images.shape
@@ -128,16 +132,19 @@ def draw_mixing(config: Mixing, key: jax.Array, batch: int, height: int, width: 
   shape = (batch // size, draws_per_group)
   active_key, switch_key, mixup_key, cutmix_key = jax.random.split(key, 4)
 
-  active = jax.random.uniform(active_key, shape) < config.prob
+  def uniform(key):
+    return jax.random.uniform(key, shape, jnp.float32)
+
+  active = uniform(active_key) < config.prob
   switch_prob = config.switch_prob if config.mixup_alpha > 0 else 1.0
-  use_cutmix = active & config.use_cutmix & (jax.random.uniform(switch_key, shape) < switch_prob)
+  use_cutmix = active & config.use_cutmix & (uniform(switch_key) < switch_prob)
   lam = jnp.ones(shape, jnp.float32)
   edges = (jnp.zeros(shape, jnp.int32),) * 4
   if config.mixup_alpha > 0:
-    lam = jax.random.beta(mixup_key, config.mixup_alpha, config.mixup_alpha, shape)
+    lam = _beta(mixup_key, config.mixup_alpha, shape)
   if config.use_cutmix:
     edges = _draw_box(config, cutmix_key, shape, height, width)
-    lam = jnp.where(use_cutmix, lam_of_box(edges, height, width), lam)
+    lam = jnp.where(use_cutmix, lam_of_box(edges, height, width).astype(lam.dtype), lam)
   lam = jnp.where(active, lam, 1)
 
   def per_sample(draw):
@@ -168,16 +175,23 @@ def _draw_box(
   """The edges of CutMix boxes, each an int32 array of the shape."""
   lam_key, row_key, column_key, height_key, width_key = jax.random.split(key, 5)
   if config.cutmix_minmax is None:
-    lam = jax.random.beta(lam_key, config.cutmix_alpha, config.cutmix_alpha, shape)
-    row = jax.random.randint(row_key, shape, 0, height)
-    column = jax.random.randint(column_key, shape, 0, width)
+    lam = _beta(lam_key, config.cutmix_alpha, shape)
+    row = _integers(row_key, shape, 0, height)
+    column = _integers(column_key, shape, 0, width)
     return cutmix_box(lam, row, column, height, width, new_box=config.new_box)
   low, high = config.cutmix_minmax
-  box_height = jax.random.randint(height_key, shape, int(height * low), int(height * high))
-  box_width = jax.random.randint(width_key, shape, int(width * low), int(width * high))
-  top = jax.random.randint(row_key, shape, 0, height - box_height + int(config.new_box))
-  left = jax.random.randint(column_key, shape, 0, width - box_width + int(config.new_box))
+  box_height = _integers(height_key, shape, int(height * low), int(height * high))
+  box_width = _integers(width_key, shape, int(width * low), int(width * high))
+  top = _integers(row_key, shape, 0, height - box_height + int(config.new_box))
+  left = _integers(column_key, shape, 0, width - box_width + int(config.new_box))
   return top, top + box_height, left, left + box_width
+
+
+_integers = functools.partial(jax.random.randint, dtype=jnp.int32)
+
+
+def _beta(key: jax.Array, alpha: float, shape: tuple[int, int]) -> jax.Array:
+  return jax.random.beta(key, alpha, alpha, shape, jnp.float32)
 
 
 def cutmix_box(lam, row, column, height: int, width: int, *, new_box: bool) -> Edges:
@@ -216,10 +230,10 @@ def lam_of_box(edges: Edges, height: int, width: int):
 def mix_images(images: jax.Array, draws: Draws, group_size: int) -> jax.Array:
   """Blends or pastes the partners of (batch, height, width, channels) into the images."""
   top, bottom, left, right = draws.box.T[:, :, None, None, None]
-  rows = jnp.arange(images.shape[1])[None, :, None, None]
-  columns = jnp.arange(images.shape[2])[None, None, :, None]
+  rows = jnp.arange(images.shape[1], dtype=jnp.int32)[None, :, None, None]
+  columns = jnp.arange(images.shape[2], dtype=jnp.int32)[None, None, :, None]
   inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-  lam = draws.lam[:, None, None, None]
+  lam = draws.lam[:, None, None, None].astype(sum_type(images.dtype))
   use_cutmix = draws.use_cutmix[:, None, None, None]
   weight = jnp.where(use_cutmix, 1 - inside.astype(lam.dtype), lam)
   return images * weight + partners(images, group_size) * (1 - weight)
@@ -227,7 +241,7 @@ def mix_images(images: jax.Array, draws: Draws, group_size: int) -> jax.Array:
 
 def mix_targets(targets: jax.Array, lam: jax.Array, group_size: int) -> jax.Array:
   """Blends targets (batch, classes) with those of the partners by lam (batch,)."""
-  lam = lam[:, None]
+  lam = lam[:, None].astype(sum_type(targets.dtype))
   return targets * lam + partners(targets, group_size) * (1 - lam)
 
 
@@ -237,7 +251,9 @@ def partners(array: jax.Array, group_size: int) -> jax.Array:
   return groups[:, ::-1].reshape(array.shape)
 
 
-def smooth_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-  """(batch, num_classes), float32: 1 - smoothing on the label, the rest spread evenly."""
+def smooth_targets(
+  labels: jax.Array, num_classes: int, smoothing: float, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+  """(batch, num_classes) of a float type: 1 - smoothing on the label, the rest spread evenly."""
   off = smoothing / num_classes
-  return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + off
+  return jax.nn.one_hot(labels, num_classes, dtype=dtype) * (1 - smoothing) + off
