@@ -67,6 +67,7 @@ class ArgumentParser(argparse.ArgumentParser):
     )
 
   def error(self, message: str) -> NoReturn:
+    """Raises a `UserError` with the message, in place of the usage and exit of argparse."""
     raise UserError(f"{message} (see {self.prog} --help)")
 
 

@@ -189,6 +189,7 @@ def read_class_names(path: Path, num_classes: int) -> list[str]:
 
 
 def print_json(path: Path, best: list) -> None:
+  """Prints the predictions of an image as one line of JSON."""
   from gfnet_jax.files import to_json
   from gfnet_jax.inference.prediction_files import describe
 
@@ -196,6 +197,7 @@ def print_json(path: Path, best: list) -> None:
 
 
 def print_table(path: Path, best: list) -> None:
+  """Prints the predictions of an image, a line for each class."""
   print(printable(path, limit=4000))
   for one in best:
     print(f"  {one.probability:7.2%}  {printable(one.class_name)}", flush=True)

@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 
 
 class Timing(NamedTuple):
+  """Milliseconds of a filter by backend, and whether they are measured, estimated or a floor."""
+
   origin: Literal["measured", "estimated", "floor"]
   milliseconds: dict[str, float]
 

@@ -137,4 +137,5 @@ def _widen(matrix: np.ndarray, passes: int) -> np.ndarray:
 
 
 def round_up(number: int, multiple: int) -> int:
+  """The smallest multiple that is no less than a number."""
   return -(-number // multiple) * multiple

@@ -100,9 +100,11 @@ class GFNet(Network):
     self.head = Linear(embed_dim, num_classes, dtype=dtype, rngs=rngs)
 
   def stages(self) -> Iterator[tuple[PatchEmbed, Blocks]]:
+    """Yields the patch embedding and the blocks of the one stage."""
     yield self.patch_embed, self.blocks
 
   def stage_name(self, part: str, i: int) -> str:
+    """The dotted name of a part of the one stage: the part itself."""
     return part
 
 
@@ -198,9 +200,11 @@ class GFNetPyramid(Network):
     self.head = Linear(embed_dims[-1], num_classes, dtype=dtype, rngs=rngs)
 
   def stages(self) -> Iterator[tuple[PatchEmbed, Blocks]]:
+    """Yields the patch embedding and the blocks of every stage."""
     yield from zip(self.patch_embed, self.blocks, strict=True)
 
   def stage_name(self, part: str, i: int) -> str:
+    """The dotted name of a part of stage i: "blocks.2"."""
     return f"{part}.{i}"
 
 

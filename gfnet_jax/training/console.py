@@ -83,6 +83,7 @@ class ProgressBar:
     self._bar.close()
 
   def advance(self) -> None:
+    """Counts a step."""
     self._step += 1
     self._bar.update()
 

@@ -51,9 +51,11 @@ class Wandb:
     self.run_id = self._run.id
 
   def write(self, step: int, values: dict[str, float]) -> None:
+    """Sends the metrics of a step, by name, to Weights & Biases."""
     self._run.log({"step": step} | values)
 
   def close(self, *, failed: bool) -> None:
+    """Ends the run there, as failed or as finished."""
     self._run.finish(exit_code=int(failed))
 
 
@@ -77,11 +79,13 @@ class MLflow:
     self.run_id = run_id
 
   def write(self, step: int, values: dict[str, float]) -> None:
+    """Sends the metrics of a step, by name, to MLflow."""
     now = int(time.time() * 1000)
     metrics = [self._metric(name, value, now, step) for name, value in values.items()]
     self._client.log_batch(self.run_id, metrics=metrics)
 
   def close(self, *, failed: bool) -> None:
+    """Ends the run there, as failed or as finished."""
     self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
 
 

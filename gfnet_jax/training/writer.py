@@ -135,6 +135,7 @@ class MetricWriter:
     self._events.write_event(Event(step=step, wall_time=time.time(), **content))
 
   def close(self) -> None:
+    """Closes all files; what is on a full disk then is lost in silence, as it was named before."""
     # EventsWriter.close() leaves its file open if the disk is full; the file's own does not.
     events = [self._events, self._events._py_recordio_writer] if self._events else []
     for file in (*self._files.values(), *events):

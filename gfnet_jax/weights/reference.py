@@ -14,12 +14,15 @@ from torch import nn
 
 
 class GlobalFilter(nn.Module):
+  """The filter over (batch, side * side, dim), float32, orthonormal both ways."""
+
   def __init__(self, dim, side):
     super().__init__()
     self.side = side
     self.complex_weight = nn.Parameter(torch.randn(side, side // 2 + 1, dim, 2) * 0.02)
 
   def forward(self, x):
+    """(batch, tokens, dim) to the same shape, float32."""
     batch, tokens, dim = x.shape
     # Officially to float32; with weights of float64, in double precision, that cast is left out.
     grid = x.view(batch, self.side, self.side, dim).to(self.complex_weight.dtype)
@@ -30,16 +33,21 @@ class GlobalFilter(nn.Module):
 
 
 class Mlp(nn.Module):
+  """Two linear layers with an exact GELU between them, four times as wide inside."""
+
   def __init__(self, dim):
     super().__init__()
     self.fc1 = nn.Linear(dim, 4 * dim)
     self.fc2 = nn.Linear(4 * dim, dim)
 
   def forward(self, x):
+    """(batch, tokens, dim) to the same shape."""
     return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
+  """Norm, filter, norm, MLP and one residual connection, scaled by gamma where there is one."""
+
   def __init__(self, dim, side, gamma=None):
     super().__init__()
     if gamma is not None:
@@ -50,11 +58,14 @@ class Block(nn.Module):
     self.mlp = Mlp(dim)
 
   def forward(self, x):
+    """(batch, tokens, dim) to the same shape."""
     branch = self.mlp(self.norm2(self.filter(self.norm1(x))))
     return x + (self.gamma * branch if hasattr(self, "gamma") else branch)
 
 
 class PatchEmbed(nn.Module):
+  """Patches to tokens: a convolution whose kernel is as large as its stride."""
+
   def __init__(self, patch, in_dim, dim):
     super().__init__()
     self.proj = nn.Conv2d(in_dim, dim, kernel_size=patch, stride=patch)
@@ -65,6 +76,8 @@ class PatchEmbed(nn.Module):
 
 
 class GFNet(nn.Module):
+  """The isotropic network."""
+
   def __init__(self, image_size=224, patch=16, dim=384, depth=12, num_classes=1000):
     super().__init__()
     side = image_size // patch
@@ -75,16 +88,20 @@ class GFNet(nn.Module):
     self.head = nn.Linear(dim, num_classes)
 
   def forward_features(self, images):
+    """Images (batch, 3, height, width) to features (batch, channels), after norm and mean."""
     x = self.patch_embed(images) + self.pos_embed
     for block in self.blocks:
       x = block(x)
     return self.norm(x).mean(1)
 
   def forward(self, images):
+    """Images (batch, 3, height, width) to logits (batch, num_classes)."""
     return self.head(self.forward_features(images))
 
 
 class GFNetPyramid(nn.Module):
+  """The hierarchical network."""
+
   def __init__(self, image_size=224, patch=4, dims=(), depths=(), gamma=1e-3, num_classes=1000):
     super().__init__()
     side = image_size // patch
@@ -114,12 +131,14 @@ class GFNetPyramid(nn.Module):
     return x
 
   def forward_features(self, images):
+    """Images (batch, 3, height, width) to features (batch, channels), after norm and mean."""
     x = images
     for i in range(len(self.blocks)):
       x = self.forward_stage(i, x)
     return self.norm(x).mean(1)
 
   def forward(self, images):
+    """Images (batch, 3, height, width) to logits (batch, num_classes)."""
     return self.head(self.forward_features(images))
 
 

@@ -104,11 +104,13 @@ class TorchObjects:
     self.storages: dict[str, Storage] = {}
 
   def allow(self, name: str) -> Global:
+    """A class or function by its name, which stays a name; ForbiddenError for one of attacks."""
     if HOSTILE.fullmatch(name) or not NAME.fullmatch(name):
       raise ForbiddenError(printable(name))
     return Global(name)
 
   def load(self, identifier: Any) -> Storage:
+    """The storage that a persistent id stands for; ValueError for one of an unknown kind."""
     match identifier:
       # Before PyTorch 0.4 there could be a view of a storage, in place of None.
       case ("storage", Global(name=name), str(key), str(), int(count), *views) if (
@@ -128,6 +130,7 @@ class TorchObjects:
     return storage
 
   def call(self, name: str, arguments: tuple) -> Any:
+    """What a call of a class or function makes: a dict, a tensor, or an opaque object."""
     if name in DICTS:
       return _dict(arguments)
     if name.startswith(REBUILD):

@@ -91,6 +91,7 @@ class Mixing:
 
   @property
   def use_cutmix(self) -> bool:
+    """Whether boxes are exchanged at all."""
     return self.cutmix_alpha > 0 or self.cutmix_minmax is not None
 
   def __call__(
