@@ -1,7 +1,7 @@
 """Dense layers: one, and two with the GELU between them.
 
 Parameters, sums and results are float32; `dtype` is the type of the factors of the products. With
-float64, everything is float64 (`products.sum_type`). Names follow the official state dict (gfnet.py).
+float64, everything is float64 (`products.sum_type`). Names follow the official state dict.
 """
 
 import functools

@@ -21,7 +21,7 @@ from gfnet_jax.models.dense import Linear, Mlp
 from gfnet_jax.models.initializers import DRAWN, uniform_init
 from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.mixers import MIXERS
-from gfnet_jax.models.products import as_rows
+from gfnet_jax.models.products import as_rows, sum_type
 from gfnet_jax.names import look_up
 from gfnet_jax.sharding import reshard
 
