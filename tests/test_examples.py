@@ -63,11 +63,6 @@ def test_the_citation_is_of_this_version():
   assert {"message", "title", "authors"} <= citation.keys()  # that the format demands
   assert citation["version"] == gfnet_jax.__version__
   for paper in citation["references"]:
-    assert [author["family-names"] for author in paper["authors"]] == [
-      "Rao",
-      "Zhao",
-      "Zhu",
-      "Lu",
-      "Zhou",
-    ]
+    names = [author["family-names"] for author in paper["authors"]]
+    assert names == ["Rao", "Zhao", "Zhu", "Lu", "Zhou"]
   assert [paper["year"] for paper in citation["references"]] == [2021, 2023]
