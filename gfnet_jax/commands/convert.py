@@ -46,28 +46,7 @@ def main(arguments: list[str]) -> None:
     "the training run)",
   )
   parser.add_argument("--which", help="with --to-torch: last, best or a step (default: last)")
-
-  # Without a default they are absent unless given.
-  group = parser.add_argument_group("from PyTorch", argument_default=argparse.SUPPRESS)
-  group.add_argument("--arch", dest="name", help="variant, such as gfnet-xs (default: recognised)")
-  group.add_argument(
-    "--image-size",
-    type=_image_size,
-    metavar="PIXELS",
-    help="side, or HEIGHTxWIDTH, to resize position embedding and filters for",
-  )
-  group.add_argument(
-    "--num-classes", type=_positive, help="a number other than the file's gets a fresh head"
-  )
-  group.add_argument(
-    "--in-channels",
-    dest="in_dim",
-    type=_positive,
-    help="of the images: weights for 3 channels are summed for 1, repeated for more",
-  )
-  group.add_argument("--allow-nan", action="store_true", help="accept NaN and infinite weights")
-  group.add_argument("--sha256", metavar="SUM", help="the sum that the file must have")
-  group.add_argument("--cache", type=Path, help="of downloads (default: ~/.cache/gfnet_jax)")
+  _add_flags_of_reading(parser)
   options = vars(parser.parse_args(arguments))
   source, destination = options.pop("source"), options.pop("destination")
   to_torch, which = options.pop("to_torch"), options.pop("which")
@@ -92,6 +71,31 @@ def main(arguments: list[str]) -> None:
     config = import_weights(source, destination, **shared, **options)
   described = ", ".join(f"{key} {value}" for key, value in config.items())
   print(f"Wrote {destination}: {described}")
+
+
+def _add_flags_of_reading(parser: argparse.ArgumentParser) -> None:
+  """Those that --to-torch does not take."""
+  # Without a default they are absent unless given.
+  group = parser.add_argument_group("from PyTorch", argument_default=argparse.SUPPRESS)
+  group.add_argument("--arch", dest="name", help="variant, such as gfnet-xs (default: recognised)")
+  group.add_argument(
+    "--image-size",
+    type=_image_size,
+    metavar="PIXELS",
+    help="side, or HEIGHTxWIDTH, to resize position embedding and filters for",
+  )
+  group.add_argument(
+    "--num-classes", type=_positive, help="a number other than the file's gets a fresh head"
+  )
+  group.add_argument(
+    "--in-channels",
+    dest="in_dim",
+    type=_positive,
+    help="of the images: weights for 3 channels are summed for 1, repeated for more",
+  )
+  group.add_argument("--allow-nan", action="store_true", help="accept NaN and infinite weights")
+  group.add_argument("--sha256", metavar="SUM", help="the sum that the file must have")
+  group.add_argument("--cache", type=Path, help="of downloads (default: ~/.cache/gfnet_jax)")
 
 
 def _image_size(text: str) -> int | tuple[int, int]:
