@@ -18,9 +18,8 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import Params, merge, split
 from gfnet_jax.models.image_size import ImageSize, as_height_width
 from gfnet_jax.models.mixers import MIXERS, GlobalFilter
-from gfnet_jax.models.resize import RULES, Array, Grid, resize_positions
+from gfnet_jax.models.resize import Array, Grid, check_rule, resize_positions
 from gfnet_jax.models.stage import separate_blocks, stack_blocks
-from gfnet_jax.names import look_up
 from gfnet_jax.text import printable
 
 if TYPE_CHECKING:  # it calls `resize` for images of another size
@@ -61,7 +60,7 @@ def resize(
     UserError: for an unknown rule, if the patches do not divide the images, or if the mixer has no
       rule for resizing its parameters.
   """
-  look_up("rule", rule if isinstance(rule, str) else printable(repr(rule)), RULES)
+  check_rule(rule)
   if isinstance(model, GlobalFilter):
     after = as_height_width(image_size)
     params = {name: _value(v) for name, v in split(model)[1].items()}
@@ -85,8 +84,8 @@ def fit_params(
   """Carries the parameters of one model over to another.
 
   Equal shapes are copied. What depends on the token grid is resized if the grids differ,
-  blocks are stacked or separated as the target has them, and the head stays fresh if the
-  numbers of classes differ.
+  blocks are stacked or separated as the target has them, and the head stays fresh, or is left out,
+  if the numbers of classes differ.
 
   Args:
     source: the model whose parameters are taken.
@@ -106,7 +105,7 @@ def fit_params(
       f"the weights are of a network with mixer {source.mixer!r}, the model has "
       f"{target.mixer!r}; create it with mixer={source.mixer!r}, or start from other weights"
     )
-  new_head = HEAD if source.head.out_features != target.head.out_features else ()
+  new_head = HEAD if source.num_classes != target.num_classes else ()
   _, model_params = split(target)
   params = {name: _value(v) for name, v in split(source)[1].items() if name not in new_head}
   params = separate_blocks(params)
@@ -132,7 +131,7 @@ def fit_params(
   fitted = stack_blocks(params, model_params)
   # Copies: JAX on a CPU would share memory with the source.
   fitted = {name: jnp.array(value, copy=True) for name, value in fitted.items()}
-  return fitted | {name: fresh[name] for name in new_head}
+  return fitted | {name: fresh[name] for name in new_head if target.head is not None}
 
 
 def fit_to_grids(
@@ -164,7 +163,14 @@ def fit_to_grids(
     for j in range(len(blocks)):
       prefix = f"{model.stage_name('blocks', i)}.{j}.filter."
       own = {n.removeprefix(prefix): v for n, v in params.items() if n.startswith(prefix)}
-      resized = mixer.resize_params(own, before, after, **options)
+      try:
+        resized = mixer.resize_params(own, before, after, **options)
+      except jax.errors.TracerArrayConversionError as error:
+        raise UserError(
+          f"resize_params of the mixer {model.mixer!r} takes NumPy's arrays only, expected JAX's "
+          "as well inside a compiled function (see gfnet_jax/models/mixers.py); resize the model "
+          "outside of it"
+        ) from error
       params |= {prefix + name: value for name, value in resized.items()}
   return params
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gfnet_jax.models.products import sum_type
+from gfnet_jax.names import look_up
+from gfnet_jax.text import printable
 
 Array = np.ndarray | jax.Array
 Grid = tuple[int, int]  # (rows, columns) of tokens
@@ -33,6 +35,11 @@ class Rule(NamedTuple):
   positions: Matrix
   filters: Matrix
   on_kernel: bool
+
+
+def check_rule(rule: object) -> None:
+  """Raises UserError for what is no name in `RULES`."""
+  look_up("rule", rule if isinstance(rule, str) else printable(repr(rule)), RULES)
 
 
 def resize_positions(table: Array, size: Grid, rule: str = "official") -> Array:
