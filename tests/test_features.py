@@ -175,7 +175,7 @@ def test_a_dynamic_size_is_differentiable():
   once = resize(source, OTHERS.shape[1:3], "spectrum")
   structure, params = split(source)
   direction = {
-    name: jnp.asarray(np.cos(np.arange(v.size)).reshape(v.shape), jnp.float32)
+    name: jnp.asarray(np.random.default_rng(0).standard_normal(v.shape), jnp.float32)
     for name, v in params.items()
   }
   along = split(resize(merge(structure, direction), OTHERS.shape[1:3], "spectrum"))[1]
@@ -184,7 +184,7 @@ def test_a_dynamic_size_is_differentiable():
     structure, params = split(network)
 
     def loss(params):
-      return (merge(structure, params)(OTHERS) * jnp.arange(5.0)[None]).sum()
+      return (merge(structure, params)(OTHERS) * jnp.arange(0.0, 500, 100)[None]).sum()
 
     gradient = jax.jit(jax.grad(loss))(params)
     return {name: jnp.vdot(gradient[name], direction[name]) for name in params}
@@ -192,8 +192,8 @@ def test_a_dynamic_size_is_differentiable():
   found = slope(model("gfnet-ti", depth=1, dynamic_size="spectrum"), direction)
   expected = slope(once, along)
   for name, value in expected.items():
-    np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
-  assert abs(expected["pos_embed"]) > 1e-2 < abs(expected["blocks.0.filter.complex_weight"])
+    np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+  assert all(abs(expected[name]) > 1e-2 for name in ("pos_embed", "blocks.0.filter.complex_weight"))
 
 
 def test_a_dynamic_size_refuses_what_the_patches_do_not_divide():
