@@ -12,12 +12,14 @@ from helpers import compiled
 
 import gfnet_jax
 from gfnet_jax.errors import UserError
-from gfnet_jax.models.fit import resize
+from gfnet_jax.models.fit import fit_params, resize
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.initializers import initial_rngs
 from gfnet_jax.models.layers import PatchEmbed
 from gfnet_jax.models.mixers import MIXERS
 from gfnet_jax.models.resize import resize_positions
+from gfnet_jax.training.initialize import describe_weights
+from gfnet_jax.weights.state_dict import model_from_torch
 
 SIZES = {
   "gfnet-ti": dict(embed_dim=4, depth=3, patch_size=8),
@@ -254,3 +256,39 @@ def test_a_filter_resized_inside_a_compiled_function():
 
   expected = resize(layer, (7, 4), "spectrum")(tokens)
   np.testing.assert_allclose(call(params, tokens), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_head_is_left_out_and_added_by_fitting(name):
+  whole, headless = model(name), model(name, num_classes=0)
+  left = fit_params(whole, headless, split(headless)[1])
+  expected = {key: value for key, value in split(whole)[1].items() if not key.startswith("head")}
+  assert left.keys() == expected.keys() == split(headless)[1].keys()
+  added = fit_params(headless, whole, split(whole)[1])
+  assert added["head.kernel"] is split(whole)[1]["head.kernel"]
+  for key, value in expected.items():
+    np.testing.assert_array_equal(left[key], value)
+    np.testing.assert_array_equal(added[key], value)
+
+
+def test_official_weights_are_taken_without_their_head_and_given_back_so():
+  weights = gfnet_jax.to_torch_state_dict(gfnet_jax.create_model("gfnet-ti", image_size=16))
+  found, config = model_from_torch(weights, num_classes=0)
+  assert (found.head, config["num_classes"]) == (None, 0)
+  back = gfnet_jax.to_torch_state_dict(found)
+  assert list(back) == [key for key in weights if not key.startswith("head")]
+  np.testing.assert_array_equal(back["norm.weight"], weights["norm.weight"])
+  again, _ = model_from_torch(back, num_classes=0)  # of a file without a head
+  assert again.head is None
+
+
+def test_a_checkpoint_without_a_head_is_read_but_predicts_nothing(tmp_path):
+  headless = model(num_classes=0)
+  config = dict(name="gfnet-ti", image_size=(32, 16), num_classes=0) | SIZES["gfnet-ti"]
+  gfnet_jax.save_model(tmp_path / "model", headless, config)
+  saved = gfnet_jax.load_model(tmp_path / "model")
+  assert saved.model.head is None
+  assert describe_weights(saved, model()).endswith("with a new head: 5 classes instead of 0")
+  with pytest.raises(UserError, match=r"the model has no head .* take its features") as caught:
+    saved.predict(np.zeros((32, 16, 3), np.uint8))
+  assert "\n" not in str(caught.value)

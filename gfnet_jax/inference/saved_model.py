@@ -102,8 +102,8 @@ class SavedModel:
     """As `predict`, one image after the other; in place of a bad image, what is wrong with it."""
     if not self.config["num_classes"]:
       raise UserError(
-        "the model has no head (num_classes is 0) and so predicts no classes, expected one; take "
-        "its features, model.forward_features, or give it a head by training"
+        "the model has no head (num_classes is 0), expected one with classes; take its features, "
+        "model.forward_features, or train one that starts from it (--config.init_checkpoint)"
       )
     if top < 1 or batch_size < 1:
       raise UserError(f"top is {top} and batch_size is {batch_size}, expected at least 1 for both")
