@@ -12,6 +12,8 @@ on the scans of 8 x 8 pixels, so that tokens mean the same at every size. What i
 --output; the same command then only evaluates. Fields of the config are overridden as for train.py.
 """
 
+import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from gfnet_jax.command_line import ArgumentParser, run
 
 TRAINED = (
   "--config.model.patch_size=1",
+  "--config.model.embed_dim=32",
+  "--config.model.depth=2",
   "--config.num_epochs=10",
   "--config.optimizer.warmup_epochs=1",
   "--config.eval_every_epochs=10",
@@ -37,9 +41,9 @@ def main(arguments: list[str]) -> None:
     "--sizes",
     nargs="+",
     type=_size,
-    default=[(4, 4), (6, 6), (8, 8), (11, 11), (12, 12), (16, 16), (24, 24), (8, 16)],
+    default=[(5, 5), (6, 6), (8, 8), (11, 11), (16, 16), (8, 16)],
     metavar="PIXELS",
-    help="sides, or HEIGHTxWIDTH (default: 4 6 8 11 12 16 24 8x16)",
+    help="sides, or HEIGHTxWIDTH (default: 5 6 8 11 16 8x16)",
   )
   parser.add_argument("--output", type=Path, default=Path("runs/resize_rules"))
   options, overrides = parser.parse_known_args(arguments)
@@ -114,8 +118,11 @@ def markdown(rows: Rows, trained: tuple[int, int]) -> str:
 
 
 def _size(text: str) -> tuple[int, int]:
-  height, _, width = text.partition("x")
-  return int(height), int(width or height)
+  height, by, width = text.partition("x")
+  sides = (height, width if by else height)
+  if not all(re.fullmatch("[1-9][0-9]{0,3}", side) for side in sides):
+    raise argparse.ArgumentTypeError(f"{text!r} is no size, expected such as 224 or 224x320")
+  return int(sides[0]), int(sides[1])
 
 
 if __name__ == "__main__":
