@@ -16,7 +16,7 @@ from gfnet_jax.models.fit import fit_params, resize
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.initializers import initial_rngs
 from gfnet_jax.models.mixers import MIXERS
-from gfnet_jax.models.resize import resize_bicubic
+from gfnet_jax.models.resize import RULES, resize_bicubic, resize_filter, resize_positions
 from gfnet_jax.models.stage import BlockStack
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.weights.state_dict import load_torch_state_dict, to_torch_state_dict
@@ -218,3 +218,53 @@ def test_resize_there_and_back_keeps_a_mixer_of_ones_own():
 def test_resize_refuses_what_the_patches_do_not_divide():
   with pytest.raises(UserError, match="image_size 40x64 is not divisible by 16"):
     resize(saved("gfnet-ti"), (40, 64))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", SIZES)
+def test_every_rule_carries_position_embedding_and_filters(name, rule):
+  source = saved(name, scan=name == "gfnet-h-ti")
+  model = resize(source, (96, 32), rule)
+  pos_embed = resize_positions(np.asarray(source.pos_embed[...]), model.pos_embed.shape[:2], rule)
+  np.testing.assert_array_equal(model.pos_embed[...], pos_embed)
+  for (before, old), (after, new) in zip(source.stages(), model.stages(), strict=True):
+    weight = np.asarray(old[-1].filter.complex_weight[...])
+    expected = resize_filter(weight, before.grid, after.grid, rule)
+    np.testing.assert_array_equal(new[-1].filter.complex_weight[...], expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_filter_is_resized_alone(rule):
+  layer = gfnet_jax.GlobalFilter(2, 5, 6, backend="dense", precision="highest", rngs=nnx.Rngs(0))
+  weight = np.asarray(layer.complex_weight[...])
+  resized = gfnet_jax.resize(layer, (4, 9), rule)
+  assert (resized.grid, resized.backend, resized.precision) == ((4, 9), "dense", "highest")
+  expected = resize_filter(weight, (5, 6), (4, 9), rule)
+  np.testing.assert_array_equal(resized.complex_weight[...], expected)
+  assert layer.grid == (5, 6)
+  np.testing.assert_array_equal(layer.complex_weight[...], weight)
+  assert resized(jnp.ones((1, 4, 9, 2))).shape == (1, 4, 9, 2)
+
+
+def test_the_rule_kernel_means_the_same_neighbours_to_a_filter():
+  """On a larger grid, away from the border: against the convolution of the smaller one."""
+  layer = gfnet_jax.GlobalFilter(1, 4, 5, backend="fft", rngs=nnx.Rngs(0))
+  larger = gfnet_jax.resize(layer, (9, 12), "kernel")
+  expected = np.zeros((9, 12, 1), np.float32)
+  for y in range(-2, 2):
+    for x in range(-2, 3):
+      expected[y, x] = layer.kernel()[y, x]
+  np.testing.assert_allclose(larger.kernel(), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("rule", ["offical", None, ["kernel"]])
+def test_an_unknown_rule_is_refused_in_one_line(rule):
+  with pytest.raises(UserError, match=r"unknown rule .*, expected one of official, bilinear"):
+    resize(saved("gfnet-ti"), 64, rule)
+
+
+def test_resizing_what_is_no_model_is_refused():
+  with pytest.raises(
+    UserError, match="cannot resize a Linear, expected a GFNet, a GFNetPyramid or"
+  ):
+    resize(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), 32)

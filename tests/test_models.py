@@ -236,7 +236,7 @@ def test_inference_is_the_default_and_a_key_makes_it_stochastic():
     (dict(name="gfnet-h-s", depths=(1, 2)), "one entry per stage"),
     (dict(name="gfnet-h-s", depths=(1, 2, 0, 1)), "at least one block in every stage"),
     (dict(name="gfnet-xs", drop_path_rate=1.0), "drop_path_rate is 1.0"),
-    (dict(name="gfnet-xs", num_classes=0), "num_classes is 0"),
+    (dict(name="gfnet-xs", num_classes=-1), "num_classes is -1"),
     (
       dict(name="gfnet-xs", mixer="atention"),
       "unknown mixer 'atention', expected one of global-filter, .*; did you mean attention",

@@ -79,22 +79,30 @@ class Variant:
 
   @functools.cached_property
   def results(self):
-    """(features, logits)."""
+    """(features, logits, tokens behind every stage or, of the isotropic network, block)."""
     structure, params = split(self.model)
+    depths = [len(blocks) for _, blocks in self.model.stages()]
+    where = dict(stages=range(len(depths))) if len(depths) > 1 else dict(blocks=range(depths[0]))
 
     @jax.jit
     def forward(params):
       model = merge(structure, params)
       features = model.forward_features(self.images)
-      return features, model.head(features)
+      tokens = model.forward_intermediates(self.images, **where)
+      return features, model.head(features), tokens
 
     return forward(params)
 
   @functools.cached_property
   def expected(self):
-    """(features, logits) of the reference, to be derived."""
+    """(features, logits) of the reference, to be derived, and its tokens as in `results`."""
+    blocks, tokens = list(self.reference.blocks), []
+    for last in [
+      stage[-1] if isinstance(stage, torch.nn.ModuleList) else stage for stage in blocks
+    ]:
+      last.register_forward_hook(lambda module, inputs, output: tokens.append(output.detach()))
     features = self.reference.forward_features(to_channels_first(self.images))
-    return features, self.reference.head(features)
+    return features, self.reference.head(features), tokens
 
   def gradients(self):
     """Of a random projection of the logits, by official key."""
@@ -148,7 +156,7 @@ def test_stage(variant, measured):
   "variant", in_default_suite("gfnet-ti", "gfnet-xs", "gfnet-h-ti"), indirect=True
 )
 def test_features_and_logits(variant, measured):
-  expected = [array.detach().numpy() for array in variant.expected]
+  expected = [array.detach().numpy() for array in variant.expected[:2]]
   witness = golden(f"logits_{variant.name}_224")
   for i, part in enumerate(("features", "logits")):
     what, actual = f"{part} of {variant.name}", variant.results[i]
@@ -158,6 +166,22 @@ def test_features_and_logits(variant, measured):
       # Ties the live witness to the golden one.
       difference = largest_difference(expected[i], witness[part])
       measured(f"{what}: reference, golden", difference, 5e-6)
+
+
+@pytest.mark.parametrize("variant", in_default_suite("gfnet-ti", "gfnet-h-ti"), indirect=True)
+def test_features_of_stages_and_blocks(variant, measured):
+  """Relative to the largest value: before the final norm, values grow with the depth."""
+  differences = [
+    largest_difference(to_tokens(tokens), expected.numpy()) / expected.abs().max()
+    for tokens, expected in zip(variant.results[2], variant.expected[2], strict=True)
+  ]
+  assert len(differences) == {"gfnet-ti": 12, "gfnet-xs": 12}.get(
+    variant.name, 4 if "-h-" in variant.name else 19
+  )
+  part = "stage" if "-h-" in variant.name else "block"
+  measured(
+    f"features of every {part} of {variant.name}, relative, reference", max(differences), 5e-6
+  )
 
 
 @pytest.mark.parametrize("variant", in_default_suite("gfnet-ti", "gfnet-h-ti"), indirect=True)

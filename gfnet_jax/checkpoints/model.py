@@ -139,9 +139,9 @@ def _build(
 
 
 def _check_class_names(class_names: list[str] | None, model: nnx.Module) -> None:
-  if class_names is not None and len(class_names) != model.head.out_features:
+  if class_names is not None and len(class_names) != model.num_classes:
     raise UserError(
-      f"there are {len(class_names)} class names for a model of {model.head.out_features} classes; "
+      f"there are {len(class_names)} class names for a model of {model.num_classes} classes; "
       "expected one for each"
     )
 

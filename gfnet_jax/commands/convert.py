@@ -85,7 +85,9 @@ def _add_flags_of_reading(parser: argparse.ArgumentParser) -> None:
     help="side, or HEIGHTxWIDTH, to resize position embedding and filters for",
   )
   group.add_argument(
-    "--num-classes", type=_positive, help="a number other than the file's gets a fresh head"
+    "--num-classes",
+    type=_classes,
+    help="a number other than the file's gets a fresh head, 0 none",
   )
   group.add_argument(
     "--in-channels",
@@ -102,6 +104,10 @@ def _image_size(text: str) -> int | tuple[int, int]:
   height, by, width = text.partition("x")
   sides = [_positive(side, limit=4096) for side in ((height, width) if by else (height,))]
   return tuple(sides) if by else sides[0]
+
+
+def _classes(text: str) -> int:
+  return 0 if text == "0" else _positive(text)
 
 
 def _positive(text: str, limit: int = 100_000) -> int:

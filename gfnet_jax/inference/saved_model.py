@@ -100,6 +100,11 @@ class SavedModel:
     self, images: Sequence[ImageLike], *, top: int = 5, batch_size: int = 32
   ) -> Iterator[list[Prediction] | UserError]:
     """As `predict`, one image after the other; in place of a bad image, what is wrong with it."""
+    if not self.config["num_classes"]:
+      raise UserError(
+        "the model has no head (num_classes is 0), expected one with classes; take its features, "
+        "model.forward_features, or train one that starts from it (--config.init_checkpoint)"
+      )
     if top < 1 or batch_size < 1:
       raise UserError(f"top is {top} and batch_size is {batch_size}, expected at least 1 for both")
     top, batch_size = min(top, self.config["num_classes"]), min(batch_size, len(images))

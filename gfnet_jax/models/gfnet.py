@@ -9,7 +9,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.models.arguments import as_sizes, as_sizes_per_stage, check_dtype, check_rngs
+from gfnet_jax.models.arguments import (
+  as_size,
+  as_sizes,
+  as_sizes_per_stage,
+  check_dtype,
+  check_rngs,
+)
 from gfnet_jax.models.base import Network
 from gfnet_jax.models.dense import Linear
 from gfnet_jax.models.image_size import ImageSize, as_height_width, divide
@@ -17,6 +23,7 @@ from gfnet_jax.models.initializers import normal_init
 from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.layers import Block, PatchEmbed
 from gfnet_jax.models.products import sum_type
+from gfnet_jax.models.resize import check_rule
 from gfnet_jax.models.stage import BlockList, Blocks, BlockStack
 
 
@@ -28,7 +35,7 @@ class GFNet(Network):
     patch_size: side of a patch, in pixels; must divide the height and the width.
     embed_dim: channels of the tokens.
     depth: number of blocks.
-    num_classes: outputs of the head.
+    num_classes: outputs of the head; 0 for a model without one, which returns features.
     in_dim: channels of the images.
     mlp_ratio: hidden channels of an MLP per channel.
     drop_path_rate: stochastic depth of the last block; grows linearly from 0.
@@ -36,6 +43,8 @@ class GFNet(Network):
     backend: how it transforms: "auto" or a name in `fourier_backends.BACKENDS`.
     filter_precision: of the filter's transforms, see `precision.filter_precision`; None for
       the mixer's own, "high".
+    dynamic_size: the rule by which images of another size are answered, see `fit.resize`; None
+      refuses them.
     remat: computes every block again in the backward pass instead of keeping its
       intermediate values: less memory, more time.
     scan: holds the blocks of a stage as one `BlockStack`: compiles faster, but gives the
@@ -63,23 +72,20 @@ class GFNet(Network):
     mixer: str = "global-filter",
     backend: str = "auto",
     filter_precision: str | None = None,
+    dynamic_size: str | None = None,
     remat: bool = False,
     scan: bool = False,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     image_size = as_height_width(image_size)
-    patch_size, embed_dim, depth, num_classes, in_dim = as_sizes(
-      patch_size=patch_size,
-      embed_dim=embed_dim,
-      depth=depth,
-      num_classes=num_classes,
-      in_dim=in_dim,
+    patch_size, embed_dim, depth, in_dim = as_sizes(
+      patch_size=patch_size, embed_dim=embed_dim, depth=depth, in_dim=in_dim
     )
-    check_dtype(dtype)
-    check_rngs(rngs)
+    num_classes = _check(num_classes, dynamic_size, dtype, rngs)
     self._remember(locals())
     self.image_size, self.mixer, self.remat = image_size, mixer, remat
+    self.dynamic_size = dynamic_size
     grid = divide(image_size, patch_size)
     self.patch_embed = PatchEmbed(grid, patch_size, in_dim, embed_dim, dtype=dtype, rngs=rngs)
     self.pos_embed = nnx.Param(normal_init(rngs.params(), (*grid, embed_dim), sum_type(dtype)))
@@ -97,7 +103,7 @@ class GFNet(Network):
       rngs=rngs,
     )
     self.norm = LayerNorm(embed_dim, dtype=dtype, rngs=rngs)
-    self.head = Linear(embed_dim, num_classes, dtype=dtype, rngs=rngs)
+    self.head = _make_head(embed_dim, num_classes, dtype, rngs)
 
   def stages(self) -> Iterator[tuple[PatchEmbed, Blocks]]:
     """Yields the patch embedding and the blocks of the one stage."""
@@ -116,7 +122,7 @@ class GFNetPyramid(Network):
     patch_size: side of a patch of the stem, in pixels; every later stage halves the grid.
     embed_dims: channels of each stage.
     depths: number of blocks of each stage.
-    num_classes: outputs of the head.
+    num_classes: outputs of the head; 0 for a model without one, which returns features.
     in_dim: channels of the images.
     mlp_ratio: hidden channels of an MLP per channel.
     drop_path_rate: stochastic depth of the last block; grows linearly from 0.
@@ -125,6 +131,8 @@ class GFNetPyramid(Network):
     backend: how it transforms: "auto" or a name in `fourier_backends.BACKENDS`.
     filter_precision: of the filter's transforms, see `precision.filter_precision`; None for
       the mixer's own, "high".
+    dynamic_size: the rule by which images of another size are answered, see `fit.resize`; None
+      refuses them.
     remat: computes every block again in the backward pass instead of keeping its
       intermediate values: less memory, more time.
     scan: holds the blocks of a stage as one `BlockStack`: compiles faster, but gives the
@@ -153,23 +161,22 @@ class GFNetPyramid(Network):
     mixer: str = "global-filter",
     backend: str = "auto",
     filter_precision: str | None = None,
+    dynamic_size: str | None = None,
     remat: bool = False,
     scan: bool = False,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     image_size = as_height_width(image_size)
-    patch_size, num_classes, in_dim = as_sizes(
-      patch_size=patch_size, num_classes=num_classes, in_dim=in_dim
-    )
+    patch_size, in_dim = as_sizes(patch_size=patch_size, in_dim=in_dim)
     embed_dims = as_sizes_per_stage("embed_dims", embed_dims, "channels of every stage")
     depths = as_sizes_per_stage("depths", depths, "at least one block in every stage")
-    check_dtype(dtype)
-    check_rngs(rngs)
+    num_classes = _check(num_classes, dynamic_size, dtype, rngs)
     self._remember(locals())
     if len(embed_dims) != len(depths):
       raise UserError(f"embed_dims {embed_dims} and depths {depths} must have one entry per stage")
     self.image_size, self.mixer, self.remat = image_size, mixer, remat
+    self.dynamic_size = dynamic_size
     patches = [patch_size] + [2] * (len(depths) - 1)
     grids = [divide(image_size, int(np.prod(patches[: i + 1]))) for i in range(len(depths))]
     in_dims = [in_dim, *embed_dims[:-1]]
@@ -197,7 +204,7 @@ class GFNetPyramid(Network):
       )
     )
     self.norm = LayerNorm(embed_dims[-1], dtype=dtype, rngs=rngs)
-    self.head = Linear(embed_dims[-1], num_classes, dtype=dtype, rngs=rngs)
+    self.head = _make_head(embed_dims[-1], num_classes, dtype, rngs)
 
   def stages(self) -> Iterator[tuple[PatchEmbed, Blocks]]:
     """Yields the patch embedding and the blocks of every stage."""
@@ -206,6 +213,19 @@ class GFNetPyramid(Network):
   def stage_name(self, part: str, i: int) -> str:
     """The dotted name of a part of stage i: "blocks.2"."""
     return f"{part}.{i}"
+
+
+def _check(num_classes: object, dynamic_size: object, dtype: object, rngs: object) -> int:
+  """Checks what both networks take; returns the number of classes."""
+  check_dtype(dtype)
+  check_rngs(rngs)
+  if dynamic_size is not None:
+    check_rule(dynamic_size)
+  return as_size("num_classes", num_classes, or_zero=True)
+
+
+def _make_head(dim: int, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs) -> Linear | None:
+  return Linear(dim, num_classes, dtype=dtype, rngs=rngs) if num_classes else None
 
 
 def _make_blocks(

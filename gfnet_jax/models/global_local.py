@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -14,7 +13,7 @@ from gfnet_jax.models.initializers import normal_init
 from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.precision import check_filter_precision
 from gfnet_jax.models.products import sum_type
-from gfnet_jax.models.resize import resize_half_spectrum
+from gfnet_jax.models.resize import Array, Grid, resize_filter
 
 
 class GlobalLocalFilter(nnx.Module):
@@ -73,8 +72,8 @@ class GlobalLocalFilter(nnx.Module):
 
   @staticmethod
   def resize_params(
-    params: dict[str, np.ndarray], before: tuple[int, int], after: tuple[int, int]
-  ) -> dict[str, np.ndarray]:
-    """Interpolates the half spectrum as that of the global filter."""
-    del before  # the shape tells it
-    return params | {"complex_weight": resize_half_spectrum(params["complex_weight"], after)}
+    params: dict[str, Array], before: Grid, after: Grid, rule: str = "official"
+  ) -> dict[str, Array]:
+    """Resizes the filter as the global filter is."""
+    weight = resize_filter(params["complex_weight"], before, after, rule)
+    return params | {"complex_weight": weight}

@@ -177,7 +177,7 @@ class PatchEmbed(nnx.Module):
     """
     (rows, columns), patch = self.grid, self.patch_size
     expected = (rows * patch, columns * patch, self.in_dim)
-    advice = "; use gfnet_jax.resize(model, image_size)"
+    advice = "; use gfnet_jax.resize(model, image_size), or give the model a dynamic_size"
     check_input("the model got images", x, expected, advice)
     x = reshard(x, PartitionSpec(*jax.typeof(x).sharding.spec[:1]))  # splits the batch alone
     x = x.astype(self.proj.dtype)  # first: fewer bytes are to be put in order

@@ -20,16 +20,17 @@ and evaluation then know it as `mixer="its-name"`. The contract:
   `resize_params(params, before, after)`, which `fit.py` calls to carry a model to another
   image size: from NumPy arrays by name ("layer.kernel" for a layer inside), for the grid
   `before`, to arrays by the same names for the grid `after`. A grid is (height, width) in
-  tokens. For a gain (height, width, dim), interpolated as the position embedding is:
+  tokens. If it takes `rule`, too, that is the name of a rule in `resize.RULES`. For a model with
+  `dynamic_size`, it must take JAX's arrays as well. For a gain (height, width, dim), interpolated
+  as the position embedding is:
 
     @staticmethod
-    def resize_params(params, before, after):
-      return {"gain": resize_bicubic(params["gain"], after, align_corners=False)}
+    def resize_params(params, before, after, rule):
+      return {"gain": resize_positions(params["gain"], after, rule)}
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -43,7 +44,7 @@ from gfnet_jax.models.global_local import GlobalLocalFilter
 from gfnet_jax.models.initializers import normal_init
 from gfnet_jax.models.precision import check_filter_precision
 from gfnet_jax.models.products import sum_type
-from gfnet_jax.models.resize import resize_half_spectrum
+from gfnet_jax.models.resize import Array, Grid, resize_filter
 from gfnet_jax.models.spatial_mlp import SpatialMlp
 
 
@@ -124,11 +125,10 @@ class GlobalFilter(nnx.Module):
 
   @staticmethod
   def resize_params(
-    params: dict[str, np.ndarray], before: tuple[int, int], after: tuple[int, int]
-  ) -> dict[str, np.ndarray]:
-    """Interpolates the half spectrum bicubically, as official main_gfnet.py does."""
-    del before  # the shape tells it
-    return {"complex_weight": resize_half_spectrum(params["complex_weight"], after)}
+    params: dict[str, Array], before: Grid, after: Grid, rule: str = "official"
+  ) -> dict[str, Array]:
+    """See `resize.resize_filter`."""
+    return {"complex_weight": resize_filter(params["complex_weight"], before, after, rule)}
 
 
 class Identity(nnx.Module):

@@ -73,7 +73,7 @@ ARGUMENTS = {  # what else is wrong with them is found where they are used
   "image_size": Range(
     _is_image_size, f"a side or (height, width) in pixels, at most {LARGEST_SIDE}"
   ),
-  "num_classes": _whole(1, 10_000_000),
+  "num_classes": _whole(0, 10_000_000),
   "in_dim": _whole(1, 10_000),
   "patch_size": _whole(1, LARGEST_SIDE),
   "embed_dim": _whole(1, 1_000_000),
@@ -86,6 +86,7 @@ ARGUMENTS = {  # what else is wrong with them is found where they are used
   "mixer": TEXT,
   "backend": TEXT,
   "filter_precision": TEXT,
+  "dynamic_size": Range(lambda value: value is None or isinstance(value, str), "a name or None"),
   "remat": FLAG,
   "scan": FLAG,
 }

@@ -1,6 +1,6 @@
 """A linear layer over the tokens: the mixer of MLP-Mixer and ResMLP, as in the paper's table 6."""
 
-import functools
+import math
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from gfnet_jax.models.initializers import normal_init
 from gfnet_jax.models.products import linear, sum_type
-from gfnet_jax.models.resize import resize_bicubic
+from gfnet_jax.models.resize import Array, Grid, resize_positions
 
 
 class SpatialMlp(nnx.Module):
@@ -42,15 +42,16 @@ class SpatialMlp(nnx.Module):
 
   @staticmethod
   def resize_params(
-    params: dict[str, np.ndarray], before: tuple[int, int], after: tuple[int, int]
-  ) -> dict[str, np.ndarray]:
+    params: dict[str, Array], before: Grid, after: Grid, rule: str = "official"
+  ) -> dict[str, Array]:
     """The layer that resizes tokens to the old grid, mixes them there, and resizes them back.
 
     Tokens are resized as position embeddings are; no paper has a rule.
     """
-    resize = functools.partial(resize_bicubic, align_corners=False)
-    tokens = np.prod(after)
-    to_old = resize(np.eye(tokens, dtype=params["kernel"].dtype).reshape(*after, tokens), before)
+    tokens = math.prod(after)
+    to_old = np.eye(tokens, dtype=params["kernel"].dtype).reshape(*after, tokens)
+    to_old = resize_positions(to_old, before, rule)
     kernel = to_old.reshape(-1, tokens).T @ params["kernel"]  # (tokens read, old tokens)
-    kernel = resize(kernel.T.reshape(*before, tokens), after).reshape(tokens, tokens).T
-    return {"kernel": kernel, "bias": resize(params["bias"].reshape(before), after).ravel()}
+    kernel = resize_positions(kernel.T.reshape(*before, tokens), after, rule)
+    bias = resize_positions(params["bias"].reshape(before), after, rule)
+    return {"kernel": kernel.reshape(tokens, tokens).T, "bias": bias.ravel()}

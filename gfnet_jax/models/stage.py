@@ -12,6 +12,7 @@ from flax import nnx
 
 from gfnet_jax.models.functional import Params
 from gfnet_jax.models.layers import Block
+from gfnet_jax.models.resize import Array
 
 STACKED = re.compile(r"(blocks(?:\.\d+)?)\.stacked\.(.+)")  # (stage, parameter of a block)
 
@@ -89,13 +90,14 @@ def separate_blocks(params: Params) -> Params:
   return separate
 
 
-def stack_blocks(separate: Mapping[str, np.ndarray], model_params: Params) -> dict[str, np.ndarray]:
+def stack_blocks(separate: Mapping[str, Array], model_params: Params) -> dict[str, Array]:
   """Undoes `separate_blocks`, for the stacks among the parameters of a model."""
   params = {}
   for name, value in model_params.items():
     if match := STACKED.fullmatch(name):
       stage, rest = match.groups()
-      params[name] = np.stack([separate[f"{stage}.{i}.{rest}"] for i in range(value.shape[0])])
+      arrays = [separate[f"{stage}.{i}.{rest}"] for i in range(value.shape[0])]
+      params[name] = (np if isinstance(arrays[0], np.ndarray) else jnp).stack(arrays)
     elif name in separate:
       params[name] = separate[name]
   return params

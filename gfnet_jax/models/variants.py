@@ -57,7 +57,7 @@ def create_model(
   Args:
     name: one of `list_models()`.
     image_size: side of the images, or (height, width), in pixels.
-    num_classes: outputs of the head.
+    num_classes: outputs of the head; 0 for a model without one, which returns features.
     dtype: type of the matrix products; parameters and results stay float32, or everything is
       float64 if it is that, for which JAX has to allow 64 bits (JAX_ENABLE_X64=1).
     rngs: source of the initial weights; nnx.Rngs(0) if None.

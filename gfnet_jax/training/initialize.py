@@ -62,7 +62,7 @@ def describe_weights(saved: SavedModel, model: Network) -> str:
   before, after = ("x".join(map(str, m.image_size)) for m in (saved.model, model))
   if before != after:
     parts.append(f"resized from {before} to {after} pixels")
-  before, after = (m.head.out_features for m in (saved.model, model))
+  before, after = (m.num_classes for m in (saved.model, model))
   parts.append(
     "with its head" if before == after else f"with a new head: {after} classes instead of {before}"
   )
@@ -86,7 +86,7 @@ def load_teacher(
   if not checkpoint:
     return None, {}
   model = together(lambda: load_model(checkpoint, precision=precision)).model
-  found, expected = model.head.out_features, num_classes
+  found, expected = model.num_classes, num_classes
   if (found, model.image_size) != (expected, image_size):
     raise UserError(
       f"the teacher {checkpoint} has {found} classes at {model.image_size} pixels, expected "

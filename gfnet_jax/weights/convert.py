@@ -36,7 +36,7 @@ def import_weights(
     name: the variant; recognised from the weights if None.
     image_size: the size to resize the weights for, in pixels; the file's own if None.
     num_classes: outputs of the head; if they differ from the file's, or it has no head, the
-      head gets fresh weights.
+      head gets fresh weights. 0 for a model without one.
     in_dim: channels of the images, see `adapt_channels`; the file's own if None.
     precision: "float64" keeps the bits of weights of that type; float32 otherwise.
     ema: take the averaged weights in the file.

@@ -71,7 +71,8 @@ def load_torch_state_dict(
   Args:
     model: the model to fill; may be abstract, as from `nnx.eval_shape`.
     state_dict: NumPy arrays of any float type by official key.
-    keep_head: leave the model's head alone, whatever the state dict holds for it.
+    keep_head: leave the model's head alone, whatever the state dict holds for it; so is that
+      of a model without one.
 
   Returns:
     The same model.
@@ -80,7 +81,7 @@ def load_torch_state_dict(
     UserError: listing the keys that are missing, unexpected, mis-shaped or not floats; or
       if the model's mixer is not the global filter.
   """
-  skipped = HEAD if keep_head else ()
+  skipped = HEAD if keep_head or model.head is None else ()
   source = {key: np.asarray(state_dict[key]) for key in state_dict if key not in skipped}
   grids = _grids(model, _token_grid(source))
   tensors = [tensor for tensor in _tensors(model, grids) if tensor.key not in skipped]
@@ -128,7 +129,7 @@ def model_from_torch(
     image_size: the size to resize the weights for, in pixels; the state dict's own if
       None.
     num_classes: outputs of the head; if they differ from the state dict's, or it has no
-      head, the head gets fresh weights.
+      head, the head gets fresh weights. 0 for a model without one.
     in_dim: channels of the images, see `adapt_channels`; the state dict's own if None.
     **overrides: arguments of `create_model` that leave the weights as they are, such as
       dtype.
@@ -143,7 +144,7 @@ def model_from_torch(
   found = recognise(state_dict, name)
   config = found | dict(
     image_size=image_size or found["image_size"],
-    num_classes=num_classes or found["num_classes"],
+    num_classes=found["num_classes"] if num_classes is None else num_classes,
   )
   if in_dim is not None:
     total = sum_type(overrides.get("dtype", np.float32))
@@ -154,13 +155,14 @@ def model_from_torch(
   if not has_head and num_classes is None:
     raise UserError(
       "the weights have no head (head.weight, head.bias), so that they know no classes; "
-      "convert_torch_weights.py with --num-classes gives them a fresh one, to be trained"
+      "convert_torch_weights.py with --num-classes gives them a fresh one, to be trained, or with "
+      "0 none"
     )
   new_head = not has_head or config["num_classes"] != found["num_classes"]
   # Abstract: random weights would be overwritten at once, and cost time and memory.
   model = nnx.eval_shape(lambda: create_model(**config, **overrides))
   load_torch_state_dict(model, state_dict, keep_head=new_head)
-  if new_head:
+  if new_head and model.head is not None:
     # Compiled, so that only the head of the fresh model is computed.
     head = jax.jit(lambda: nnx.state(create_model(**config).head, nnx.Param))()
     nnx.update(model.head, head)
@@ -259,7 +261,8 @@ def _tensors(model: Network, grids: Sequence[Grid]) -> Iterator[_Tensor]:
     for j in range(len(blocks)):
       yield from _block(f"{model.stage_name('blocks', i)}.{j}", grids[i], shapes)
   yield from _norm("norm", shapes)
-  yield from _linear("head", shapes)
+  if model.head is not None:
+    yield from _linear("head", shapes)
 
 
 def _block(name: str, grid: Grid, shapes: Mapping[str, Shape]) -> Iterator[_Tensor]:
