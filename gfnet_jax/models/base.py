@@ -94,8 +94,8 @@ class Network(nnx.Module):
         it does not have, or for a bad key.
 
     Returns:
-      One array (batch, rows, columns, channels), of the model's `dtype`, for each stage or block, in
-      the order of their numbers in the arguments. Nothing behind the last one is computed.
+      One array (batch, rows, columns, channels), of the model's `dtype`, for each stage or block,
+      in the order of their numbers in the arguments. Nothing behind the last one is computed.
     """
     size = images.shape[1:3] if getattr(images, "ndim", 0) == 4 else self.image_size
     if self.dynamic_size is not None and size != self.image_size:
