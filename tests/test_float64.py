@@ -29,7 +29,7 @@ from gfnet_jax.weights.files import write_state_dict
 from gfnet_jax.weights.state_dict import load_torch_state_dict, to_torch_state_dict
 
 SMALL = {
-  "gfnet-ti": dict(image_size=32, embed_dim=8, depth=2, num_classes=5),
+  "gfnet-ti": dict(image_size=32, embed_dim=8, depth=1, num_classes=5),
   "gfnet-h-ti": dict(image_size=32, embed_dims=(8, 8, 8, 8), depths=(1, 1, 2, 1), num_classes=5),
 }
 CONFIG = {"name": "gfnet-ti", **SMALL["gfnet-ti"]}
@@ -71,7 +71,7 @@ def test_nothing_in_a_loss_and_its_gradient_is_float32(mixer):
 def test_nothing_of_a_backend_is_float32(backend, scan, platform, monkeypatch):
   monkeypatch.setattr("gfnet_jax.models.fourier.platform_of", lambda x: platform)
   options = dict(backend=backend, scan=scan, dtype=jnp.float64)
-  structure, params = split(nnx.eval_shape(lambda: create("gfnet-h-ti", **options)))
+  structure, params = split(nnx.eval_shape(lambda: create(**options)))
 
   def total(params, images):
     return (merge(structure, params)(images) ** 2).sum()
@@ -191,11 +191,26 @@ def test_weights_of_float64_keep_their_bits(kind, tmp_path, monkeypatch):
     assert {value.dtype for value in split(rounded)[1].values()} == {np.dtype(np.float32)}
   else:
     write_state_dict(path, to_torch_state_dict(model))
-    variant = (gfnet_jax.GFNet, dict(embed_dim=8, depth=2))
+    variant = (gfnet_jax.GFNet, dict(embed_dim=8, depth=1))
     monkeypatch.setitem(VARIANTS, "gfnet-ti", variant)
     found = gfnet_jax.load_model(path, precision="float64").model
   for key, array in to_torch_state_dict(found).items():
     np.testing.assert_array_equal(array, weights[key], err_msg=key, strict=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+def test_the_command_converts_there_and_back_in_float64(tmp_path, monkeypatch, in_process):
+  monkeypatch.setitem(VARIANTS, "gfnet-ti", (gfnet_jax.GFNet, dict(embed_dim=8, depth=1)))
+  weights = weights_of_float64()
+  first, directory, second = (
+    tmp_path / name for name in ("a.safetensors", "model", "b.safetensors")
+  )
+  write_state_dict(first, weights)
+  for paths in ((first, directory), ("--to-torch", directory, second)):
+    code, _, errors = in_process("convert_torch_weights.py", *paths, "--precision", "float64")
+    assert code == 0, errors
+  assert second.read_bytes() == first.read_bytes()
 
 
 EXPECTED = "dtype is float64, of which JAX would silently make float32; set .*JAX_ENABLE_X64=1"
