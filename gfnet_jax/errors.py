@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-  """Something that the user gave is wrong; the message is one line for them.
+  """A mistake in what the user gave; the message is one line, written for them.
 
   It says what was found, what was expected and what to do. The scripts print it
   without a traceback and exit with code 2.

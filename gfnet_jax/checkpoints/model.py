@@ -35,7 +35,7 @@ def save_model(
   config: Mapping[str, Any],
   class_names: list[str] | None = None,
 ) -> None:
-  """Writes the parameters of a model as a checkpoint that all scripts take.
+  """Saves a model as a checkpoint, which `load_model`, training and all commands accept.
 
   Args:
     directory: where; created if missing, and must hold no checkpoint.

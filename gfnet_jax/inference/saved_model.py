@@ -152,11 +152,11 @@ class SavedModel:
 def load_model(
   source: Path | str, which: str = "last", *, precision: str | None = None, ema: bool = False
 ) -> SavedModel:
-  """Reads a model with its weights, with verification.
+  """Loads a model with its weights, and verifies them.
 
   Args:
     source: a work directory of training, a directory of checkpoints or one checkpoint; a
-      .pth or .safetensors file for the official code; or the name of a variant, whose
+      .pth or .safetensors file of the official code; or the name of a variant, whose
       official weights are then downloaded.
     which: of the checkpoints: "last", "best" (by the top-1 accuracy of the weights that are
       taken) or a step.

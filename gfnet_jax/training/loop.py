@@ -47,7 +47,7 @@ Results = dict[str, float | int]
 
 
 def train(config: ml_collections.ConfigDict | Path | str, workdir: Path | str) -> Results | None:
-  """Trains, or continues the run that the work directory holds.
+  """Trains a network, or continues the run that the work directory holds.
 
   Args:
     config: of `load_config`, or what it takes, such as "digits"; the fields are explained in
