@@ -30,7 +30,9 @@ def main(arguments: list[str]) -> None:
     "one of its fields",
   )
   parser.add_argument(
-    "--workdir", type=Path, help="work directory (default: runs/ and the config's name)"
+    "--workdir",
+    help="work directory, such as runs/mine or gs://bucket/mine (default: runs/ and the config's "
+    "name)",
   )
   add_process_flags(parser)
   options, overrides = parser.parse_known_args(arguments)

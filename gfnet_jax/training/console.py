@@ -16,12 +16,13 @@ import ml_collections
 from clu import parameter_overview
 from tqdm import tqdm
 
+from gfnet_jax.buckets import BucketPath
 from gfnet_jax.inference.metrics import METRICS, format_means, format_results
 
 
 def describe_run(
   config: ml_collections.ConfigDict,
-  workdir: Path,
+  workdir: Path | BucketPath,
   parameters: dict[str, jax.ShapeDtypeStruct],
   first_step: int,
   num_steps: int,
