@@ -31,6 +31,9 @@ _LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, er
 class UnavailableError(OSError):
   """A store does not answer, or not now: another attempt may succeed."""
 
+  def __str__(self) -> str:
+    return str(self.strerror)
+
 
 class BucketPath:
   """A directory or an object in a store, with the methods of `pathlib.Path` that stores have.

@@ -69,7 +69,7 @@ def train(
   config = load_config(str(config)) if isinstance(config, Path | str) else config
   config = config.copy_and_resolve_references()
   check(config)
-  home = together(lambda: as_directory(workdir))
+  mirror = Mirror(together(lambda: as_directory(workdir)))
   mesh = make_mesh()
   with (
     jax.set_mesh(mesh),
@@ -77,13 +77,12 @@ def train(
     explain_shortage(lambda: advise(config, mesh.size)),
     Preemption() as preemption,
   ):
-    mirror = Mirror(home)
     run = prepare(config, mirror, mesh)
     # What cannot be begun with is refused before anything is written.
-    fresh = begin(run) if is_new(home) else None
-    together(lambda: make_directory(home))
+    fresh = begin(run) if is_new(run.home) else None
+    together(lambda: make_directory(run.home))
     with (
-      Lock(home) as lock,
+      Lock(run.home) as lock,
       Watchdog(lock, config.stall_timeout) as watchdog,
       mirror,
       open_checkpoints(config, mirror, lock) as checkpoints,
@@ -91,8 +90,8 @@ def train(
       state, progress = start(run, checkpoints, fresh)
       del fresh  # its memory is the first step's
       together(lambda: write_config(run))
-      describe_run(config, home, run.program.shapes.params, progress.step, run.inputs.num_steps)
-      nonfinite = NonFinite(config, home, run.description, state)
+      describe_run(config, run.home, run.program.shapes.params, progress.step, run.inputs.num_steps)
+      nonfinite = NonFinite(config, run.home, run.description, state)
       with open_trackers(config, run.workdir, fresh=progress.step == 0) as trackers:
         guards = Guards(checkpoints, nonfinite, lock, watchdog, preemption, trackers)
         while True:
