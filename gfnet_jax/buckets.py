@@ -191,8 +191,8 @@ def _file_system(scheme: str) -> Any:
   os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
   logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are raised, and said by us
   try:
-    # auto_mkdir is for file:// alone.
-    return fsspec.filesystem(scheme, use_listings_cache=False, auto_mkdir=True)
+    own = {"auto_mkdir": True} if scheme == "file" else {}  # which alone has directories
+    return fsspec.filesystem(scheme, use_listings_cache=False, **own)
   except ImportError as error:
     extra, library = LIBRARIES.get(scheme, ("", ""))
     advice = f"pip install {library} (of an installed gfnet_jax, the extra {extra!r})"

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -134,7 +135,8 @@ class Checkpoints:
     if self._scratch:
       self._scratch.cleanup()
     if self._failure:
-      raise UserError(f"{self._failure}; make room and start the run again")
+      advice = "when it can be written to, start" if self._scratch else "make room and start"
+      raise UserError(f"{self._failure}; {advice} the run again")
 
   def _finish(self, pending: Path, step: int, metadata: dict) -> None:
     try:
@@ -232,15 +234,17 @@ def _save_args(trees: Mapping[str, PyTree]) -> ocp.args.Composite:
   return ocp.args.Composite(**{name: ocp.args.StandardSave(tree) for name, tree in trees.items()})
 
 
-def _one_copy(array: jax.Array) -> jax.Array:
+def _one_copy(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
   """A replicated array as one device has it: Orbax would take a slice from each, at a cost."""
   replicated = jax.process_count() == 1 and array.is_fully_replicated
   return array.addressable_data(0) if replicated else array
 
 
-def _whole(array: jax.Array) -> jax.Array:
+def _whole(array: jax.Array) -> jax.Array | np.ndarray:
   """An array as a device of this process has it, or gets it from the others."""
+  if jax.process_count() == 1:
+    return array
   if not array.is_fully_replicated:
     whole = NamedSharding(array.sharding.mesh, PartitionSpec())
     array = jax.jit(lambda x: x, out_shardings=whole)(array)
-  return array.addressable_data(0)
+  return np.asarray(array.addressable_data(0))  # Orbax takes no array of one process of several

@@ -57,8 +57,11 @@ class Mirror:
     try:
       if self._active and (kind is None or issubclass(kind, Exception)):
         self._thread.join()
-        with contextlib.suppress(*([OSError] if kind else [])):  # what went wrong first says more
+        if kind is None:
           self.flush()
+        else:  # one attempt: what went wrong first says more
+          with contextlib.suppress(OSError):
+            self._send_changed()
     except OSError as error:
       raise UserError(
         f"the last metrics could not be written to {self.home} ({error.strerror}); the same "
@@ -94,9 +97,7 @@ class Mirror:
   def _work(self) -> None:
     while not self._stopped.wait(PERIOD):
       try:
-        with self._sending:
-          for name, state in self._changed(sparingly=True).items():
-            self._send(name, state)
+        self._send_changed(sparingly=True)
         self._warned = False
       except OSError as error:
         if not self._warned:
@@ -105,6 +106,11 @@ class Mirror:
             flush=True,
           )
         self._warned = True
+
+  def _send_changed(self, sparingly: bool = False) -> None:
+    with self._sending:
+      for name, state in self._changed(sparingly).items():
+        self._send(name, state)
 
   def _changed(self, sparingly: bool = False) -> dict[str, "_State"]:
     """The files that the store does not have as they are; sparingly: those whose turn it is."""
