@@ -4,15 +4,13 @@ Objects are there whole or not at all, but there is neither a rename nor an appe
 directory holds is only what the names of objects say. No other module knows fsspec.
 """
 
-import concurrent.futures
 import contextlib
 import errno
 import functools
 import logging
 import os
 import re
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,9 +19,8 @@ from gfnet_jax.text import printable
 
 LIBRARIES = {"gs": ("gcs", "gcsfs"), "gcs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}  # by scheme
 ANSWER = 20.0  # seconds that a request of a few bytes may take, with the library's own retries
+SLOW_LISTING = 600.0  # seconds that a list of up to millions of objects may take
 SLOWEST = 2**20  # bytes per second at which larger ones are still waited for
-PATIENCE = 120.0  # seconds for which `patiently` tries again
-AT_ONCE = 8  # objects that are sent or fetched at the same time
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
 _LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
@@ -98,6 +95,15 @@ class BucketPath:
     with contextlib.suppress(FileNotFoundError):
       return sorted(self._below("find"))
     return []
+
+  def sizes(self) -> dict[str, int]:
+    """The sizes in bytes of all objects below this directory, by their relative names."""
+    start = self._path.strip("/") + "/"
+    found = self._call("find", self._path, detail=True, timeout=SLOW_LISTING)
+    sizes = {path.strip("/"): info.get("size") or 0 for path, info in found.items()}
+    return {
+      path.removeprefix(start): size for path, size in sizes.items() if path.startswith(start)
+    }
 
   def read_bytes(self) -> bytes:
     return self._call("cat_file", self._path)
@@ -248,43 +254,3 @@ def _can_be_listed(bucket: BucketPath) -> bool:
   except OSError:  # with a right to some of its objects only, for example
     return True
   return True
-
-
-def patiently(action: Callable[[], None]) -> None:
-  """Does something that may be repeated, again for PATIENCE seconds while a store is away.
-
-  Raises:
-    OSError: the last one, if it stays away; any other at once.
-  """
-  start, delay = time.monotonic(), 1.0
-  while True:
-    try:
-      return action()
-    except UnavailableError as error:
-      if time.monotonic() - start > PATIENCE:
-        raise
-      if delay == 1:
-        print(
-          f"warning: {printable(error.filename)} cannot be reached ({error.strerror}); trying "
-          f"again for {PATIENCE:.0f} s",
-          flush=True,
-        )
-      time.sleep(delay)
-      delay = min(2 * delay, 16.0)
-
-
-def for_each(names: Iterable[str], action: Callable[[str], None]) -> None:
-  """Does something for names, several at once; `patiently`, only for those not done yet."""
-  left = set(names)
-
-  def attempt() -> None:
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-      futures = {pool.submit(action, name): name for name in sorted(left)}
-      try:
-        for future in concurrent.futures.as_completed(futures):
-          future.result()
-          left.discard(futures[future])
-      finally:
-        pool.shutdown(cancel_futures=True)  # the rest would fail as well, one after the other
-
-  patiently(attempt)

@@ -3,16 +3,20 @@
 The store is fsspec's in memory; tests/test_bucket_runs.py asks a server.
 """
 
+import io
 import json
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
+from PIL import Image
 
-from gfnet_jax import buckets
+from gfnet_jax import buckets, transfers
 from gfnet_jax.buckets import BucketPath, UnavailableError, as_directory
 from gfnet_jax.checkpoints import remote
 from gfnet_jax.checkpoints.checksums import SUMS, DamagedError, write_checksums
@@ -20,6 +24,8 @@ from gfnet_jax.checkpoints.finding import find_checkpoint, list_steps, set_aside
 from gfnet_jax.checkpoints.metadata import serialize_metadata
 from gfnet_jax.checkpoints.reading import read_metadata, restore, verify
 from gfnet_jax.checkpoints.store import Checkpoints
+from gfnet_jax.data.sources.copies import copied
+from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.errors import UserError
 from gfnet_jax.training import lock_file
 from gfnet_jax.training.lock import Lock
@@ -36,8 +42,8 @@ def home() -> BucketPath:
 
 @pytest.fixture
 def no_patience(monkeypatch):
-  monkeypatch.setattr(buckets, "PATIENCE", 0.0)
-  monkeypatch.setattr(buckets.time, "sleep", lambda seconds: None)
+  monkeypatch.setattr(transfers, "PATIENCE", 0.0)
+  monkeypatch.setattr(transfers.time, "sleep", lambda seconds: None)
 
 
 class Cut(BaseException):
@@ -57,7 +63,7 @@ def cut_after(monkeypatch) -> Callable[[int], None]:
     return call(self, method, *args, **kwargs)
 
   monkeypatch.setattr(BucketPath, "_call", counted)
-  monkeypatch.setattr(buckets, "AT_ONCE", 1)
+  monkeypatch.setattr(transfers, "AT_ONCE", 1)
   return lambda changes: left.__setitem__(0, changes)
 
 
@@ -284,10 +290,10 @@ def test_a_short_absence_is_waited_for(home, away, monkeypatch, capsys):
     waited.append(seconds)
     away[0] = len(waited) < 3
 
-  monkeypatch.setattr(buckets.time, "sleep", sleep)
+  monkeypatch.setattr(transfers.time, "sleep", sleep)
   done = []
   away[0] = True
-  buckets.for_each(["a", "b"], lambda name: done.append(name) or (home / name).write_bytes(b""))
+  transfers.for_each(["a", "b"], lambda name: done.append(name) or (home / name).write_bytes(b""))
   assert waited == [1.0, 2.0, 4.0] and home.objects() == ["a", "b"]
   assert capsys.readouterr().out.count("cannot be reached (connection refused)") == 1
 
@@ -380,3 +386,57 @@ def test_a_network_that_fails_does_not_lose_the_lock(home, away):
     assert "was moved or removed" in lock.lost
     lock._lost = ""
     (home / "lock.json").write_bytes(json.dumps({"run": lock.run}).encode())
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  return tmp_path / "cache/gfnet_jax/data/memory"
+
+
+def test_a_folder_in_a_store_is_read_from_a_copy(home, cache, capsys):
+  for label in ("ant", "bee"):
+    for i in range(2):
+      png = io.BytesIO()
+      Image.new("RGB", (8, 8), (i, 0, 0)).save(png, "PNG")
+      (home / f"val/{label}/{i}.png").write_bytes(png.getvalue())
+  data = ml_collections.ConfigDict({"source": "folder", "name": str(home)})
+  source = open_source(data, "val")
+  local = cache / str(home).removeprefix("memory://")
+  assert len(source) == 4 and source.class_names == ["ant", "bee"]
+  assert source[3].image == (home / "val/bee/1.png").read_bytes() and data.name == str(home)
+  assert capsys.readouterr().out.startswith("Copying 4 files (0.00 GiB) of memory://")
+  (home / "val/bee/2.png").write_bytes((home / "val/bee/1.png").read_bytes())
+  (local / "val/bee/0.png").write_bytes(b"cut off")
+  assert len(open_source(data, "val")) == 5
+  assert capsys.readouterr().out.startswith("Copying 2 files ")
+  (home / "val/bee/2.png").unlink()
+  assert len(open_source(data, "val")) == 4
+  assert "Copying" not in capsys.readouterr().out
+
+
+def test_of_a_data_dir_one_data_set_is_copied(home, cache):
+  for name in ("digits/1.0.0/a", "other/1.0.0/b"):
+    (home / name).write_bytes(b"1")
+  local = cache / str(home).removeprefix("memory://")
+  assert copied("digits:1.0.0", str(home)) == ("digits:1.0.0", str(local))
+  assert [path.name for path in local.iterdir()] == ["digits"]
+  assert copied("digits", "") == ("digits", "")
+  with pytest.raises(UserError, match="/none holds no data set"):
+    copied("none", str(home))
+
+
+def test_a_copy_that_a_disk_has_no_room_for_is_refused(home, cache, monkeypatch):
+  (home / "digits/a").write_bytes(b"1")
+  usage = shutil.disk_usage(cache.parents[3])
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**30))
+  with pytest.raises(UserError, match=r"which has room for 0\.0; set XDG_CACHE_HOME"):
+    copied(str(home / "digits"), "")
+
+
+def test_no_object_leads_out_of_the_cache(home, cache):
+  store = buckets._file_system("memory").store
+  (home / "a").write_bytes(b"1")
+  store[f"{home._path}/../../escape"] = store[(home / "a")._path]
+  with pytest.raises(UserError, match="holds no data set"):
+    copied(str(home), "")

@@ -24,6 +24,7 @@ GROUND = (
   "sharding",
   "startup",
   "text",
+  "transfers",
 )
 FLOORS = (
   "models",

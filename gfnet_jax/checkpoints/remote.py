@@ -8,12 +8,13 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from gfnet_jax.buckets import BucketPath, for_each
+from gfnet_jax.buckets import BucketPath
 from gfnet_jax.checkpoints.checksums import SUMS, DamagedError, verify_checksums
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
+from gfnet_jax.transfers import for_each, is_plain
 
 PENDING = ".pending-"
 
@@ -99,8 +100,7 @@ def parts_on_disk(path: Path | BucketPath, names: tuple[str, ...]) -> Iterator[P
 def _download(path: BucketPath, local: Path, names: list[str]) -> None:
   local.mkdir()
   for name in names:
-    parts = PurePosixPath(name).parts
-    if ".." in parts or "\0" in name or "/".join(parts) != name:  # objects may be called anything
+    if not is_plain(name):  # objects may be called anything
       raise DamagedError(path, f"{printable(name)} does not belong to it")
     (local / name).parent.mkdir(parents=True, exist_ok=True)
   try:

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import jax
 
-from gfnet_jax.buckets import BucketPath, for_each
+from gfnet_jax.buckets import BucketPath
 from gfnet_jax.distributed import together
 from gfnet_jax.errors import UserError
+from gfnet_jax.transfers import for_each
 
 PERIOD = 5.0  # seconds between two looks at what has changed
 RATE = 2**20  # bytes per second that a file which grows may take, as it is sent whole
