@@ -1,5 +1,6 @@
 """A server of the Google Cloud Storage API on this machine, and a proxy that troubles it."""
 
+import contextlib
 import http.client
 import http.server
 import importlib.util
@@ -113,8 +114,9 @@ class Refusing:
           if name.lower() not in ("content-length", "transfer-encoding", "connection"):
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
+        with contextlib.suppress(ConnectionError):  # who asked may not have waited
+          handler.end_headers()
+          handler.wfile.write(body)
 
       def log_message(handler, *_) -> None:
         """Says nothing."""
