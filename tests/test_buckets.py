@@ -28,6 +28,7 @@ from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.data.sources.copies import copied
 from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.errors import UserError
+from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.training import lock_file
 from gfnet_jax.training.lock import Lock
 from gfnet_jax.training.mirror import Mirror
@@ -275,6 +276,12 @@ def test_every_flipped_bit_and_truncation_is_detected(home, capsys):
     for name, content in contents.items():
       (path / name).write_bytes(content)
   verify(home, 8)
+
+
+def test_a_file_of_weights_in_a_store_is_one_line(home):
+  (home / "gfnet.pth").write_bytes(b"1")
+  with pytest.raises(UserError, match="copy it to a disk"):
+    load_model(str(home / "gfnet.pth"))
 
 
 def test_no_object_leads_out_of_the_copy(home, tmp_path):

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
 
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
   startup.check_devices()
-  workdir = options.workdir or Path("runs") / config.name
+  workdir = Path("runs") / config.name if options.workdir is None else options.workdir
   if gfnet_jax.train(config, workdir):
     again = f"{spell('eval')} --checkpoint {shlex.quote(str(workdir))}"
     distributed.say(f"Done. Evaluate it again with: {again}")

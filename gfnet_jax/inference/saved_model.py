@@ -170,6 +170,8 @@ def load_model(
       )
     path = fetch(str(source))
   if _is_file_of_weights(path):
+    if isinstance(path, BucketPath):
+      raise UserError(f"{path} is a file of weights in a store; copy it to a disk, and name that")
     model, config = read_torch_model(path, precision, ema=ema)
     names = official_classes(source, config)
     return SavedModel(model, config, names, precision=precision or "default")
