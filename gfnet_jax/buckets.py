@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import re
+import time
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,8 +20,10 @@ from gfnet_jax.text import printable
 
 LIBRARIES = {"gs": ("gcs", "gcsfs"), "gcs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}  # by scheme
 ANSWER = 20.0  # seconds that a request of a few bytes may take, with the library's own retries
+LATE = 5.0  # seconds of waiting that are worth a line
 SLOW_LISTING = 600.0  # seconds that a list of up to millions of objects may take
 SLOWEST = 2**20  # bytes per second at which larger ones are still waited for
+_last_warning = [-60.0]  # when, in monotonic seconds
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
 _LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
@@ -155,7 +158,7 @@ class BucketPath:
     return [name.removeprefix(start) for name in names if name.startswith(start)]
 
   def _call(self, method: str, *args, timeout: float = ANSWER, **kwargs) -> Any:
-    file_system = _file_system(self._scheme)
+    file_system, begin = _file_system(self._scheme), time.monotonic()
     try:
       if not file_system.async_impl:
         return getattr(file_system, method)(*args, **kwargs)
@@ -165,6 +168,16 @@ class BucketPath:
       return sync(file_system.loop, call, *args, timeout=timeout, **kwargs)
     except Exception as error:  # every library of a store has kinds of its own
       raise _translate(error, self._url) from error
+    finally:
+      _warn_if_late(self._url, time.monotonic() - begin, timeout - ANSWER + LATE)
+
+
+def _warn_if_late(url: str, seconds: float, limit: float) -> None:
+  """Says, at most once a minute, that a request took long: the libraries try again in silence."""
+  now = time.monotonic()
+  if seconds > limit and now - _last_warning[0] > 60:
+    _last_warning[0] = now
+    print(f"warning: {printable(url)} let a request wait for {seconds:.0f} s", flush=True)
 
 
 def _translate(error: Exception, url: str) -> OSError:

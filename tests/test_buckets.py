@@ -168,6 +168,16 @@ def test_what_stores_refuse_is_one_line(monkeypatch, raised, expected):
   assert "\n" not in str(found.value)
 
 
+def test_a_store_that_is_slow_is_one_line(home, monkeypatch, capsys):
+  monkeypatch.setattr(buckets, "_last_warning", [-60.0])
+  home.iterdir()
+  assert capsys.readouterr().out == ""
+  monkeypatch.setattr(buckets, "LATE", -1.0)
+  home.iterdir()
+  home.iterdir()
+  assert capsys.readouterr().out == f"warning: {home} let a request wait for 0 s\n"
+
+
 def test_checkpoints_are_as_on_a_disk(home, tmp_path, capsys):
   values = np.arange(6, dtype=np.float32).reshape(2, 3)
   with Checkpoints(home / "checkpoints", keep_last=2) as checkpoints:
