@@ -1,6 +1,7 @@
 """Sending and fetching many objects of a store, which may be away for a while."""
 
 import concurrent.futures
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
@@ -9,6 +10,7 @@ from gfnet_jax.buckets import UnavailableError
 from gfnet_jax.text import printable
 
 PATIENCE = 120.0  # seconds for which `patiently` tries again
+_gone = threading.Event()  # it was waited for in vain
 AT_ONCE = 8  # objects that are sent or fetched at the same time
 
 
@@ -21,15 +23,21 @@ def is_plain(name: str) -> bool:
 def patiently(action: Callable[[], None]) -> None:
   """Does something that may be repeated, again for PATIENCE seconds while a store is away.
 
+  Where that was in vain, the next actions are tried once, until one succeeds: a run does not
+  wait for a store that is gone at every checkpoint.
+
   Raises:
     OSError: the last one, if it stays away; any other at once.
   """
   start, delay = time.monotonic(), 1.0
   while True:
     try:
-      return action()
+      action()
+      _gone.clear()
+      return
     except UnavailableError as error:
-      if time.monotonic() - start > PATIENCE:
+      if _gone.is_set() or time.monotonic() - start > PATIENCE:
+        _gone.set()
         raise
       if delay == 1:
         print(

@@ -142,7 +142,7 @@ def test_a_server_that_refuses_at_random_costs_no_checkpoint(tmp_path, store, ru
 
 
 def test_a_server_that_is_gone_ends_the_run_with_2(store, run):
-  flags, home = as_flags(small_config(num_epochs=60.0)), BucketPath(f"gs://{BUCKET}/run")
+  flags, home = as_flags(small_config()), BucketPath(f"gs://{BUCKET}/run")
   [script] = run(home, *flags)
   wait_for_checkpoint(script, home / "checkpoints", 4)
   store.stop()

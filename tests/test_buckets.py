@@ -7,6 +7,7 @@ import io
 import json
 import random
 import shutil
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,7 @@ def home() -> BucketPath:
 @pytest.fixture
 def no_patience(monkeypatch):
   monkeypatch.setattr(transfers, "PATIENCE", 0.0)
+  monkeypatch.setattr(transfers, "_gone", threading.Event())
   monkeypatch.setattr(transfers.time, "sleep", lambda seconds: None)
 
 
@@ -341,6 +343,17 @@ def test_a_short_absence_is_waited_for(home, away, monkeypatch, capsys):
   transfers.for_each(["a", "b"], lambda name: done.append(name) or (home / name).write_bytes(b""))
   assert waited == [1.0, 2.0, 4.0] and home.objects() == ["a", "b"]
   assert capsys.readouterr().out.count("cannot be reached (connection refused)") == 1
+
+  monkeypatch.setattr(transfers, "PATIENCE", 0.0)  # in vain, then once, then patiently again
+  monkeypatch.setattr(transfers, "_gone", threading.Event())
+  for given_up in (False, True):
+    assert transfers._gone.is_set() == given_up
+    away[0] = True
+    with pytest.raises(UnavailableError):
+      transfers.for_each(["a"], lambda name: (home / name).write_bytes(b""))
+  away[0] = False
+  transfers.for_each(["a"], lambda name: (home / name).write_bytes(b""))
+  assert not transfers._gone.is_set()
 
 
 def test_files_of_a_run_appear_in_the_store(home, away, no_patience, capsys):
