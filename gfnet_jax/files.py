@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gfnet_jax.buckets import BucketPath
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
 
-def make_directory(directory: Path) -> None:
+def make_directory(directory: Path | BucketPath) -> None:
   """Creates a directory with its parents and makes sure that it can be written.
+
+  A store has no directories, but for the names of what is in them.
 
   Raises:
     UserError: if not, or if its name is one that `check_name` refuses.
@@ -22,8 +25,11 @@ def make_directory(directory: Path) -> None:
   check_name(directory)
   probe = directory / ".write-test"
   try:
-    directory.mkdir(parents=True, exist_ok=True)
-    probe.touch()
+    if isinstance(directory, BucketPath):
+      probe.write_bytes(b"")
+    else:
+      directory.mkdir(parents=True, exist_ok=True)
+      probe.touch()
     probe.unlink(missing_ok=True)  # another process may have probed, too
   except FileExistsError as error:
     raise UserError(f"{directory} is a file, expected a directory; choose another name") from error
@@ -34,11 +40,13 @@ def make_directory(directory: Path) -> None:
     ) from error
 
 
-def check_name(directory: Path) -> None:
+def check_name(directory: Path | BucketPath) -> None:
   """Raises UserError if a name is not the same in UTF-8, in which libraries in C++ take names.
 
   So it is with letters beyond the encoding of the locale, and with bytes that are no UTF-8.
   """
+  if isinstance(directory, BucketPath):  # whose libraries take any
+    return
   name = str(directory.absolute())
   try:
     same = name.encode() == os.fsencode(name)
@@ -51,8 +59,11 @@ def check_name(directory: Path) -> None:
     )
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path | BucketPath, text: str) -> None:
   """Replaces the text of a file in one step: a kill leaves the old one or the new one."""
+  if isinstance(path, BucketPath):
+    path.write_bytes(text.encode())
+    return
   with open_atomically(path) as file:
     file.write(text.encode())
 

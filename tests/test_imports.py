@@ -12,6 +12,7 @@ from helpers import ROOT
 
 # From the ground up: a module imports from its own floor and those below.
 GROUND = (
+  "buckets",
   "command_line",
   "config_files",
   "distributed",
@@ -23,6 +24,7 @@ GROUND = (
   "sharding",
   "startup",
   "text",
+  "transfers",
 )
 FLOORS = (
   "models",
@@ -36,6 +38,7 @@ FLOORS = (
   "__main__",
 )
 ROOMS = {  # of libraries
+  "fsspec": "buckets",
   "grain": "data",
   "tensorflow_datasets": "data",
   "orbax": "checkpoints",

@@ -7,6 +7,7 @@ import re
 import stat
 from pathlib import Path
 
+from gfnet_jax.buckets import BucketPath
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
@@ -18,8 +19,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class DamagedError(UserError):
   """A file of a checkpoint is missing, altered or unexpected."""
 
-  def __init__(self, directory: Path, what: str):
+  def __init__(self, directory: Path | BucketPath, what: str):
     super().__init__(f"checkpoint {directory} is damaged: {what}")
+    self.what = what
 
 
 def write_checksums(directory: Path) -> None:

@@ -1,11 +1,13 @@
 """Which checkpoints a directory holds, which of them is meant, and which is the best."""
 
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from gfnet_jax.buckets import BucketPath, as_directory
+from gfnet_jax.checkpoints import disk, remote
 from gfnet_jax.checkpoints.checksums import DamagedError
 from gfnet_jax.checkpoints.metadata import METADATA, metric_of
 from gfnet_jax.checkpoints.reading import checkpoint_path, read_metadata
@@ -15,14 +17,17 @@ from gfnet_jax.files import check_name
 _STEP = re.compile(r"[0-9]{8}|[1-9][0-9]{8,9}")  # as `checkpoint_path` writes it
 
 
-def list_steps(directory: Path) -> list[int]:
+def list_steps(directory: Path | BucketPath) -> list[int]:
   """The steps of the complete checkpoints in a directory, ascending."""
   if not directory.is_dir():
     return []
-  return sorted(int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name))
+  paths = [path for path in directory.iterdir() if _STEP.fullmatch(path.name)]
+  if isinstance(directory, BucketPath):
+    paths = filter(remote.is_complete, paths)
+  return sorted(int(path.name) for path in paths)
 
 
-def best_step(directory: Path, metric: str) -> int | None:
+def best_step(directory: Path | BucketPath, metric: str) -> int | None:
   """The step with the greatest metric, the later one of equals; None without any.
 
   Raises:
@@ -42,7 +47,12 @@ def best_of(metadata: Mapping[int, Mapping[str, Any]], metric: str) -> int | Non
   return max(evaluated, key=lambda step: (values[step], step), default=None)
 
 
-def set_aside(directory: Path, step: int) -> None:
+def place_of(directory: Path | BucketPath) -> ModuleType:
+  """How checkpoints come and go there: `disk`, or `remote` in a store."""
+  return remote if isinstance(directory, BucketPath) else disk
+
+
+def set_aside(directory: Path | BucketPath, step: int) -> None:
   """Renames a damaged checkpoint, so that it counts neither as the newest nor as the best.
 
   Raises:
@@ -50,7 +60,7 @@ def set_aside(directory: Path, step: int) -> None:
   """
   path = checkpoint_path(directory, step)
   try:
-    path.rename(directory / f"damaged-{path.name}-{time.time_ns()}")
+    place_of(directory).set_aside(path)
   except OSError as error:
     raise UserError(
       f"cannot set {path} aside ({error.strerror}), which is damaged; move it away"
@@ -58,8 +68,8 @@ def set_aside(directory: Path, step: int) -> None:
 
 
 def find_checkpoint(
-  directory: Path, which: str | int = "last", *, best_metric: str = "top1"
-) -> tuple[Path, int]:
+  directory: Path | BucketPath | str, which: str | int = "last", *, best_metric: str = "top1"
+) -> tuple[Path | BucketPath, int]:
   """Finds a checkpoint in a work directory, a directory of checkpoints, or itself.
 
   Args:
@@ -73,6 +83,7 @@ def find_checkpoint(
   Raises:
     UserError: if there is none, or the directory is a checkpoint and which means another.
   """
+  directory = as_directory(directory)
   check_name(directory)
   number = re.fullmatch(r"0*(\d{1,18})", str(which), re.ASCII)
   step = int(number[1]) if number else None

@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gfnet_jax.buckets import BucketPath, as_directory
 from gfnet_jax.checkpoints.checksums import DamagedError
 from gfnet_jax.checkpoints.finding import find_checkpoint, list_steps
 from gfnet_jax.checkpoints.metadata import FORMAT
@@ -20,6 +21,7 @@ from gfnet_jax.checkpoints.reading import (
   saved_shapes,
   verify,
 )
+from gfnet_jax.checkpoints.remote import on_disk
 from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.fit import describe_misfits
@@ -30,7 +32,7 @@ from gfnet_jax.models.variants import create_model
 
 
 def save_model(
-  directory: Path | str,
+  directory: Path | BucketPath | str,
   model: nnx.Module,
   config: Mapping[str, Any],
   class_names: list[str] | None = None,
@@ -47,7 +49,7 @@ def save_model(
     UserError: if the config describes another model, there are more or fewer names than
       classes, or the directory cannot be written or holds a checkpoint.
   """
-  directory = Path(directory)
+  directory = as_directory(directory)
   described = nnx.eval_shape(lambda: create_model(**config))
   _check_class_names(class_names, described)
   (_, expected), (_, params) = split(described), split(model)
@@ -61,17 +63,23 @@ def save_model(
   try:
     checkpoints.close()
   except UserError:
-    shutil.rmtree(directory if new else checkpoints.directory, ignore_errors=True)
+    if isinstance(directory, Path):
+      shutil.rmtree(directory if new else checkpoints.directory, ignore_errors=True)
     raise
 
 
 def read_model(
-  directory: Path | str, which: str = "last", *, precision: str | None = None, ema: bool = False
+  directory: Path | BucketPath | str,
+  which: str = "last",
+  *,
+  precision: str | None = None,
+  ema: bool = False,
 ) -> tuple[nnx.Module, dict]:
   """Reads a model from a checkpoint, with verification.
 
   Args:
-    directory: a work directory, a directory of checkpoints, or one checkpoint.
+    directory: a work directory, a directory of checkpoints, or one checkpoint; also in a
+      store, such as gs://bucket/run.
     which: "last", "best" or a step; the best by the top-1 accuracy of what is read.
     precision: see `compute_dtype`; None for that of the training run, or "default".
     ema: take the moving averages of the parameters.
@@ -85,37 +93,45 @@ def read_model(
       of another version of its network, or the precision is unknown.
   """
   best_metric = "ema_top1" if ema else "top1"
-  directory, step = find_checkpoint(Path(directory), which, best_metric=best_metric)
-  path, tree = checkpoint_path(directory, step), "ema" if ema else "params"
+  directory, step = find_checkpoint(directory, which, best_metric=best_metric)
   try:
-    verify(directory, step)
-    metadata = read_metadata(directory, step)
-    if "model" not in metadata:
-      raise UserError(f"{path} holds no model; name a checkpoint of train.py or of save_model")
-    if not (path / tree).is_dir():
-      raise UserError(f"{directory} holds no averaged weights; train with ema_decay, or omit --ema")
-    precision = precision or metadata.get("config", {}).get("precision", "default")
-    dtype = compute_dtype(precision)
-    saved = saved_shapes(directory, step, tree)
-    if not all(isinstance(array, jax.ShapeDtypeStruct) for array in saved.values()):
-      raise DamagedError(path, f"{tree} holds no arrays by name")
-    try:
-      model = _build(metadata["model"], saved, dtype)
-      _check_class_names(metadata["class_names"], model)
-    except UserError as error:
-      raise UserError(f"{path} does not describe its model: {error}") from error
-    structure, shapes = split(model)
-    expected = {name: x.shape for name, x in shapes.items()}
-    if misfits := describe_misfits(saved, expected):
-      raise UserError(
-        f"{path} was saved by another version of its network: {misfits}; read it with the code "
-        "that saved it"
-      )
-    params = restore(directory, step, {tree: on_one_device(shapes)})[tree]
+    with on_disk(directory, step) as local:
+      return _read(directory, local, step, precision, "ema" if ema else "params")
   except DamagedError as error:
     others = [other for other in list_steps(directory) if other != step]
     advice = f"take {checkpoint_path(directory, others[-1])}" if others else "there is no other"
     raise UserError(f"{error}; {advice}") from error
+
+
+def _read(
+  directory: Path | BucketPath, local: Path, step: int, precision: str | None, tree: str
+) -> tuple[nnx.Module, dict]:
+  """As `read_model`, of a checkpoint that is in a directory and, perhaps as a copy, on disk."""
+  path = checkpoint_path(directory, step)
+  verify(local, step)
+  metadata = read_metadata(local, step)
+  if "model" not in metadata:
+    raise UserError(f"{path} holds no model; name a checkpoint of train.py or of save_model")
+  if not (checkpoint_path(local, step) / tree).is_dir():
+    raise UserError(f"{directory} holds no averaged weights; train with ema_decay, or omit --ema")
+  precision = precision or metadata.get("config", {}).get("precision", "default")
+  dtype = compute_dtype(precision)
+  saved = saved_shapes(local, step, tree)
+  if not all(isinstance(array, jax.ShapeDtypeStruct) for array in saved.values()):
+    raise DamagedError(path, f"{tree} holds no arrays by name")
+  try:
+    model = _build(metadata["model"], saved, dtype)
+    _check_class_names(metadata["class_names"], model)
+  except UserError as error:
+    raise UserError(f"{path} does not describe its model: {error}") from error
+  structure, shapes = split(model)
+  expected = {name: x.shape for name, x in shapes.items()}
+  if misfits := describe_misfits(saved, expected):
+    raise UserError(
+      f"{path} was saved by another version of its network: {misfits}; read it with the code "
+      "that saved it"
+    )
+  params = restore(local, step, {tree: on_one_device(shapes)})[tree]
   return merge(structure, params), metadata | {"precision": precision}
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from gfnet_jax.checkpoints.checksums import DamagedError, read_verified, verify_checksums
+from gfnet_jax.buckets import BucketPath
+from gfnet_jax.checkpoints.checksums import SUMS, DamagedError, read_verified, verify_checksums
 from gfnet_jax.checkpoints.metadata import METADATA, parse_metadata
+from gfnet_jax.checkpoints.remote import on_disk, parts_on_disk
 from gfnet_jax.text import printable
 
 PyTree = Any
@@ -21,12 +23,12 @@ PyTree = Any
 MOST_BYTES_PER_BYTE, ALLOWED_BYTES = 1000, 2**26
 
 
-def checkpoint_path(directory: Path, step: int) -> Path:
+def checkpoint_path(directory: Path | BucketPath, step: int) -> Path | BucketPath:
   """Where the checkpoint of a step is, or would be."""
   return directory / f"{step:08d}"
 
 
-def read_metadata(directory: Path, step: int) -> dict[str, Any]:
+def read_metadata(directory: Path | BucketPath, step: int) -> dict[str, Any]:
   """The metadata of a checkpoint, which its sum and the schema of `metadata` vouch for.
 
   Raises:
@@ -34,7 +36,8 @@ def read_metadata(directory: Path, step: int) -> dict[str, Any]:
     UserError: if a file cannot be read, as for want of permission.
   """
   path = checkpoint_path(directory, step)
-  text = read_verified(path, METADATA)
+  with parts_on_disk(path, (METADATA, SUMS)) as local:
+    text = read_verified(local, METADATA)
   try:
     metadata = parse_metadata(text)
   except ValueError as error:
@@ -44,7 +47,7 @@ def read_metadata(directory: Path, step: int) -> dict[str, Any]:
   return metadata
 
 
-def verify(directory: Path, step: int) -> None:
+def verify(directory: Path | BucketPath, step: int) -> None:
   """Makes sure that a checkpoint is whole.
 
   Raises:
@@ -52,8 +55,9 @@ def verify(directory: Path, step: int) -> None:
       `metadata` has them.
     UserError: if a file cannot be read, as for want of permission.
   """
-  verify_checksums(checkpoint_path(directory, step))
-  read_metadata(directory, step)
+  with on_disk(directory, step) as local:
+    verify_checksums(checkpoint_path(local, step))
+    read_metadata(local, step)
 
 
 def saved_shapes(directory: Path, step: int, tree: str) -> dict[str, Any]:

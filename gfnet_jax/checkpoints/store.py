@@ -8,6 +8,9 @@ Layout of a directory of checkpoints:
       sha256.json        the SHA-256 sum of every other file
     .pending-00001300/   being written; never read, removed by the next run
 
+In a store (`buckets`) a checkpoint is complete when sha256.json is there. It is written to a local
+directory first, and uploaded from there: steps wait for no network.
+
 The sums are needed because Orbax restores flipped bits without noticing.
 """
 
@@ -15,15 +18,20 @@ import concurrent.futures
 import contextlib
 import math
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
-from gfnet_jax.checkpoints.checksums import DamagedError, flush_to_disk, write_checksums
-from gfnet_jax.checkpoints.finding import best_of, list_steps, set_aside
+from gfnet_jax.buckets import BucketPath
+from gfnet_jax.checkpoints import disk
+from gfnet_jax.checkpoints.checksums import DamagedError, write_checksums
+from gfnet_jax.checkpoints.finding import best_of, list_steps, place_of, set_aside
 from gfnet_jax.checkpoints.metadata import METADATA, serialize_metadata
 from gfnet_jax.checkpoints.reading import checkpoint_path, read_metadata, verify
 from gfnet_jax.distributed import together
@@ -45,7 +53,8 @@ class Checkpoints:
   As a context manager it closes itself; an error inside takes precedence over its own.
 
   Args:
-    directory: created if missing; shared by all processes.
+    directory: created if missing; shared by all processes. Into a store, process 0 writes for
+      all: no other one could see what it has on a disk of its own.
     keep_last: how many of the newest to keep.
     timeout: seconds after which a process that has not written its part fails the save.
     best_metric: key in the metadata's "metrics" by which the best is the greatest.
@@ -58,7 +67,7 @@ class Checkpoints:
 
   def __init__(
     self,
-    directory: Path,
+    directory: Path | BucketPath,
     *,
     keep_last: int = 2,
     timeout: float = WRITE_TIMEOUT,
@@ -68,8 +77,12 @@ class Checkpoints:
     self.directory, self._keep_last, self._best_metric = directory, keep_last, best_metric
     self._timeout = timeout
     self._confirm = confirm
+    self._place, self._scratch = place_of(directory), None
     together(self._prepare)
-    self._writer = _make_writer(timeout)
+    if isinstance(directory, BucketPath):
+      self._scratch = tempfile.TemporaryDirectory(prefix="gfnet_jax-", ignore_cleanup_errors=True)
+    self._local = Path(self._scratch.name) if self._scratch else directory
+    self._writer = self._make_writer()
     self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     self._commit: concurrent.futures.Future | None = None
     self._failure: str | None = None
@@ -88,8 +101,12 @@ class Checkpoints:
     """Saves trees of arrays by name; returns once they are copied, writes in the background."""
     self.wait()
     if jax.process_index() == 0:
-      self._remove_unfinished()  # what a failure left behind would fill the disk
-    pending = self.directory / f".pending-{step:08d}"
+      disk.clear_up(self._local)  # what a failure left behind would fill the disk
+    if self._scratch:
+      trees = jax.tree.map(_whole, dict(trees))
+      if jax.process_index() != 0:
+        return
+    pending = self._local / f".pending-{step:08d}"
     metadata = {"step": step, **metadata}
     try:
       self._writer.save(pending.absolute(), args=_save_args(trees), force=True)
@@ -114,22 +131,34 @@ class Checkpoints:
     self._thread.shutdown()
     self._writer.close()
     if jax.process_index() == 0:
-      self._remove_unfinished()
+      disk.clear_up(self._local)
+    if self._scratch:
+      self._scratch.cleanup()
     if self._failure:
-      raise UserError(f"{self._failure}; make room and start the run again")
+      advice = "when it can be written to, start" if self._scratch else "make room and start"
+      raise UserError(f"{self._failure}; {advice} the run again")
 
   def _finish(self, pending: Path, step: int, metadata: dict) -> None:
     try:
       self._writer.wait_until_finished()
       if jax.process_index() == 0:
         self._confirm()
-        _commit(pending, checkpoint_path(self.directory, step), metadata)
+        self._complete(pending, checkpoint_path(self.directory, step), metadata)
       self._failure = None
     except Exception as error:  # as in `save`
       self._report(step, error)
     else:
       if jax.process_index() == 0:
         self._tidy()
+
+  def _complete(self, pending: Path, final: Path | BucketPath, metadata: dict) -> None:
+    (pending / METADATA).write_text(serialize_metadata(metadata))
+    write_checksums(pending)
+    if self._scratch:
+      self._place.clear_up(self.directory)  # what a failure left in the store
+    self._place.complete(pending, final)
+    if self._scratch:
+      shutil.rmtree(pending, ignore_errors=True)
 
   def _report(self, step: int, error: Exception) -> None:
     reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
@@ -138,12 +167,24 @@ class Checkpoints:
     self._failure += f" ({reason})"
     if jax.process_index() == 0:
       print(f"warning: {self._failure}; the next one will be tried", flush=True)
-    self._writer = _make_writer(self._timeout)  # the old one would raise the error once more
+    self._writer = self._make_writer()  # the old one would raise the error once more
 
   def _prepare(self) -> None:
     if jax.process_index() == 0:
       make_directory(self.directory)
-      self._remove_unfinished()
+      self._place.clear_up(self.directory)
+
+  def _make_writer(self) -> ocp.AsyncCheckpointer:
+    processes = ocp.options.MultiprocessingOptions()
+    if self._scratch:  # of this process alone, which waits for no other one
+      this = jax.process_index()
+      processes = ocp.options.MultiprocessingOptions(this, {this}, f"process-{this}")
+    composite = ocp.CompositeOptions(multiprocessing_options=processes)
+    return ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(composite_options=composite),
+      timeout_secs=math.ceil(self._timeout),
+      multiprocessing_options=processes,
+    )
 
   def _tidy(self) -> None:
     """Removes what need not be kept; if that fails, the next save tries again."""
@@ -152,17 +193,6 @@ class Checkpoints:
     except (OSError, UserError) as error:
       reason = printable(error, limit=4000)
       print(f"warning: old checkpoints could not be removed ({reason})", flush=True)
-
-  def _remove_unfinished(self) -> None:
-    """Clears up what earlier runs or failures left; never while something is being written."""
-    for unfinished in self.directory.glob(".pending-*"):
-      shutil.rmtree(unfinished, ignore_errors=True)
-    for replaced in self.directory.glob(".replaced-*"):
-      final = self.directory / replaced.name.removeprefix(".replaced-")
-      if final.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-      else:  # killed between moving the old one away and the new one into its place
-        replaced.rename(final)
 
   def _remove_old(self) -> None:
     """Removes what need not be kept; what is damaged is named and set aside instead.
@@ -187,10 +217,7 @@ class Checkpoints:
         continue
       with self._setting_aside(step):
         verify(self.directory, step)
-        # Hidden first: a removal cut off half-way must not leave a damaged checkpoint.
-        hidden = self.directory / f".pending-{step:08d}"
-        checkpoint_path(self.directory, step).rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)  # if it fails, the next save tries again
+        self._place.remove(checkpoint_path(self.directory, step))
 
   @contextlib.contextmanager
   def _setting_aside(self, step: int) -> Iterator[None]:
@@ -202,27 +229,22 @@ class Checkpoints:
       set_aside(self.directory, step)
 
 
-def _make_writer(timeout: float) -> ocp.AsyncCheckpointer:
-  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), timeout_secs=math.ceil(timeout))
-
-
 def _save_args(trees: Mapping[str, PyTree]) -> ocp.args.Composite:
   trees = {name: jax.tree.map(_one_copy, tree) for name, tree in trees.items()}
   return ocp.args.Composite(**{name: ocp.args.StandardSave(tree) for name, tree in trees.items()})
 
 
-def _one_copy(array: jax.Array) -> jax.Array:
+def _one_copy(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
   """A replicated array as one device has it: Orbax would take a slice from each, at a cost."""
   replicated = jax.process_count() == 1 and array.is_fully_replicated
   return array.addressable_data(0) if replicated else array
 
 
-def _commit(pending: Path, final: Path, metadata: dict) -> None:
-  (pending / METADATA).write_text(serialize_metadata(metadata))
-  write_checksums(pending)
-  old = final.with_name(f".replaced-{final.name}")  # found by the next run after a kill
-  if final.exists():  # saved at a preemption, and now again with its evaluation
-    final.rename(old)
-  pending.rename(final)
-  flush_to_disk(final.parent)  # before others are removed
-  shutil.rmtree(old, ignore_errors=True)
+def _whole(array: jax.Array) -> jax.Array | np.ndarray:
+  """An array as a device of this process has it, or gets it from the others."""
+  if jax.process_count() == 1:
+    return array
+  if not array.is_fully_replicated:
+    whole = NamedSharding(array.sharding.mesh, PartitionSpec())
+    array = jax.jit(lambda x: x, out_shardings=whole)(array)
+  return np.asarray(array.addressable_data(0))  # Orbax takes no array of one process of several

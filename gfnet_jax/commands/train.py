@@ -15,7 +15,6 @@ events and checkpoints. The same command again continues a run that was interrup
 """
 
 import shlex
-from pathlib import Path
 
 from gfnet_jax.command_line import ArgumentParser, add_process_flags, program, spell
 
@@ -30,7 +29,9 @@ def main(arguments: list[str]) -> None:
     "one of its fields",
   )
   parser.add_argument(
-    "--workdir", type=Path, help="work directory (default: runs/ and the config's name)"
+    "--workdir",
+    help="work directory, such as runs/mine or gs://bucket/mine (default: runs/ and the config's "
+    "name)",
   )
   add_process_flags(parser)
   options, overrides = parser.parse_known_args(arguments)
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
 
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
   startup.check_devices()
-  workdir = options.workdir or default_workdir(config)
+  workdir = default_workdir(config) if options.workdir is None else options.workdir
   if gfnet_jax.train(config, workdir):
     name = shlex.quote(str(workdir))
     distributed.say(f"Done. Evaluate it again with: {spell('eval')} --checkpoint {name}")

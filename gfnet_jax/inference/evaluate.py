@@ -15,6 +15,7 @@ from tqdm import tqdm
 from gfnet_jax.data import imagenet
 from gfnet_jax.data.pipeline import Reading, eval_batches
 from gfnet_jax.data.samples import Share
+from gfnet_jax.data.sources.copies import copied
 from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import recognise
 from gfnet_jax.data.sources.records import Source
@@ -125,8 +126,9 @@ def data_section(saved: SavedModel, **changes) -> ml_collections.ConfigDict:
   section = DATA | (saved.run_config or {}).get("data", {})
   given = {name: value for name, value in changes.items() if value is not None}
   if "name" in given:
-    data_dir = given.get("data_dir", section["data_dir"])
-    found = recognise(given["name"], usual=section["source"], data_dir=data_dir)
+    name, data_dir = copied(given["name"], given.get("data_dir", section["data_dir"]))
+    given |= {"name": name, "data_dir": data_dir}
+    found = recognise(name, usual=section["source"], data_dir=data_dir)
     if given.setdefault("source", found.source) == found.source and found.split is not None:
       given.setdefault("eval_split", found.split)
   section |= given

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from gfnet_jax.buckets import BucketPath, as_directory
 from gfnet_jax.checkpoints.finding import find_checkpoint
 from gfnet_jax.checkpoints.model import read_model
 from gfnet_jax.data import imagenet
@@ -166,7 +167,7 @@ def load_model(
   Raises:
     UserError: if there is no model, it is damaged, or the precision is unknown.
   """
-  path = Path(source)
+  path = as_directory(source)
   if _is_variant(source):
     if jax.process_count() > 1:
       raise UserError(
@@ -175,6 +176,8 @@ def load_model(
       )
     path = fetch(str(source))
   if _is_file_of_weights(path):
+    if isinstance(path, BucketPath):
+      raise UserError(f"{path} is a file of weights in a store; copy it to a disk, and name that")
     model, config = read_torch_model(path, precision, ema=ema)
     names = official_classes(source, config)
     return SavedModel(model, config, names, precision=precision or "default")
@@ -191,15 +194,15 @@ def load_model(
 
 def check_source(source: Path | str) -> None:
   """Raises UserError if there is nothing that `load_model` could load."""
-  if not (_is_variant(source) or Path(source).is_file()):
-    find_checkpoint(Path(source))
+  if not (_is_variant(source) or as_directory(source).is_file()):
+    find_checkpoint(source)
 
 
 def _is_variant(source: Path | str) -> bool:
   return str(source) in list_models() and not Path(source).exists()
 
 
-def _is_file_of_weights(path: Path) -> bool:
+def _is_file_of_weights(path: Path | BucketPath) -> bool:
   """Also where it is missing, for the better message."""
   return path.is_file() or (path.suffix in WEIGHT_FILES and not path.exists())
 

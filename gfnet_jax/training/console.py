@@ -15,6 +15,7 @@ import jax
 import ml_collections
 from tqdm import tqdm
 
+from gfnet_jax.buckets import BucketPath
 from gfnet_jax.inference.metrics import METRICS, format_means, format_results
 from gfnet_jax.text import printable
 
@@ -23,7 +24,7 @@ LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
 
 def describe_run(
   config: ml_collections.ConfigDict,
-  workdir: Path,
+  workdir: Path | BucketPath,
   parameters: dict[str, jax.ShapeDtypeStruct],
   first_step: int,
   num_steps: int,

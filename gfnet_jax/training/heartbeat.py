@@ -8,7 +8,10 @@ import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gfnet_jax.buckets import BucketPath
+
 BEAT = 1.0  # seconds between two of them
+BUCKET_BEAT = 5.0  # in a store, which limits how often an object may be written, and asks a price
 MAX_BYTES = 100_000  # of a file that is read; ours have a few hundred
 
 
@@ -81,19 +84,20 @@ def _start_time(pid: int) -> str:
   return "" if state in "ZX" else fields[18]
 
 
-def read_entry(path: Path) -> dict[str, Any]:
+def read_entry(path: Path | BucketPath) -> dict[str, Any]:
   """The JSON object in a small file; {} if there is none, whatever else is there."""
   try:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-      return {}
+    if isinstance(path, Path):  # objects are read whole, and are no pipes
+      status = path.stat()
+      if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+        return {}
     entry = json.loads(path.read_bytes())
   except (OSError, ValueError, RecursionError):
     return {}
   return entry if isinstance(entry, dict) else {}
 
 
-def read_heartbeat(path: Path) -> dict[str, Any]:
+def read_heartbeat(path: Path | BucketPath) -> dict[str, Any]:
   """The heartbeat in a file: "beat" and "progress", integers, "finished" and more; {} if none."""
   entry = read_entry(path)
   kinds = {"beat": int, "progress": int, "finished": bool}

@@ -1,8 +1,6 @@
 """One run at a time in a work directory, whatever machines its processes are on."""
 
-import contextlib
 import json
-import shutil
 import time
 import uuid
 from pathlib import Path
@@ -10,11 +8,14 @@ from typing import Any
 
 import jax
 
+from gfnet_jax.buckets import BucketPath
 from gfnet_jax.distributed import exchange, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
+from gfnet_jax.training import lock_file
 from gfnet_jax.training.heartbeat import (
   BEAT,
+  BUCKET_BEAT,
   is_running,
   process_in,
   read_entry,
@@ -33,8 +34,7 @@ class Lock:
   Its first process creates `lock.json`, which says who it is, and removes it at the end. A
   lock that a killed run left is taken over: if its processes do not run any more or, where
   that cannot be seen from here, if neither lock nor heartbeats change for WATCH beats.
-  Nothing else is asked of the file system than to create a file exclusively and to rename:
-  flock is missing on some network mounts.
+  `lock_file` says how one of many processes gets it.
 
   Args:
     workdir: exists, and is shared by all processes.
@@ -44,8 +44,9 @@ class Lock:
       is no longer this run's.
   """
 
-  def __init__(self, workdir: Path):
+  def __init__(self, workdir: Path | BucketPath):
     self.run = ""  # of all its processes; "" before entering
+    self._beat = BEAT if isinstance(workdir, Path) else BUCKET_BEAT
     self._workdir, self._path = workdir, workdir / "lock.json"
     self.heartbeats = workdir / "heartbeats"
     self._misses, self._lost = 0, ""
@@ -88,7 +89,7 @@ class Lock:
         f"{self._workdir} was taken over by another run ({_describe(entry)}) while this one gave "
         "no sign of life; this one ends, and that one goes on from the newest checkpoint"
       )
-    elif _is_missing(self._path) and not self._is_over():
+    elif lock_file.is_missing(self._path) and not self._is_over():
       self._misses += 1
       if self._misses >= MISSES:
         self._lost = (
@@ -105,8 +106,14 @@ class Lock:
     """Looks until it is clear, then as `check`; takes no time while all is well."""
     self.look()
     while self._misses and not self._lost:
-      time.sleep(BEAT)
+      time.sleep(self._beat)
       self.look()
+    self.check()
+
+  def confirm_at_once(self) -> None:
+    """As `confirm` on a disk; in a store as `check`, since no step is to wait for a network."""
+    if isinstance(self._path, Path):
+      self.confirm()
     self.check()
 
   def _acquire(self, run: str) -> None:
@@ -120,51 +127,22 @@ class Lock:
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     text = json.dumps({"run": run, "since": since, **this_process()._asdict()}, indent=1) + "\n"
     try:
-      if self._create(text):
+      if lock_file.create(self._path, text):
         return
-      self._take_over(self._holder_that_is_over(), text, run)
+      holder = self._holder_that_is_over()
+      if (other := lock_file.take_over(self._path, holder, text, run)) is not None:
+        raise self._in_use(other)
     except OSError as error:
       raise UserError(
         f"cannot write {self._path} ({error.strerror}); make room, or remove it if no other run "
         "uses the directory"
       ) from error
 
-  def _create(self, text: str) -> bool:
-    """Returns whether there was no lock; of several processes that try, one succeeds."""
-    try:
-      file = self._path.open("x")
-    except FileExistsError:
-      return False
-    try:
-      with file:
-        file.write(text)
-    except OSError:
-      self._path.unlink(missing_ok=True)
-      raise
-    return True
-
-  def _take_over(self, holder: dict[str, Any], text: str, run: str) -> None:
-    """Replaces the lock of a run that is over; of several processes that try, one succeeds."""
-    old = self._path.with_name(f"lock-{run}.tmp")  # which no other one writes
-    with contextlib.suppress(FileNotFoundError):  # it ended properly meanwhile
-      self._path.rename(old)
-      found = read_entry(old)
-      if found != holder:  # another one was faster
-        old.rename(self._path)
-        raise self._in_use(found)
-      try:
-        old.unlink()
-      except OSError:  # a directory is in its place
-        old.rename(self._path)
-        raise
-    if not self._create(text):
-      raise self._in_use(read_entry(self._path))
-
   def _release(self) -> None:
     if read_entry(self._path).get("run") != self.run:
       return
     if jax.process_count() == 1:
-      shutil.rmtree(self.heartbeats, ignore_errors=True)
+      lock_file.remove_directory(self.heartbeats)
     if jax.process_index() == 0:
       self._path.unlink(missing_ok=True)
 
@@ -183,7 +161,7 @@ class Lock:
       raise self._in_use(entries[states.index(True)])
     print(
       f"{printable(self._workdir)} was in use by {_describe(holder)}; looking for "
-      f"{WATCH * BEAT:.0f} s whether it still is",
+      f"{WATCH * self._beat:.0f} s whether it still is",
       flush=True,
     )
     if self._shows_life(holder):
@@ -205,7 +183,9 @@ class Lock:
 
   def _heartbeats(self, holder: dict[str, Any]) -> list[dict[str, Any]]:
     """Those of the processes of a run that have not finished; of all runs if it is unknown."""
-    entries = [read_heartbeat(path) for path in sorted(self.heartbeats.glob("process-*.json"))]
+    heartbeats = self.heartbeats
+    paths = sorted(heartbeats.iterdir(), key=str) if heartbeats.is_dir() else ()
+    entries = [read_heartbeat(path) for path in paths if path.suffix == ".json"]
     run = holder.get("run")
     return [x for x in entries if x and not x["finished"] and run in (None, x.get("run"))]
 
@@ -213,11 +193,11 @@ class Lock:
     """Whether, while one watches, a heartbeat goes on or another run takes the lock."""
     before = {entry["beat"] for entry in self._heartbeats(holder)}
     for _ in range(WATCH):
-      time.sleep(BEAT)
+      time.sleep(self._beat)
       found = read_entry(self._path)
       if found and found != holder:
         return True
-      if _is_missing(self._path):  # it ended properly
+      if lock_file.is_missing(self._path):  # it ended properly
         return False
       if {entry["beat"] for entry in self._heartbeats(holder)} - before:
         return True
@@ -233,22 +213,11 @@ class Lock:
     for _ in range(WATCH):
       if read_entry(self._path).get("run") == self.run:
         return
-      time.sleep(BEAT)
+      time.sleep(self._beat)
     raise UserError(
       f"{self._path} of process 0 is not seen here; give all processes the same --workdir, in a "
       "directory that they share"
     )
-
-
-def _is_missing(path: Path) -> bool:
-  """Whether a file is known not to be there; a network that fails tells nothing."""
-  try:
-    path.lstat()
-  except (FileNotFoundError, NotADirectoryError):
-    return True
-  except OSError:
-    return False
-  return False
 
 
 def _describe(entry: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
+from gfnet_jax.buckets import BucketPath, as_directory
 from gfnet_jax.config_files import load_config
 from gfnet_jax.data.pipeline import DataError, check_bad_fraction
 from gfnet_jax.distributed import Preemption, say, together
@@ -24,6 +25,7 @@ from gfnet_jax.training.guards import Guards, Stopped
 from gfnet_jax.training.inputs import batches_from
 from gfnet_jax.training.lock import Lock
 from gfnet_jax.training.memory import advise, check_memory, explain_shortage
+from gfnet_jax.training.mirror import Mirror
 from gfnet_jax.training.nonfinite import NonFinite, RollBack
 from gfnet_jax.training.periods import Every
 from gfnet_jax.training.profile import Profile
@@ -46,14 +48,17 @@ from gfnet_jax.training.writer import MetricWriter
 Results = dict[str, float | int]
 
 
-def train(config: ml_collections.ConfigDict | Path | str, workdir: Path | str) -> Results | None:
+def train(
+  config: ml_collections.ConfigDict | Path | str, workdir: Path | BucketPath | str
+) -> Results | None:
   """Trains a network, or continues the run that the work directory holds.
 
   Args:
     config: of `load_config`, or what it takes, such as "digits"; the fields are explained in
       configs/default.py.
     workdir: receives config.json, parameters.txt, metrics.jsonl, performance.jsonl,
-      tensorboard/ and checkpoints/, and report/ on request; shared by all processes.
+      tensorboard/ and checkpoints/, and report/ on request; shared by all processes. A
+      directory, or one in a store: gs://bucket/run.
 
   Returns:
     The last evaluation: top1 and top5 in percent, loss, images, images_per_second; None
@@ -65,8 +70,9 @@ def train(config: ml_collections.ConfigDict | Path | str, workdir: Path | str) -
       if another run uses the directory, or if it is moved or removed meanwhile.
   """
   config = load_config(str(config)) if isinstance(config, Path | str) else config
-  config, workdir = config.copy_and_resolve_references(), Path(workdir)
+  config = config.copy_and_resolve_references()
   check(config)
+  mirror = Mirror(together(lambda: as_directory(workdir)))
   mesh = make_mesh()
   with (
     jax.set_mesh(mesh),
@@ -74,21 +80,22 @@ def train(config: ml_collections.ConfigDict | Path | str, workdir: Path | str) -
     explain_shortage(lambda: advise(config, mesh.size)),
     Preemption() as preemption,
   ):
-    run = prepare(config, workdir, mesh)
+    run = prepare(config, mirror, mesh)
     # What cannot be begun with is refused before anything is written.
-    fresh = begin(run) if is_new(workdir) else None
-    together(lambda: make_directory(workdir))
+    fresh = begin(run) if is_new(run.home) else None
+    together(lambda: make_directory(run.home))
     with (
-      Lock(workdir) as lock,
+      Lock(run.home) as lock,
       Watchdog(lock, config.stall_timeout) as watchdog,
-      open_checkpoints(config, workdir, lock) as checkpoints,
+      mirror,
+      open_checkpoints(config, mirror, lock) as checkpoints,
     ):
       state, progress = start(run, checkpoints, fresh)
       del fresh  # its memory is the first step's
       together(lambda: write_config(run))
-      describe_run(config, workdir, run.program.shapes.params, progress.step, run.inputs.num_steps)
-      nonfinite = NonFinite(config, workdir, run.description, state)
-      with open_trackers(config, workdir, fresh=progress.step == 0) as trackers:
+      describe_run(config, run.home, run.program.shapes.params, progress.step, run.inputs.num_steps)
+      nonfinite = NonFinite(config, run.home, run.description, state)
+      with open_trackers(config, run.workdir, fresh=progress.step == 0) as trackers:
         guards = Guards(checkpoints, nonfinite, lock, watchdog, preemption, trackers)
         while True:
           try:
@@ -270,7 +277,7 @@ def evaluate(run: Run, params: Params, guards: Guards) -> Results:
 
 def save(run: Run, state: TrainState, progress: Progress, guards: Guards) -> None:
   """Saves the run, unless its last step was not finite or its directory is gone."""
-  together(guards.lock.confirm)
+  together(guards.lock.confirm_at_once)
   guards.nonfinite.check(state, progress)
   keep = kept_steps(run).due(progress.step)
   save_run(guards.checkpoints, state, progress, run.description, keep=keep)

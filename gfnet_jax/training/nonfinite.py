@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from gfnet_jax.buckets import BucketPath
 from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
@@ -44,7 +45,7 @@ class NonFinite:
   def __init__(
     self,
     config: ml_collections.ConfigDict,
-    workdir: Path,
+    workdir: Path | BucketPath,
     description: dict,
     state: TrainState,
   ):

@@ -3,14 +3,17 @@
 import contextlib
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from gfnet_jax.buckets import BucketPath
 from gfnet_jax.checkpoints.checksums import DamagedError
 from gfnet_jax.checkpoints.finding import list_steps, set_aside
 from gfnet_jax.checkpoints.reading import read_metadata, restore, saved_shapes, verify
+from gfnet_jax.checkpoints.remote import on_disk
 from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.data.samples import nth_batch
 from gfnet_jax.data.sources.fingerprint import describe_classes, describe_images
@@ -113,12 +116,13 @@ def restore_run(
   images = _compare_data(metadata, description)
   check_same_run(flatten(metadata["config"]), now, directory.parent, images)
   _warn_of_data(metadata, description)
-  state = _restore_state(directory, step, shapes, shardings)
+  with on_disk(directory, step) as local:
+    state = _restore_state(local, step, shapes, shardings, directory.parent)
   barrier("restored")
   return state, Progress.from_metadata(metadata)
 
 
-def trained_classes(directory: Path) -> list[str] | None:
+def trained_classes(directory: Path | BucketPath) -> list[str] | None:
   """The class names of the newest checkpoint that has some, in the order of their labels.
 
   Args:
@@ -152,9 +156,15 @@ def _warn_of_data(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _restore_state(
-  directory: Path, step: int, shapes: TrainState, shardings: TrainState
+  directory: Path,
+  step: int,
+  shapes: TrainState,
+  shardings: TrainState,
+  workdir: Path | BucketPath,
 ) -> TrainState:
   """Restores a state; metrics that the checkpoint lacks start anew, with one warning.
+
+  The work directory is where the checkpoint is, of which the directory may hold a copy.
 
   Raises:
     UserError: if the parameters are those of another network.
@@ -163,7 +173,7 @@ def _restore_state(
   misfits = describe_misfits(saved_shapes(directory, step, "params"), expected)
   if misfits:
     raise UserError(
-      f"{directory.parent} holds a run of another network than config.model: {misfits}; set "
+      f"{workdir} holds a run of another network than config.model: {misfits}; set "
       "another --workdir, or config.model or the code of the model back to continue"
     )
   target = jax.tree.map(_with_sharding, shapes, shardings)
@@ -202,14 +212,14 @@ def trees_to_state(trees: dict[str, Any]) -> TrainState:
   return TrainState(params=trees["params"], ema=trees.get("ema", {}), **trees["training"])
 
 
-def _step_to_restore(directory: Path) -> int:
+def _step_to_restore(directory: Path | BucketPath) -> int:
   """As `newest_whole`; a run all of whose checkpoints are damaged is not begun anew in silence.
 
   Raises:
     UserError: if there are none but damaged ones, now or since an earlier attempt.
   """
   step = newest_whole(directory)
-  if step < 0 and any(directory.glob("damaged-*")):
+  if step < 0 and any(path.name.startswith("damaged-") for path in _entries(directory)):
     raise UserError(
       f"no whole checkpoint is left in {directory}, only damaged ones that were set aside "
       "(damaged-...); bring back a copy of one, set another --workdir to begin anew, or remove "
@@ -218,7 +228,11 @@ def _step_to_restore(directory: Path) -> int:
   return step
 
 
-def newest_whole(directory: Path) -> int:
+def _entries(directory: Path | BucketPath) -> Iterable[Path | BucketPath]:
+  return directory.iterdir() if directory.is_dir() else ()
+
+
+def newest_whole(directory: Path | BucketPath) -> int:
   """The step of the newest undamaged checkpoint; -1 if there is none.
 
   Damaged ones after it are named and set aside.

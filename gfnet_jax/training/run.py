@@ -9,6 +9,7 @@ from clu.parameter_overview import get_parameter_overview
 from flax import nnx
 from jax.sharding import Mesh
 
+from gfnet_jax.buckets import BucketPath, as_directory
 from gfnet_jax.checkpoints.finding import find_checkpoint, list_steps
 from gfnet_jax.checkpoints.model import model_metadata
 from gfnet_jax.checkpoints.store import WRITE_TIMEOUT, Checkpoints
@@ -25,6 +26,7 @@ from gfnet_jax.training.config_rules import check_config, check_groups, check_st
 from gfnet_jax.training.initialize import initial_params
 from gfnet_jax.training.inputs import Inputs, open_inputs
 from gfnet_jax.training.lock import Lock
+from gfnet_jax.training.mirror import Mirror
 from gfnet_jax.training.program import Program, build_program, model_config
 from gfnet_jax.training.resume import Progress, restore_run, trained_classes
 from gfnet_jax.training.step import TrainState
@@ -37,7 +39,8 @@ class Run(NamedTuple):
 
   Attributes:
     config: with everything that was left open filled in.
-    workdir: the work directory.
+    workdir: a local directory, whose files are in the work directory or appear there.
+    home: the work directory, itself or in a store.
     mesh: of all devices.
     inputs: its data.
     program: its compiled functions.
@@ -46,6 +49,7 @@ class Run(NamedTuple):
 
   config: ml_collections.ConfigDict
   workdir: Path
+  home: Path | BucketPath
   mesh: Mesh
   inputs: Inputs
   program: Program
@@ -76,28 +80,33 @@ def _check(config: ml_collections.ConfigDict) -> None:
       check_source(source)
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> Run:
+def prepare(config: ml_collections.ConfigDict, mirror: Mirror, mesh: Mesh) -> Run:
   """Puts a run together, in the order in which it can go wrong; writes nothing.
+
+  Args:
+    config: of the run.
+    mirror: of its work directory.
+    mesh: of all devices.
 
   Raises:
     UserError: for anything that cannot work; in every process if one finds it in its data.
   """
   if automatic := config.get("automatic"):  # the data tell how large a batch is
-    inputs = together(lambda: open_inputs(config, class_order(config, workdir), mesh.size))
+    inputs = together(lambda: open_inputs(config, class_order(config, mirror.home), mesh.size))
   check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
   check_groups(config, mesh)
   if not automatic:
-    inputs = together(lambda: open_inputs(config, class_order(config, workdir), mesh.size))
+    inputs = together(lambda: open_inputs(config, class_order(config, mirror.home), mesh.size))
   class_names = inputs.train_source.class_names
   check_agreement(describe_data(inputs.fingerprints, class_names))
   check_steps(config, inputs.num_steps)
   program = build_program(config, mesh)
   description = model_metadata(model_config(config), class_names)
   description |= {"config": config.to_dict(), "data": inputs.fingerprints}
-  return Run(config, workdir, mesh, inputs, program, description)
+  return Run(config, mirror.directory, mirror.home, mesh, inputs, program, description)
 
 
-def class_order(config: ml_collections.ConfigDict, workdir: Path) -> list[str] | None:
+def class_order(config: ml_collections.ConfigDict, workdir: Path | BucketPath) -> list[str] | None:
   """The classes of what the run goes on, learns or starts from, in the order of their labels.
 
   None if that names none. The data may have them in another order, see `in_class_order`.
@@ -105,19 +114,27 @@ def class_order(config: ml_collections.ConfigDict, workdir: Path) -> list[str] |
   if names := trained_classes(workdir / "checkpoints"):
     return names
   for source in (config.distillation.teacher, config.init_checkpoint):
-    if source and Path(source).is_dir():
-      directory, _ = find_checkpoint(Path(source))
+    if source and as_directory(source).is_dir():
+      directory, _ = find_checkpoint(source)
       if names := trained_classes(directory):
         return names
   return None
 
 
-def open_checkpoints(config: ml_collections.ConfigDict, workdir: Path, lock: Lock) -> Checkpoints:
-  """The checkpoints of a run, which fail before the watchdog would end it."""
+def open_checkpoints(config: ml_collections.ConfigDict, mirror: Mirror, lock: Lock) -> Checkpoints:
+  """The checkpoints of a run, which fail before the watchdog would end it.
+
+  Each is complete only after the metrics before it are where they are kept.
+  """
+
+  def confirm() -> None:
+    mirror.flush()
+    lock.confirm()
+
   timeout = min(WRITE_TIMEOUT, config.stall_timeout / 2 or WRITE_TIMEOUT)
   keep_last = config.checkpoints.keep_last
-  directory = workdir / "checkpoints"
-  return Checkpoints(directory, keep_last=keep_last, timeout=timeout, confirm=lock.confirm)
+  directory = mirror.home / "checkpoints"
+  return Checkpoints(directory, keep_last=keep_last, timeout=timeout, confirm=confirm)
 
 
 def begin(run: Run) -> TrainState:
@@ -139,7 +156,7 @@ def start(
   return restored or (fresh or begin(run), Progress())
 
 
-def is_new(workdir: Path) -> bool:
+def is_new(workdir: Path | BucketPath) -> bool:
   """Whether no checkpoint is there to go on from."""
   return bool(agree(not list_steps(workdir / "checkpoints")))
 

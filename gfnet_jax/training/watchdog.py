@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from gfnet_jax.files import write_atomically
-from gfnet_jax.training.heartbeat import BEAT, read_heartbeat, this_process
+from gfnet_jax.training.heartbeat import BEAT, BUCKET_BEAT, read_heartbeat, this_process
 from gfnet_jax.training.lock import Lock
 
 FIRST_STEP = 10  # times as long may pass until the first step is compiled and done
@@ -73,7 +73,7 @@ class Watchdog:
 
   def _watch(self) -> None:
     last, signalled = self._last, False
-    while not self._stopped.wait(BEAT):
+    while not self._stopped.wait(BEAT if isinstance(self._directory, Path) else BUCKET_BEAT):
       self._lock.look()
       if self._lock.lost and jax.process_count() > 1 and not signalled:
         signalled = True
@@ -103,7 +103,8 @@ class Watchdog:
     if self._lock.lost:  # the file may be another run's now
       return heartbeat, False
     try:
-      self._directory.mkdir(exist_ok=True)  # not its parent, if that was moved away
+      if isinstance(self._directory, Path):  # not its parent, if that was moved away
+        self._directory.mkdir(exist_ok=True)
       write_atomically(self._path(jax.process_index()), json.dumps(heartbeat))
     except OSError as error:  # a full disk is no reason to end the run
       gone = isinstance(error, FileNotFoundError)  # which the lock will say

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from gfnet_jax.data.sources.copies import with_copies
 from gfnet_jax.data.sources.records import Record, Source
 from gfnet_jax.errors import UserError
 from gfnet_jax.names import look_up
@@ -44,7 +45,8 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
       For 'tfds' (ArrayRecord) and 'tfrecord', name is that of a TFDS data set or the
       directory of one, and data_dir is where TFDS names are looked up; with verify_crc
       (default: off), 'tfrecord' checks the checksum of every record it reads. For
-      'folder', name is the directory of the splits; for 'photos', that of the classes.
+      'folder', name is the directory of the splits; for 'photos', that of the classes. A
+      directory in a store, gs://..., is copied first, see `copies`.
     split: name of the split; for 'folder' a directory below name, or ''; for 'photos' train
       or val.
 
@@ -58,7 +60,7 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
       opener = pkgutil.resolve_name(opener)
     except (ImportError, AttributeError) as error:
       raise UserError(f"data.source {kind!r} stands for {opener} in SOURCES: {error}") from error
-  source = opener(data, split)
+  source = opener(with_copies(data), split)
   if len(source) == 0:
     raise UserError(
       f"split {split!r} of {data.get('name') or kind} is empty or not a valid slice, expected at "
