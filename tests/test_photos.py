@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import jax
 import ml_collections
 import numpy as np
+import PIL
 import pytest
 from helpers import read_lines
 from hypothesis import given
 from hypothesis import strategies as st
 from photo_sets import SHAPES, write_photos
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 import gfnet_jax
 from configs.photos import get_config
@@ -24,6 +26,7 @@ from gfnet_jax.data.sources import contents
 from gfnet_jax.data.sources.holdout import hold_out
 from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import Recognised, recognise
+from gfnet_jax.data.sources.records import BadRecordError
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import split
 from gfnet_jax.sharding import check_batch_size
@@ -113,6 +116,44 @@ def test_files_are_read_once(photos, monkeypatch):
   Image.new("RGB", (9, 9), "red").save(photos / "cross/0001.jpg")
   images(photos, "train")
   assert seen == ["0001.jpg"]
+
+
+def test_a_photo_of_a_few_pixels(photos):
+  for width, height in ((1, 1), (7, 90)):
+    Image.new("RGB", (width, height), "red").save(photos / f"cross/{width}.jpg")
+  assert len(images(photos, "train")) + len(images(photos, "val")) == 32
+
+
+def test_what_pillow_refuses_to_reduce_is_left_out(photos, monkeypatch):
+  def refuse(self, mode, size):
+    raise ZeroDivisionError("no such size")
+
+  monkeypatch.setattr(JpegImageFile, "draft", refuse)
+  with pytest.raises(UserError, match="holds no image that can be read"):
+    open_split(photos, "val")
+
+
+def test_an_error_of_reading_may_pass(photos, monkeypatch):
+  path, read = photos / "cross/0001.jpg", contents.read_file
+
+  def read_badly(found):
+    if found == path:
+      raise BadRecordError(f"{found} cannot be read: Input/output error")
+    return read(found)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(contents, "read_file", read_badly)
+    assert len(images(photos, "train")) + len(images(photos, "val")) == 29
+  assert len(images(photos, "train")) + len(images(photos, "val")) == 30
+
+
+def test_another_pillow_decodes_anew(photos, monkeypatch):
+  read, seen = contents.read_file, []
+  images(photos, "val")
+  monkeypatch.setattr(contents, "read_file", lambda path: seen.append(path) or read(path))
+  monkeypatch.setattr(PIL, "__version__", "0.0")
+  images(photos, "val")
+  assert len(seen) == 30
 
 
 def test_a_cache_of_something_else_is_not_believed(photos):
