@@ -215,6 +215,26 @@ def test_a_class_may_be_called_train(photos):
   assert open_split(photos, "val").class_names == ["circle", "stripes", "train"]
 
 
+def test_what_lies_beside_the_splits_is_named(photos, tmp_path, capsys):
+  root = tmp_path / "split"
+  for name in ("train", "val", "test", "dev", ".cache"):
+    shutil.copytree(photos, root / name)
+  assert len(open_split(root, "train")) == len(open_split(root, "val")) == 30
+  assert capsys.readouterr().out.count(f"{root}: train and val are read; not dev, test\n") == 1
+
+
+def _class_called_train(root):
+  for kind in ("steam", "diesel"):
+    shutil.copytree(root / "cross", root / "train" / kind)
+
+
+def _other_name_of_validation(root):
+  for name in SHAPES:
+    for folder in ("train", "dev"):
+      shutil.copytree(root / name, root / folder / name)
+    shutil.rmtree(root / name)
+
+
 def _nothing(root):
   shutil.rmtree(root)
 
@@ -266,6 +286,12 @@ def _copies(root):
     (_one_class, "ROOT holds one class, circle, expected at least two"),
     (_empty_class, "ROOT/nothing holds no images (.jpg"),
     (_unreadable_class, "ROOT/bad holds no image that can be read"),
+    (
+      _class_called_train,
+      "ROOT holds images in circle, cross, stripes beside train, which has folders of its own; "
+      "expected train alone or beside val, valid, validation or test, each with a folder for each",
+    ),
+    (_other_name_of_validation, "ROOT holds images in dev beside train, which has folders of its"),
     (_copies, "ROOT has no class of two different images, expected at least two"),
   ],
 )
