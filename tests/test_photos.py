@@ -82,7 +82,10 @@ def test_what_holding_out_promises(data):
       f"{d:02d}" for d in of_class if all(other == label for other, found in pairs if found == d)
     }
     assert not all(sides), "every class is trained on"
-    assert any(sides) == (len(of_class) > 1 and bool(free))
+    assert any(sides) == (len(free) > 1)
+    if free:
+      trained = {digests[i] for i, found in enumerate(labels) if found == label and not held_out[i]}
+      assert free & trained, "some of what belongs to one class alone is trained on"
     if len(of_class) == len(sides) and len(free) == len(sides) > 1:
       assert sum(sides) == max(1, round(len(sides) / 5))
   order = data.draw(st.permutations(range(len(pairs))))
@@ -93,6 +96,15 @@ def test_what_holding_out_promises(data):
 def test_large_groups_of_identical_images_leave_some_to_train_on():
   labels, digests = [0] * 14, ["a"] * 5 + ["b"] * 9
   assert hold_out(labels, digests).tolist() == [True] * 5 + [False] * 9
+
+
+def test_what_belongs_to_one_class_alone_is_not_all_held_out():
+  shared = ([0, 1, 1, 1], ["a", "a", "b", "c"])
+  held_out = hold_out([0] * 99 + shared[0], ["A"] * 99 + shared[1])
+  assert held_out.tolist() == [False] * 101 + [True, False]
+  assert hold_out([0] * 10 + [1], ["a"] * 8 + ["b", "c", "a"]).tolist() == (
+    [False] * 8 + [True, False, False]
+  )
 
 
 def test_a_division_covers_all_images_and_stays_when_files_are_renamed(photos, capsys):
@@ -181,6 +193,15 @@ def test_the_same_image_in_two_classes_is_not_held_out(photos, capsys):
   (photos / "circle/copy.jpg").write_bytes(held_out[0])
   assert held_out[0] not in {image for _, image in images(photos, "val")}
   warning = "warning: the same image stands in several classes (circle/copy.jpg, cross/"
+  assert warning in capsys.readouterr().out
+
+
+def test_a_class_of_one_image_beside_a_shared_one_is_not_held_out(photos, capsys):
+  (photos / "lonely").mkdir()
+  Image.new("RGB", (9, 9), "red").save(photos / "lonely/only.png")
+  shutil.copy(photos / "cross/0001.jpg", photos / "lonely/shared.jpg")
+  assert "lonely" not in {name for name, _ in images(photos, "val")}
+  warning = "warning: no two different images in lonely, not counting those in several classes: "
   assert warning in capsys.readouterr().out
 
 
@@ -398,6 +419,17 @@ def test_what_is_given_is_not_chosen(capsys):
   choose_from_data(config, 96, 1)
   assert (config.num_epochs, config.data.batch_size, config.mixing.group_size) == (3.0, 10, 10)
   assert "num_epochs" not in capsys.readouterr().out
+
+
+def test_an_odd_batch_is_refused_by_its_own_name_where_images_are_mixed():
+  config = get_config()
+  config.data.batch_size = 25
+  choose_from_data(config, 100, 1)
+  with pytest.raises(UserError, match="batch_size is 25, expected an even number, as images"):
+    check_groups(config, SimpleNamespace(size=1))
+  config.mixing.mixup_alpha = 0.0
+  check_groups(config, SimpleNamespace(size=1))
+  Mixing(num_classes=2, **config.mixing)
 
 
 def test_only_automatic_configs_may_leave_fields_open():

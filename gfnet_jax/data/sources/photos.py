@@ -116,16 +116,17 @@ def _describe(
     f"{root}: {len(good)} images in {len(classes)} classes; {held_out.sum()} of them are held out "
     "for validation, chosen by their content and the same in every run"
   ]
-  missing = sorted(set(range(len(classes))) - set(labels[held_out].tolist()))
-  if missing:
-    lines.append(
-      f"warning: no two different images in {_listed([classes[label] for label in missing])}: "
-      "trained on, but not evaluated; add images"
-    )
   seen, several = {}, set()
   for i in good:
     if seen.setdefault(digests[i], source.labels[i]) != source.labels[i]:
       several.add(digests[i])
+  missing = sorted(set(range(len(classes))) - set(labels[held_out].tolist()))
+  if missing:
+    counted = ", not counting those in several classes" if several else ""
+    lines.append(
+      f"warning: no two different images in {_listed([classes[label] for label in missing])}"
+      f"{counted}: trained on, but not evaluated; add images"
+    )
   if several:
     shown = [source.record_names()[i].decode(errors="replace") for i in good]
     shown = [name for name, i in zip(shown, good, strict=True) if digests[i] in several]
