@@ -221,11 +221,17 @@ def check_groups(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
   """Warns if mixup has to move images between devices in every step.
 
   Raises:
-    UserError: if its groups do not divide the batch.
+    UserError: if the batch is odd, or its groups do not divide it.
   """
   mixing = config.mixing
   if not mixes(mixing):
     return
+  if config.data.batch_size % 2:
+    raise UserError(
+      f"data.batch_size is {config.data.batch_size}, expected an even number, as images are "
+      "mixed in pairs; choose one, or switch mixing off with --config.mixing.mixup_alpha=0 "
+      "--config.mixing.cutmix_alpha=0"
+    )
   if mixing.group_size < 1 or config.data.batch_size % mixing.group_size:
     raise UserError(
       f"mixing.group_size is {mixing.group_size}, expected a divisor of "
