@@ -30,13 +30,16 @@ from gfnet_jax.data.sources.records import BadRecordError
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import split
 from gfnet_jax.sharding import check_batch_size
+from gfnet_jax.training import choices
 from gfnet_jax.training.choices import (
   advise_batch,
+  choose_as_before,
   choose_from_data,
   choose_model,
   fitting_batch_size,
 )
-from gfnet_jax.training.config_rules import check_config, check_groups
+from gfnet_jax.training.config_rules import check_config, check_groups, flatten
+from gfnet_jax.training.same_run import check_same_run
 
 
 @pytest.fixture(autouse=True)
@@ -421,6 +424,30 @@ def test_what_is_given_is_not_chosen(capsys):
   assert "num_epochs" not in capsys.readouterr().out
 
 
+@given(st.integers(16, 5000), st.integers(1, 16), st.integers(1, 16))
+def test_a_run_goes_on_with_what_it_chose(count, devices, devices_now):
+  began, now = get_config(), get_config()
+  choose_model(began)
+  choose_from_data(began, count, devices)
+  before = json.loads(json.dumps(began.to_dict()))
+  now.num_epochs = 2 * began.num_epochs
+  choose_as_before(now, before)
+  choose_model(now)
+  choose_from_data(now, count, devices_now)
+  check_same_run(flatten(before), flatten(json.loads(json.dumps(now.to_dict()))), "run", "")
+  assert now.optimizer.warmup_epochs == began.optimizer.warmup_epochs
+  assert now.eval_every_epochs == 2 * began.eval_every_epochs, "may change, and follows today's"
+
+
+@given(st.integers(48, 5000))
+def test_the_number_of_devices_chooses_nothing_that_matters(count):
+  chosen = []
+  for devices in (1, 2, 4):
+    chosen.append(get_config())
+    choose_from_data(chosen[-1], count, devices)
+  assert chosen[0].to_dict() == chosen[1].to_dict() == chosen[2].to_dict()
+
+
 def test_an_odd_batch_is_refused_by_its_own_name_where_images_are_mixed():
   config = get_config()
   config.data.batch_size = 25
@@ -489,7 +516,7 @@ TINY = (
 
 
 @pytest.mark.usefixtures("_standard_promotion")
-def test_a_run_ends_with_a_report_and_predicts(photos, in_process, tmp_path):
+def test_a_run_ends_with_a_report_and_predicts(photos, in_process, tmp_path, monkeypatch):
   workdir = tmp_path / "run"
   train = ("train.py", "--config", "configs/photos.py", f"--config.data.name={photos}")
   code, printed, errors = in_process(*train, "--workdir", workdir, *TINY)
@@ -509,6 +536,10 @@ def test_a_run_ends_with_a_report_and_predicts(photos, in_process, tmp_path):
   code, printed, errors = in_process("eval.py", "--checkpoint", workdir)
   assert code == 0, errors
   assert "6 images" in printed
+  monkeypatch.setattr(choices, "fitting_batch_size", lambda *arguments: 8)  # as on other devices
+  code, printed, errors = in_process(*train, "--workdir", workdir, *TINY)
+  assert code == 0, errors
+  assert "resumed after" in printed
 
 
 @pytest.mark.slow

@@ -218,7 +218,7 @@ def check_steps(config: ml_collections.ConfigDict, num_steps: int) -> None:
 
 
 def check_groups(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-  """Warns if mixup has to move images between devices in every step.
+  """Warns if mixup has to move images between devices in every step, unless that was chosen.
 
   Raises:
     UserError: if the batch is odd, or its groups do not divide it.
@@ -238,7 +238,7 @@ def check_groups(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
       f"data.batch_size={config.data.batch_size}, such as {config.data.batch_size} itself"
     )
   rows = config.data.batch_size // mesh.size
-  if rows % mixing.group_size:
+  if rows % mixing.group_size and not config.get("automatic"):
     say(
       f"warning: mixing.group_size={mixing.group_size} spans devices of {rows} images each, which "
       f"moves images between them in every step; a divisor of {rows} would not"

@@ -18,6 +18,7 @@ from gfnet_jax.models.functional import Params
 from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.sharding import make_mesh, to_devices
 from gfnet_jax.training import metrics
+from gfnet_jax.training.choices import choose_as_before
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run
 from gfnet_jax.training.filter_images import write_filter_images
 from gfnet_jax.training.guards import Guards, Stopped
@@ -27,7 +28,7 @@ from gfnet_jax.training.memory import advise, check_memory, explain_shortage
 from gfnet_jax.training.nonfinite import NonFinite, RollBack
 from gfnet_jax.training.periods import Every
 from gfnet_jax.training.profile import Profile
-from gfnet_jax.training.resume import Progress, save_run
+from gfnet_jax.training.resume import Progress, earlier_config, save_run
 from gfnet_jax.training.run import (
   Run,
   begin,
@@ -66,6 +67,7 @@ def train(config: ml_collections.ConfigDict | Path | str, workdir: Path | str) -
   """
   config = load_config(str(config)) if isinstance(config, Path | str) else config
   config, workdir = config.copy_and_resolve_references(), Path(workdir)
+  together(lambda: choose_as_before(config, earlier_config(workdir / "checkpoints")))
   check(config)
   mesh = make_mesh()
   with (
