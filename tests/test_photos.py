@@ -536,10 +536,18 @@ def test_a_run_ends_with_a_report_and_predicts(photos, in_process, tmp_path, mon
   code, printed, errors = in_process("eval.py", "--checkpoint", workdir)
   assert code == 0, errors
   assert "6 images" in printed
+  assert "warning" not in printed
   monkeypatch.setattr(choices, "fitting_batch_size", lambda *arguments: 8)  # as on other devices
   code, printed, errors = in_process(*train, "--workdir", workdir, *TINY)
   assert code == 0, errors
   assert "resumed after" in printed
+  write_photos(photos, 60, size=(24, 20), seed=1)
+  code, printed, errors = in_process("eval.py", "--checkpoint", workdir)
+  assert code == 0, errors
+  assert (
+    f"warning: {photos} has changed since the training, now 12 images instead of 6; images that "
+    "were trained on may be among them; compare the result with no other\n"
+  ) in printed
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -15,11 +16,12 @@ from tqdm import tqdm
 from gfnet_jax.data import imagenet
 from gfnet_jax.data.pipeline import Reading, eval_batches
 from gfnet_jax.data.samples import Share
+from gfnet_jax.data.sources.fingerprint import describe_images, fingerprint
 from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import recognise
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform
-from gfnet_jax.distributed import together
+from gfnet_jax.distributed import say, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.match_classes import Matched, match_classes
 from gfnet_jax.inference.metrics import Averages, measure, summarize
@@ -37,6 +39,7 @@ from gfnet_jax.sharding import (
   split_batch,
   to_devices,
 )
+from gfnet_jax.text import printable
 
 DATA = dict(source="tfds", data_dir="", eval_split="validation", eval_batch_size=128, reading={})
 
@@ -84,6 +87,8 @@ def evaluate(
     eval_batch_size=batch_size,
   )
   images = open_source(section, section.eval_split)
+  if data is None and source is None and split is None and saved.fingerprints:
+    _warn_of_change(section, saved.fingerprints["eval"], fingerprint(images))
   matched = match_classes(images, saved, section, classes)
   structure, params = functional.split(saved.model)
   mesh = make_mesh()
@@ -101,6 +106,18 @@ def evaluate(
   if judging:
     _report(Path(report), judging, saved, matched)
   return results | matched.counts
+
+
+def _warn_of_change(
+  section: ml_collections.ConfigDict, before: dict[str, Any], now: dict[str, Any]
+) -> None:
+  """Says if the images are not those on which the training run was evaluated."""
+  if change := describe_images(before, now):
+    trained = "; images that were trained on may be among them" * (section.source == "photos")
+    say(
+      f"warning: {printable(section.name)} has changed since the training, now {change}{trained}; "
+      "compare the result with no other"
+    )
 
 
 def _report(directory: Path, judging: JudgingStep, saved: SavedModel, matched: Matched) -> None:
