@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 from types import SimpleNamespace
 
 import jax
@@ -30,7 +32,7 @@ from gfnet_jax.data.sources.records import BadRecordError
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import split
 from gfnet_jax.sharding import check_batch_size
-from gfnet_jax.training import choices
+from gfnet_jax.training import choices, final_report
 from gfnet_jax.training.choices import (
   advise_batch,
   choose_as_before,
@@ -538,9 +540,20 @@ def test_a_run_ends_with_a_report_and_predicts(photos, in_process, tmp_path, mon
   assert "6 images" in printed
   assert "warning" not in printed
   monkeypatch.setattr(choices, "fitting_batch_size", lambda *arguments: 8)  # as on other devices
+  evaluate, locks = final_report.evaluate, []
+
+  def interrupted(*arguments, **options):
+    locks.append((workdir / "lock.json").is_file())
+    os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate(*arguments, **options)
+
+  monkeypatch.setattr(final_report, "evaluate", interrupted)
   code, printed, errors = in_process(*train, "--workdir", workdir, *TINY)
   assert code == 0, errors
   assert "resumed after" in printed
+  assert "Stopped by a signal with everything saved; the same command goes on" in printed
+  assert "Report: " not in printed
+  assert locks == [True], "no other run can begin meanwhile"
   write_photos(photos, 60, size=(24, 20), seed=1)
   code, printed, errors = in_process("eval.py", "--checkpoint", workdir)
   assert code == 0, errors

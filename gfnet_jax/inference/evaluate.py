@@ -5,7 +5,6 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_collections
@@ -54,6 +53,7 @@ def evaluate(
   batch_size: int | None = None,
   classes: str = "all",
   report: str | Path | None = None,
+  on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float | int]:
   """Evaluates a saved model on all images of a data set, on all devices.
 
@@ -68,6 +68,7 @@ def evaluate(
     classes: for data that hold only some of ImageNet's classes: "all" asks the model which
       of its classes an image shows, "present" which of those that the data hold.
     report: directory for accuracy by class, confusion matrix and mistakes; see `write_report`.
+    on_batch: called after every batch; what it raises ends the evaluation.
 
   Returns:
     What `inference.metrics.METRICS` lists, such as top1 and top5 in percent and loss,
@@ -78,17 +79,10 @@ def evaluate(
     UserError: if the data cannot be opened or read, or its classes are not the model's.
   """
   saved = saved if isinstance(saved, SavedModel) else load_model(saved)
-  section = data_section(
-    saved,
-    name=data if data is None else str(data),
-    source=source,
-    eval_split=split,
-    data_dir=data_dir,
-    eval_batch_size=batch_size,
-  )
+  given = dict(source=source, eval_split=split, data_dir=data_dir, eval_batch_size=batch_size)
+  section = data_section(saved, name=data if data is None else str(data), **given)
   images = open_source(section, section.eval_split)
-  if data is None and source is None and split is None and saved.fingerprints:
-    _warn_of_change(section, saved.fingerprints["eval"], fingerprint(images))
+  _warn_of_change(images, saved, section)
   matched = match_classes(images, saved, section, classes)
   structure, params = functional.split(saved.model)
   mesh = make_mesh()
@@ -102,17 +96,20 @@ def evaluate(
       batch_size=section.eval_batch_size,
       mesh=mesh,
       reading=Reading(**section.reading),
+      on_batch=on_batch,
     )
   if judging:
     _report(Path(report), judging, saved, matched)
   return results | matched.counts
 
 
-def _warn_of_change(
-  section: ml_collections.ConfigDict, before: dict[str, Any], now: dict[str, Any]
-) -> None:
-  """Says if the images are not those on which the training run was evaluated."""
-  if change := describe_images(before, now):
+def _warn_of_change(images: Source, saved: SavedModel, section: ml_collections.ConfigDict) -> None:
+  """Says if the data set of the training run holds other images than it was evaluated on then."""
+  of_run = (saved.run_config or {}).get("data", {})
+  same = all(section[name] == of_run.get(name) for name in ("source", "name", "eval_split"))
+  if not (same and saved.fingerprints):
+    return
+  if change := describe_images(saved.fingerprints["eval"], fingerprint(images)):
     trained = "; images that were trained on may be among them" * (section.source == "photos")
     say(
       f"warning: {printable(section.name)} has changed since the training, now {change}{trained}; "

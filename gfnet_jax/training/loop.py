@@ -10,10 +10,8 @@ from gfnet_jax.config_files import load_config
 from gfnet_jax.data.pipeline import DataError, check_bad_fraction
 from gfnet_jax.distributed import Preemption, say, together
 from gfnet_jax.files import make_directory
-from gfnet_jax.inference import evaluate as evaluation
 from gfnet_jax.inference.evaluate import evaluate_params
 from gfnet_jax.inference.metrics import METRICS as EVAL_METRICS
-from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import Params
 from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.sharding import make_mesh, to_devices
@@ -21,6 +19,7 @@ from gfnet_jax.training import metrics
 from gfnet_jax.training.choices import choose_as_before
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run
 from gfnet_jax.training.filter_images import write_filter_images
+from gfnet_jax.training.final_report import write_final_report
 from gfnet_jax.training.guards import Guards, Stopped
 from gfnet_jax.training.inputs import batches_from
 from gfnet_jax.training.lock import Lock
@@ -101,10 +100,10 @@ def train(config: ml_collections.ConfigDict | Path | str, workdir: Path | str) -
           checkpoints.wait()
           state, progress = start(run, checkpoints)
           progress.skipped = sorted(skipped.union(progress.skipped))
+        if results and config.get("report") and not write_final_report(run, progress.step, guards):
+          results = None
   if results is None:
     say("Stopped by a signal with everything saved; the same command goes on from here")
-  elif config.get("report"):
-    evaluation.evaluate(load_model(workdir), report=workdir / "report")
   return results
 
 
@@ -252,11 +251,6 @@ def evaluate(run: Run, params: Params, guards: Guards) -> Results:
   Raises:
     Stopped: if a signal comes; there may not be the time for the rest.
   """
-
-  def on_batch() -> None:
-    if guards.pulse():
-      raise Stopped
-
   with explain_shortage(lambda: ["a smaller --config.data.eval_batch_size"]):
     return evaluate_params(
       run.program.evaluate,
@@ -266,7 +260,7 @@ def evaluate(run: Run, params: Params, guards: Guards) -> Results:
       batch_size=run.config.data.eval_batch_size,
       mesh=run.mesh,
       reading=run.inputs.reading,
-      on_batch=on_batch,
+      on_batch=guards.pulse_or_stop,
     )
 
 
