@@ -2,18 +2,22 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 from types import SimpleNamespace
 
 import jax
 import ml_collections
 import numpy as np
+import PIL
 import pytest
 from helpers import read_lines
 from hypothesis import given
 from hypothesis import strategies as st
 from photo_sets import SHAPES, write_photos
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 import gfnet_jax
 from configs.photos import get_config
@@ -24,16 +28,20 @@ from gfnet_jax.data.sources import contents
 from gfnet_jax.data.sources.holdout import hold_out
 from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import Recognised, recognise
+from gfnet_jax.data.sources.records import BadRecordError
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import split
 from gfnet_jax.sharding import check_batch_size
+from gfnet_jax.training import choices, final_report
 from gfnet_jax.training.choices import (
   advise_batch,
+  choose_as_before,
   choose_from_data,
   choose_model,
   fitting_batch_size,
 )
-from gfnet_jax.training.config_rules import check_config, check_groups
+from gfnet_jax.training.config_rules import check_config, check_groups, flatten
+from gfnet_jax.training.same_run import check_same_run
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +87,10 @@ def test_what_holding_out_promises(data):
       f"{d:02d}" for d in of_class if all(other == label for other, found in pairs if found == d)
     }
     assert not all(sides), "every class is trained on"
-    assert any(sides) == (len(of_class) > 1 and bool(free))
+    assert any(sides) == (len(free) > 1)
+    if free:
+      trained = {digests[i] for i, found in enumerate(labels) if found == label and not held_out[i]}
+      assert free & trained, "some of what belongs to one class alone is trained on"
     if len(of_class) == len(sides) and len(free) == len(sides) > 1:
       assert sum(sides) == max(1, round(len(sides) / 5))
   order = data.draw(st.permutations(range(len(pairs))))
@@ -90,6 +101,15 @@ def test_what_holding_out_promises(data):
 def test_large_groups_of_identical_images_leave_some_to_train_on():
   labels, digests = [0] * 14, ["a"] * 5 + ["b"] * 9
   assert hold_out(labels, digests).tolist() == [True] * 5 + [False] * 9
+
+
+def test_what_belongs_to_one_class_alone_is_not_all_held_out():
+  shared = ([0, 1, 1, 1], ["a", "a", "b", "c"])
+  held_out = hold_out([0] * 99 + shared[0], ["A"] * 99 + shared[1])
+  assert held_out.tolist() == [False] * 101 + [True, False]
+  assert hold_out([0] * 10 + [1], ["a"] * 8 + ["b", "c", "a"]).tolist() == (
+    [False] * 8 + [True, False, False]
+  )
 
 
 def test_a_division_covers_all_images_and_stays_when_files_are_renamed(photos, capsys):
@@ -113,6 +133,44 @@ def test_files_are_read_once(photos, monkeypatch):
   Image.new("RGB", (9, 9), "red").save(photos / "cross/0001.jpg")
   images(photos, "train")
   assert seen == ["0001.jpg"]
+
+
+def test_a_photo_of_a_few_pixels(photos):
+  for width, height in ((1, 1), (7, 90)):
+    Image.new("RGB", (width, height), "red").save(photos / f"cross/{width}.jpg")
+  assert len(images(photos, "train")) + len(images(photos, "val")) == 32
+
+
+def test_what_pillow_refuses_to_reduce_is_left_out(photos, monkeypatch):
+  def refuse(self, mode, size):
+    raise ZeroDivisionError("no such size")
+
+  monkeypatch.setattr(JpegImageFile, "draft", refuse)
+  with pytest.raises(UserError, match="holds no image that can be read"):
+    open_split(photos, "val")
+
+
+def test_an_error_of_reading_may_pass(photos, monkeypatch):
+  path, read = photos / "cross/0001.jpg", contents.read_file
+
+  def read_badly(found):
+    if found == path:
+      raise BadRecordError(f"{found} cannot be read: Input/output error")
+    return read(found)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(contents, "read_file", read_badly)
+    assert len(images(photos, "train")) + len(images(photos, "val")) == 29
+  assert len(images(photos, "train")) + len(images(photos, "val")) == 30
+
+
+def test_another_pillow_decodes_anew(photos, monkeypatch):
+  read, seen = contents.read_file, []
+  images(photos, "val")
+  monkeypatch.setattr(contents, "read_file", lambda path: seen.append(path) or read(path))
+  monkeypatch.setattr(PIL, "__version__", "0.0")
+  images(photos, "val")
+  assert len(seen) == 30
 
 
 def test_a_cache_of_something_else_is_not_believed(photos):
@@ -140,6 +198,15 @@ def test_the_same_image_in_two_classes_is_not_held_out(photos, capsys):
   (photos / "circle/copy.jpg").write_bytes(held_out[0])
   assert held_out[0] not in {image for _, image in images(photos, "val")}
   warning = "warning: the same image stands in several classes (circle/copy.jpg, cross/"
+  assert warning in capsys.readouterr().out
+
+
+def test_a_class_of_one_image_beside_a_shared_one_is_not_held_out(photos, capsys):
+  (photos / "lonely").mkdir()
+  Image.new("RGB", (9, 9), "red").save(photos / "lonely/only.png")
+  shutil.copy(photos / "cross/0001.jpg", photos / "lonely/shared.jpg")
+  assert "lonely" not in {name for name, _ in images(photos, "val")}
+  warning = "warning: no two different images in lonely, not counting those in several classes: "
   assert warning in capsys.readouterr().out
 
 
@@ -172,6 +239,26 @@ def test_a_training_folder_alone_is_divided(photos, tmp_path):
 def test_a_class_may_be_called_train(photos):
   (photos / "cross").rename(photos / "train")
   assert open_split(photos, "val").class_names == ["circle", "stripes", "train"]
+
+
+def test_what_lies_beside_the_splits_is_named(photos, tmp_path, capsys):
+  root = tmp_path / "split"
+  for name in ("train", "val", "test", "dev", ".cache"):
+    shutil.copytree(photos, root / name)
+  assert len(open_split(root, "train")) == len(open_split(root, "val")) == 30
+  assert capsys.readouterr().out.count(f"{root}: train and val are read; not dev, test\n") == 1
+
+
+def _class_called_train(root):
+  for kind in ("steam", "diesel"):
+    shutil.copytree(root / "cross", root / "train" / kind)
+
+
+def _other_name_of_validation(root):
+  for name in SHAPES:
+    for folder in ("train", "dev"):
+      shutil.copytree(root / name, root / folder / name)
+    shutil.rmtree(root / name)
 
 
 def _nothing(root):
@@ -225,6 +312,12 @@ def _copies(root):
     (_one_class, "ROOT holds one class, circle, expected at least two"),
     (_empty_class, "ROOT/nothing holds no images (.jpg"),
     (_unreadable_class, "ROOT/bad holds no image that can be read"),
+    (
+      _class_called_train,
+      "ROOT holds images in circle, cross, stripes beside train, which has folders of its own; "
+      "expected train alone or beside val, valid, validation or test, each with a folder for each",
+    ),
+    (_other_name_of_validation, "ROOT holds images in dev beside train, which has folders of its"),
     (_copies, "ROOT has no class of two different images, expected at least two"),
   ],
 )
@@ -333,6 +426,41 @@ def test_what_is_given_is_not_chosen(capsys):
   assert "num_epochs" not in capsys.readouterr().out
 
 
+@given(st.integers(16, 5000), st.integers(1, 16), st.integers(1, 16))
+def test_a_run_goes_on_with_what_it_chose(count, devices, devices_now):
+  began, now = get_config(), get_config()
+  choose_model(began)
+  choose_from_data(began, count, devices)
+  before = json.loads(json.dumps(began.to_dict()))
+  now.num_epochs = 2 * began.num_epochs
+  choose_as_before(now, before)
+  choose_model(now)
+  choose_from_data(now, count, devices_now)
+  check_same_run(flatten(before), flatten(json.loads(json.dumps(now.to_dict()))), "run", "")
+  assert now.optimizer.warmup_epochs == began.optimizer.warmup_epochs
+  assert now.eval_every_epochs == 2 * began.eval_every_epochs, "may change, and follows today's"
+
+
+@given(st.integers(16, 5000))
+def test_the_number_of_devices_chooses_nothing_that_matters(count):
+  chosen = []
+  for devices in (1, 2, 4):
+    chosen.append(get_config())
+    choose_from_data(chosen[-1], count, devices)
+  assert chosen[0].to_dict() == chosen[1].to_dict() == chosen[2].to_dict()
+
+
+def test_an_odd_batch_is_refused_by_its_own_name_where_images_are_mixed():
+  config = get_config()
+  config.data.batch_size = 25
+  choose_from_data(config, 100, 1)
+  with pytest.raises(UserError, match="batch_size is 25, expected an even number, as images"):
+    check_groups(config, SimpleNamespace(size=1))
+  config.mixing.mixup_alpha = 0.0
+  check_groups(config, SimpleNamespace(size=1))
+  Mixing(num_classes=2, **config.mixing)
+
+
 def test_only_automatic_configs_may_leave_fields_open():
   config = get_config()
   check_config(config, may_be_open=True)
@@ -390,7 +518,7 @@ TINY = (
 
 
 @pytest.mark.usefixtures("_standard_promotion")
-def test_a_run_ends_with_a_report_and_predicts(photos, in_process, tmp_path):
+def test_a_run_ends_with_a_report_and_predicts(photos, in_process, tmp_path, monkeypatch):
   workdir = tmp_path / "run"
   train = ("train.py", "--config", "configs/photos.py", f"--config.data.name={photos}")
   code, printed, errors = in_process(*train, "--workdir", workdir, *TINY)
@@ -410,6 +538,29 @@ def test_a_run_ends_with_a_report_and_predicts(photos, in_process, tmp_path):
   code, printed, errors = in_process("eval.py", "--checkpoint", workdir)
   assert code == 0, errors
   assert "6 images" in printed
+  assert "warning" not in printed
+  monkeypatch.setattr(choices, "fitting_batch_size", lambda *arguments: 8)  # as on other devices
+  evaluate, locks = final_report.evaluate, []
+
+  def interrupted(*arguments, **options):
+    locks.append((workdir / "lock.json").is_file())
+    os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate(*arguments, **options)
+
+  monkeypatch.setattr(final_report, "evaluate", interrupted)
+  code, printed, errors = in_process(*train, "--workdir", workdir, *TINY)
+  assert code == 0, errors
+  assert "resumed after" in printed
+  assert "Stopped by a signal with everything saved; the same command goes on" in printed
+  assert "Report: " not in printed
+  assert locks == [True], "no other run can begin meanwhile"
+  write_photos(photos, 60, size=(24, 20), seed=1)
+  code, printed, errors = in_process("eval.py", "--checkpoint", workdir)
+  assert code == 0, errors
+  assert (
+    f"warning: {photos} has changed since the training, now 12 images instead of 6; images that "
+    "were trained on may be among them; compare the result with no other\n"
+  ) in printed
 
 
 @pytest.mark.slow

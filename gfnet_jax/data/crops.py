@@ -18,7 +18,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from gfnet_jax.data.decode import load_rgb
+from gfnet_jax.data.decode import allow_reduced, load_rgb
 from gfnet_jax.data.randaugment import draw_interpolation
 from gfnet_jax.errors import UserError
 
@@ -87,10 +87,7 @@ def _reduce_decoding(
   """Lets a JPEG that is not decoded yet be decoded at a smaller size; the box at that size."""
   left, top, right, bottom = box
   reduction = min((bottom - top) / size[0], (right - left) / size[1]) / FAST_DETAIL
-  original_width = image.width
-  at_least = tuple(math.ceil(side / max(1, reduction)) for side in image.size)
-  drafted = image.draft(None, at_least)
-  scale = drafted[1][2] / original_width if drafted else 1
+  scale = allow_reduced(image, tuple(math.ceil(side / max(1, reduction)) for side in image.size))
   return left * scale, top * scale, right * scale, bottom * scale
 
 

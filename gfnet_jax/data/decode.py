@@ -42,6 +42,25 @@ def open_image(data: bytes | BinaryIO) -> Image.Image:
   return image
 
 
+def allow_reduced(image: Image.Image, at_least: tuple[int, int]) -> float:
+  """Lets an opened JPEG be decoded at 1/2, 1/4 or 1/8 of its size; other formats stay as they are.
+
+  Args:
+    image: of `open_image`, not decoded yet.
+    at_least: width and height, from 1 on, below which it does not go.
+
+  Returns:
+    The scale at which the image will be decoded, 1 for its full size.
+
+  Raises:
+    BadImageError: if Pillow cannot, with Pillow's reason.
+  """
+  width = image.width
+  with _reading_errors():
+    drafted = image.draft(None, at_least)
+  return drafted[1][2] / width if drafted else 1
+
+
 def load_rgb(image: Image.Image) -> Image.Image:
   """Decodes an opened image as the official loader does (torchvision, folder.py).
 

@@ -16,11 +16,12 @@ from gfnet_jax.data import imagenet
 from gfnet_jax.data.pipeline import Reading, eval_batches
 from gfnet_jax.data.samples import Share
 from gfnet_jax.data.sources.copies import copied
+from gfnet_jax.data.sources.fingerprint import describe_images, fingerprint
 from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import recognise
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform
-from gfnet_jax.distributed import together
+from gfnet_jax.distributed import say, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.match_classes import Matched, match_classes
 from gfnet_jax.inference.metrics import Averages, measure, summarize
@@ -38,6 +39,7 @@ from gfnet_jax.sharding import (
   split_batch,
   to_devices,
 )
+from gfnet_jax.text import printable
 
 DATA = dict(source="tfds", data_dir="", eval_split="validation", eval_batch_size=128, reading={})
 
@@ -52,6 +54,7 @@ def evaluate(
   batch_size: int | None = None,
   classes: str = "all",
   report: str | Path | None = None,
+  on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float | int]:
   """Evaluates a saved model on all images of a data set, on all devices.
 
@@ -66,6 +69,7 @@ def evaluate(
     classes: for data that hold only some of ImageNet's classes: "all" asks the model which
       of its classes an image shows, "present" which of those that the data hold.
     report: directory for accuracy by class, confusion matrix and mistakes; see `write_report`.
+    on_batch: called after every batch; what it raises ends the evaluation.
 
   Returns:
     What `inference.metrics.METRICS` lists, such as top1 and top5 in percent and loss,
@@ -76,15 +80,10 @@ def evaluate(
     UserError: if the data cannot be opened or read, or its classes are not the model's.
   """
   saved = saved if isinstance(saved, SavedModel) else load_model(saved)
-  section = data_section(
-    saved,
-    name=data if data is None else str(data),
-    source=source,
-    eval_split=split,
-    data_dir=data_dir,
-    eval_batch_size=batch_size,
-  )
+  given = dict(source=source, eval_split=split, data_dir=data_dir, eval_batch_size=batch_size)
+  section = data_section(saved, name=data if data is None else str(data), **given)
   images = open_source(section, section.eval_split)
+  _warn_of_change(images, saved, section)
   matched = match_classes(images, saved, section, classes)
   structure, params = functional.split(saved.model)
   mesh = make_mesh()
@@ -98,10 +97,25 @@ def evaluate(
       batch_size=section.eval_batch_size,
       mesh=mesh,
       reading=Reading(**section.reading),
+      on_batch=on_batch,
     )
   if judging:
     _report(Path(report), judging, saved, matched)
   return results | matched.counts
+
+
+def _warn_of_change(images: Source, saved: SavedModel, section: ml_collections.ConfigDict) -> None:
+  """Says if the data set of the training run holds other images than it was evaluated on then."""
+  of_run = (saved.run_config or {}).get("data", {})
+  same = all(section[name] == of_run.get(name) for name in ("source", "name", "eval_split"))
+  if not (same and saved.fingerprints):
+    return
+  if change := describe_images(saved.fingerprints["eval"], fingerprint(images)):
+    trained = "; images that were trained on may be among them" * (section.source == "photos")
+    say(
+      f"warning: {printable(section.name)} has changed since the training, now {change}{trained}; "
+      "compare the result with no other"
+    )
 
 
 def _report(directory: Path, judging: JudgingStep, saved: SavedModel, matched: Matched) -> None:

@@ -63,6 +63,8 @@ class SavedModel:
     step: of the training run; 0 for imported weights.
     run_config: the whole config of the training run, or None for imported weights.
     precision: for `matmul_precision`; the model's own dtype follows it already.
+    fingerprints: of the images of the training run, "train" and "eval", see `fingerprint`; None
+      for imported weights and runs of older versions.
   """
 
   model: nnx.Module
@@ -71,6 +73,7 @@ class SavedModel:
   step: int = 0
   run_config: dict | None = None
   precision: str = "default"
+  fingerprints: dict | None = None
 
   def predict(
     self, images: ImageLike | Iterable[ImageLike], *, top: int = 5, batch_size: int = 32
@@ -189,6 +192,7 @@ def load_model(
     step=metadata["step"],
     run_config=metadata.get("config"),
     precision=metadata["precision"],
+    fingerprints=metadata.get("data"),
   )
 
 

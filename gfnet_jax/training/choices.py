@@ -1,7 +1,8 @@
 """What a config leaves open, chosen from the weights that it starts from and the number of images.
 
 So it is with a config that is automatic, as configs/photos.py is, and a field that is None. The
-choices become part of the config: an evaluation, or a run that goes on, has them.
+choices become part of the config: an evaluation has them, and a run that goes on takes them from
+its checkpoint, whatever would be chosen on the devices of today.
 """
 
 import math
@@ -13,12 +14,30 @@ import ml_collections
 from gfnet_jax.distributed import say
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.image_size import as_height_width
-from gfnet_jax.training.config_rules import mixes
+from gfnet_jax.training.config_rules import NO_RULE, RULES, flatten, mixes
 
 # Without weights to start from: little enough to learn from a hundred images on a CPU.
 SMALL = dict(name="gfnet-ti", image_size=64, patch_size=4, embed_dim=64, depth=4)
 LARGEST_IMAGE = 128  # pixels; of photos, as long as no other image size is asked for
 MANY_IMAGES = 2000  # from which on starting worker processes pays
+
+
+def choose_as_before(config: ml_collections.ConfigDict, before: dict[str, Any]) -> None:
+  """Fills in what an automatic config leaves open and a run may not change.
+
+  Args:
+    config: of a run that goes on.
+    before: the config that it began with, nested; {} of a new run.
+  """
+  if not config.get("automatic"):
+    return
+  fields = flatten(config.to_dict())
+  for field, value in flatten(before).items():
+    rule = RULES.get(field, NO_RULE)
+    fixed = field.startswith("model.") or (rule.may_be_open and not rule.may_change)
+    if fixed and fields.get(field, value) is None:
+      section, name = _place(config, field)
+      section[name] = value
 
 
 def choose_model(config: ml_collections.ConfigDict) -> None:
@@ -115,9 +134,8 @@ _CHOICES = {
   "data.batch_size": lambda config, images, devices: fitting_batch_size(
     images, devices * config.optimizer.accumulate_steps
   ),
-  "mixing.group_size": lambda config, images, devices: fitting_group_size(
-    config.data.batch_size, devices
-  ),
+  # One draw for the batch, on any number of devices: it is small enough to be moved between them.
+  "mixing.group_size": lambda config, images, devices: config.data.batch_size,
   "data.eval_batch_size": lambda config, images, devices: config.data.batch_size,
   "num_epochs": _epochs,
   "eval_every_epochs": lambda config, images, devices: config.num_epochs / 10,

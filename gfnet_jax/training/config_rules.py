@@ -218,21 +218,27 @@ def check_steps(config: ml_collections.ConfigDict, num_steps: int) -> None:
 
 
 def check_groups(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-  """Warns if mixup has to move images between devices in every step.
+  """Warns if mixup has to move images between devices in every step, unless that was chosen.
 
   Raises:
-    UserError: if its groups do not divide the batch.
+    UserError: if the batch is odd, or its groups do not divide it.
   """
   mixing = config.mixing
   if not mixes(mixing):
     return
+  if config.data.batch_size % 2:
+    raise UserError(
+      f"data.batch_size is {config.data.batch_size}, expected an even number, as images are "
+      "mixed in pairs; choose one, or switch mixing off with --config.mixing.mixup_alpha=0 "
+      "--config.mixing.cutmix_alpha=0"
+    )
   if mixing.group_size < 1 or config.data.batch_size % mixing.group_size:
     raise UserError(
       f"mixing.group_size is {mixing.group_size}, expected a divisor of "
       f"data.batch_size={config.data.batch_size}, such as {config.data.batch_size} itself"
     )
   rows = config.data.batch_size // mesh.size
-  if rows % mixing.group_size:
+  if rows % mixing.group_size and not config.get("automatic"):
     say(
       f"warning: mixing.group_size={mixing.group_size} spans devices of {rows} images each, which "
       f"moves images between them in every step; a divisor of {rows} would not"

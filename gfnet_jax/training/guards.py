@@ -37,6 +37,15 @@ class Guards(NamedTuple):
     self.watchdog.advance()
     return self.preemption.reached()
 
+  def pulse_or_stop(self) -> None:
+    """As `pulse`.
+
+    Raises:
+      Stopped: if the run is to stop.
+    """
+    if self.pulse():
+      raise Stopped
+
 
 class Stopped(Exception):
   """A signal asks the run to stop."""

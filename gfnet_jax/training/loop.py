@@ -11,16 +11,16 @@ from gfnet_jax.config_files import load_config
 from gfnet_jax.data.pipeline import DataError, check_bad_fraction
 from gfnet_jax.distributed import Preemption, say, together
 from gfnet_jax.files import make_directory
-from gfnet_jax.inference import evaluate as evaluation
 from gfnet_jax.inference.evaluate import evaluate_params
 from gfnet_jax.inference.metrics import METRICS as EVAL_METRICS
-from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.functional import Params
 from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.sharding import make_mesh, to_devices
 from gfnet_jax.training import metrics
+from gfnet_jax.training.choices import choose_as_before
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run
 from gfnet_jax.training.filter_images import write_filter_images
+from gfnet_jax.training.final_report import write_final_report
 from gfnet_jax.training.guards import Guards, Stopped
 from gfnet_jax.training.inputs import batches_from
 from gfnet_jax.training.lock import Lock
@@ -29,7 +29,7 @@ from gfnet_jax.training.mirror import Mirror
 from gfnet_jax.training.nonfinite import NonFinite, RollBack
 from gfnet_jax.training.periods import Every
 from gfnet_jax.training.profile import Profile
-from gfnet_jax.training.resume import Progress, save_run
+from gfnet_jax.training.resume import Progress, earlier_config, save_run
 from gfnet_jax.training.run import (
   Run,
   begin,
@@ -71,8 +71,9 @@ def train(
   """
   config = load_config(str(config)) if isinstance(config, Path | str) else config
   config = config.copy_and_resolve_references()
-  check(config)
   mirror = Mirror(together(lambda: as_directory(workdir)))
+  together(lambda: choose_as_before(config, earlier_config(mirror.home / "checkpoints")))
+  check(config)
   mesh = make_mesh()
   with (
     jax.set_mesh(mesh),
@@ -106,10 +107,10 @@ def train(
           checkpoints.wait()
           state, progress = start(run, checkpoints)
           progress.skipped = sorted(skipped.union(progress.skipped))
+        if results and config.get("report") and not write_final_report(run, progress.step, guards):
+          results = None
   if results is None:
     say("Stopped by a signal with everything saved; the same command goes on from here")
-  elif config.get("report"):
-    evaluation.evaluate(load_model(workdir), report=workdir / "report")
   return results
 
 
@@ -257,11 +258,6 @@ def evaluate(run: Run, params: Params, guards: Guards) -> Results:
   Raises:
     Stopped: if a signal comes; there may not be the time for the rest.
   """
-
-  def on_batch() -> None:
-    if guards.pulse():
-      raise Stopped
-
   with explain_shortage(lambda: ["a smaller --config.data.eval_batch_size"]):
     return evaluate_params(
       run.program.evaluate,
@@ -271,7 +267,7 @@ def evaluate(run: Run, params: Params, guards: Guards) -> Results:
       batch_size=run.config.data.eval_batch_size,
       mesh=run.mesh,
       reading=run.inputs.reading,
-      on_batch=on_batch,
+      on_batch=guards.pulse_or_stop,
     )
 
 

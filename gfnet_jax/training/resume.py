@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +122,30 @@ def restore_run(
   return state, Progress.from_metadata(metadata)
 
 
+def earlier_config(directory: Path | BucketPath) -> dict[str, Any]:
+  """The config in the newest checkpoint that has one; {} if there is none.
+
+  Args:
+    directory: of the checkpoints of a run; there may be none yet.
+  """
+  return next((found["config"] for found in _metadata(directory) if "config" in found), {})
+
+
 def trained_classes(directory: Path | BucketPath) -> list[str] | None:
   """The class names of the newest checkpoint that has some, in the order of their labels.
 
   Args:
     directory: of the checkpoints of a run; there may be none yet.
   """
+  names = (found.get("class_names") for found in _metadata(directory))
+  return next(filter(None, names), None)
+
+
+def _metadata(directory: Path) -> Iterator[dict[str, Any]]:
+  """What the checkpoints say of themselves, the newest first, without those that are damaged."""
   for step in list_steps(directory)[::-1]:
     with contextlib.suppress(DamagedError):  # which `restore_run` names and sets aside
-      if names := read_metadata(directory, step).get("class_names"):
-        return names
-  return None
+      yield read_metadata(directory, step)
 
 
 def _compare_data(before: dict[str, Any], now: dict[str, Any]) -> str | None:

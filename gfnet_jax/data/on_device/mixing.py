@@ -59,13 +59,13 @@ class Mixing:
     switch_prob: probability of CutMix if both are on.
     mode: 'batch' draws once per group, 'pair' once per pair of partners, 'elem' once
       per sample.
-    group_size: samples in a group; even, and a divisor of the batch.
+    group_size: samples in a group; even, and a divisor of the batch, if images are mixed.
     smoothing: of the labels.
     new_box: boxes as from timm 1.0.31 on: an odd side keeps its last pixel, and a
       minmax box may touch the lower and right edges.
 
   Raises:
-    UserError: for an unknown mode, an odd group_size or sides out of order.
+    UserError: for an unknown mode, an odd group_size (if images are mixed) or sides out of order.
   """
 
   num_classes: int
@@ -82,7 +82,7 @@ class Mixing:
   def __post_init__(self):
     if self.mode not in MODES:
       raise UserError(f"mixing.mode is {self.mode!r}, expected one of {', '.join(MODES)}")
-    if self.group_size < 2 or self.group_size % 2:
+    if self.mixes and (self.group_size < 2 or self.group_size % 2):
       raise UserError(f"mixing.group_size is {self.group_size}, expected a positive even number")
     if self.cutmix_minmax and not 0 <= self.cutmix_minmax[0] < self.cutmix_minmax[1] <= 1:
       raise UserError(
@@ -93,6 +93,11 @@ class Mixing:
   def use_cutmix(self) -> bool:
     """Whether boxes are exchanged at all."""
     return self.cutmix_alpha > 0 or self.cutmix_minmax is not None
+
+  @property
+  def mixes(self) -> bool:
+    """Whether images are mixed at all."""
+    return self.mixup_alpha > 0 or self.use_cutmix
 
   def __call__(
     self, images: jax.Array, labels: jax.Array, key: jax.Array
@@ -111,7 +116,7 @@ class Mixing:
       UserError: if the batch is not a multiple of the groups.
     """
     targets = smooth_targets(labels, self.num_classes, self.smoothing, sum_type(images.dtype))
-    if self.mixup_alpha == 0 and not self.use_cutmix:
+    if not self.mixes:
       return images, targets
     batch, height, width, _ = images.shape
     if batch % self.group_size:

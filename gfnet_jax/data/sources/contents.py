@@ -1,6 +1,7 @@
 """What image files hold: a digest of the bytes of each, and whether it can be decoded.
 
-Both are cached: a file is read again when its size or the time of its last change differs.
+Both are cached: a file is read again when its size, the time of its last change or the version of
+Pillow differs, and as long as it cannot be read, which may pass.
 """
 
 import hashlib
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 from tqdm import tqdm
 
-from gfnet_jax.data.decode import BadImageError, load_rgb, open_image
+from gfnet_jax.data.decode import BadImageError, allow_reduced, load_rgb, open_image
 from gfnet_jax.data.sources.cache import Arrays, load_arrays, store_arrays
 from gfnet_jax.data.sources.folder import read_file
 from gfnet_jax.data.sources.records import BadRecordError
@@ -54,15 +56,19 @@ def read_contents(directory: Path, paths: list[bytes]) -> list[Content]:
         pool.map(_read, files), total=len(new), unit="img", leave=False, delay=2, disable=None
       )
       known |= zip(new, found, strict=True)
-  contents = [known[key] for key in zip(paths, states, strict=True)]
-  if new:
-    columns = (paths, states, *zip(*((c.digest, c.problem) for c in contents), strict=True))
-    arrays = {
-      kind: np.array([os.fsencode(text) for text in column], np.bytes_)
-      for kind, column in zip(KINDS, columns, strict=True)
-    }
-    store_arrays("contents", directory, arrays)
-  return contents
+    _store(directory, {key: known[key] for key in zip(paths, states, strict=True)})
+  return [known[key] for key in zip(paths, states, strict=True)]
+
+
+def _store(directory: Path, known: dict[tuple[bytes, str], Content]) -> None:
+  """Caches what was read."""
+  rows = [(*key, *content) for key, content in known.items() if content.digest and key[1]]
+  columns = zip(*rows, strict=True) if rows else [()] * len(KINDS)
+  arrays = {
+    kind: np.array([os.fsencode(text) for text in column], np.bytes_)
+    for kind, column in zip(KINDS, columns, strict=True)
+  }
+  store_arrays("contents", directory, arrays)
 
 
 def _known(directory: Path) -> dict[tuple[bytes, str], Content]:
@@ -85,11 +91,12 @@ def _are_contents(arrays: Arrays) -> bool:
 
 
 def _state(path: Path) -> str:
+  """What a file and the library that decodes it are known by; empty if the file is not there."""
   try:
     status = path.stat()
   except OSError:
     return ""
-  return f"{status.st_size} {status.st_mtime_ns}"
+  return f"{status.st_size} {status.st_mtime_ns} {PIL.__version__}"
 
 
 def _read(path: Path) -> Content:
@@ -100,7 +107,7 @@ def _read(path: Path) -> Content:
   digest = hashlib.sha256(data).hexdigest()[:32]
   try:
     image = open_image(data)
-    image.draft("RGB", tuple(side // REDUCED for side in image.size))  # of effect on a JPEG only
+    allow_reduced(image, tuple(max(1, side // REDUCED) for side in image.size))
     load_rgb(image)
   except BadImageError as error:
     return Content(digest, printable(error))

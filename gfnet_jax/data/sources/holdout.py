@@ -9,11 +9,11 @@ SHARE = 0.2  # of every class
 
 
 def hold_out(labels: Sequence[int], digests: Sequence[str]) -> np.ndarray:
-  """Chooses a fifth of every class, at least one image where a class has two different ones.
+  """Chooses a fifth of every class, at least one image where it has two different ones of its own.
 
   The choice depends on the digests alone: it stays when files are renamed, moved or listed in
   another order, and nearly stays when some are added. Identical images stay together; those that
-  stand in several classes are not held out.
+  stand in several classes are not held out, nor are all others of a class.
 
   Args:
     labels: (images,), the class of each.
@@ -29,16 +29,17 @@ def hold_out(labels: Sequence[int], digests: Sequence[str]) -> np.ndarray:
   held_out = np.zeros(len(labels), bool)
   for groups in members.values():
     free = [groups[digest] for digest in sorted(groups) if len(classes_of[digest]) == 1]
-    if len(groups) > 1:
+    if len(free) > 1:
       held_out[_choose(free, sum(map(len, groups.values())))] = True
   return held_out
 
 
 def _choose(groups: list[list[int]], images: int) -> list[int]:
-  """The first groups of identical images that fit into the share, at least one of them."""
+  """The first groups of identical images that fit into the share: at least one, but not all."""
   left, chosen = max(1, round(SHARE * images)), []
   for group in groups:
     if len(group) <= left:
-      chosen += group
+      chosen.append(group)
       left -= len(group)
-  return chosen or min(groups, key=len, default=[])
+  chosen = chosen[: len(groups) - 1] or [min(groups, key=len)]
+  return [index for group in chosen for index in group]

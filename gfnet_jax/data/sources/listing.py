@@ -94,6 +94,15 @@ def list_images(directory: Path) -> Arrays:
   )
 
 
+def holds_images(folder: Path) -> bool:
+  """Whether there is an image anywhere below a folder.
+
+  Raises:
+    UserError: if that cannot be told, as `list_images`.
+  """
+  return any(_is_image(file) for _, found in _walk(folder, folder.parent) for file in found.files)
+
+
 def find_evidence(directory: Path, listing: Arrays) -> str | None:
   """What shows that `list_images` would find the same now, for a message; None if nothing does."""
   folders, states, contents = (listing[key].tolist() for key in ("folders", "states", "contents"))

@@ -9,7 +9,7 @@ import numpy as np
 from gfnet_jax.data.sources.contents import read_contents
 from gfnet_jax.data.sources.folder import FolderSource
 from gfnet_jax.data.sources.holdout import hold_out
-from gfnet_jax.data.sources.listing import is_left_out
+from gfnet_jax.data.sources.listing import holds_images, is_left_out
 from gfnet_jax.data.sources.records import Record, Source, required_name
 from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
@@ -47,8 +47,9 @@ def open_photos(data: ml_collections.ConfigDict, split: str) -> Source:
   """The source 'photos': image files in `data.name`/CLASS/.
 
   Where `data.name` has folders train and val (or valid, validation, test) that hold the folders
-  of the classes, these are the splits. Otherwise `hold_out` chooses the validation images. What
-  is held out, and what cannot be read and is left out, is said when the split val is opened.
+  of the classes, these are the splits. Otherwise `hold_out` chooses the validation images, of
+  train if it alone is there. What is held out, and what is left out because it cannot be read or
+  lies beside train and val, is said when the split val is opened.
 
   Args:
     data: section of a config; uses name, in which ~ stands for the home directory.
@@ -62,8 +63,13 @@ def open_photos(data: ml_collections.ConfigDict, split: str) -> Source:
   directory = Path(os.path.expanduser(required_name(data)))  # noqa: PTH111 (without a home, too)
   _check_folder(directory)
   root, validation = directory, None
-  if _has_folders(directory / "train"):
-    validation = next((name for name in VALIDATION if _has_folders(directory / name)), None)
+  if _folders(directory / "train"):
+    validation = next((name for name in VALIDATION if _folders(directory / name)), None)
+    others = [name for name in _folders(directory) if name not in ("train", validation)]
+    if not validation:
+      _check_train_is_alone(directory, others)
+    elif others and split == "val":
+      say(f"{directory}: train and {validation} are read; not {_listed(others)}")
     root = directory if validation else directory / "train"
   if validation:
     source = FolderSource(str(root), "train" if split == "train" else validation)
@@ -110,16 +116,17 @@ def _describe(
     f"{root}: {len(good)} images in {len(classes)} classes; {held_out.sum()} of them are held out "
     "for validation, chosen by their content and the same in every run"
   ]
-  missing = sorted(set(range(len(classes))) - set(labels[held_out].tolist()))
-  if missing:
-    lines.append(
-      f"warning: no two different images in {_listed([classes[label] for label in missing])}: "
-      "trained on, but not evaluated; add images"
-    )
   seen, several = {}, set()
   for i in good:
     if seen.setdefault(digests[i], source.labels[i]) != source.labels[i]:
       several.add(digests[i])
+  missing = sorted(set(range(len(classes))) - set(labels[held_out].tolist()))
+  if missing:
+    counted = ", not counting those in several classes" if several else ""
+    lines.append(
+      f"warning: no two different images in {_listed([classes[label] for label in missing])}"
+      f"{counted}: trained on, but not evaluated; add images"
+    )
   if several:
     shown = [source.record_names()[i].decode(errors="replace") for i in good]
     shown = [name for name, i in zip(shown, good, strict=True) if digests[i] in several]
@@ -141,12 +148,22 @@ def _check_folder(directory: Path) -> None:
     raise UserError(f"{directory} is a file, expected {wanted}; set data.name to one")
   if not os.path.isdir(directory):  # noqa: PTH112
     raise UserError(f"directory {directory} not found, expected {wanted}; set data.name to one")
-  if not _has_folders(directory):
+  if not _folders(directory):
     files = sum(not is_left_out(path.name) for path in directory.iterdir())
     found = f"holds {files} files and no folders" if files else "is empty"
     raise UserError(
       f"{directory} {found}, expected a folder for each class, such as {directory / 'cats'} and "
       f"{directory / 'dogs'}; sort the images into such folders"
+    )
+
+
+def _check_train_is_alone(directory: Path, others: list[str]) -> None:
+  """Refuses images that would be left out without a word: train may be one class of several."""
+  if others := [name for name in others if holds_images(directory / name)]:
+    raise UserError(
+      f"{directory} holds images in {_listed(others)} beside train, which has folders of its own; "
+      f"expected train alone or beside {', '.join(VALIDATION[:-1])} or {VALIDATION[-1]}, each with "
+      "a folder for each class; rename train if it is a class, or what holds the validation images"
     )
 
 
@@ -158,8 +175,10 @@ def _check_classes(source: FolderSource, root: Path) -> None:
     )
 
 
-def _has_folders(directory: Path) -> bool:
+def _folders(directory: Path) -> list[str]:
+  """The names of the folders in a directory."""
   try:
-    return any(not is_left_out(path.name) and path.is_dir() for path in directory.iterdir())
+    found = [path.name for path in directory.iterdir() if path.is_dir()]
   except OSError:  # it is not there, no directory, or cannot be read: which listing will say
-    return False
+    return []
+  return sorted(name for name in found if not is_left_out(name))
