@@ -53,6 +53,21 @@ def test_all_blocks_in_their_order(scan):
     np.testing.assert_allclose(layer.response, spectrum, atol=1e-6)
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_half_of_the_channels_of_a_global_local_mixer_have_filters(scan):
+  model = gfnet_jax.create_model(
+    "gfnet-ti", mixer="global-local", embed_dim=4, depth=2, scan=scan, **SMALL
+  )
+  layers = filter_layers(model)
+  assert [(layer.name, layer.kernel.shape) for layer in layers] == [
+    ("blocks.0", (2, 2, 2)),
+    ("blocks.1", (2, 2, 2)),
+  ]
+  # Every frequency of 2 x 2 tokens is its own mirror image, where real tokens keep the real part.
+  weight = np.asarray(next(iter(model.stages()))[1][1].filter.complex_weight[...])
+  np.testing.assert_allclose(layers[1].response, weight[0], atol=1e-6)
+
+
 def test_the_profile_of_a_low_pass_by_hand():
   # The frequencies of 4 x 4 tokens have squared radii of (0, 1, 4, 1) + (0, 1, 4, 1) sixteenths:
   # rings of 1, 8, 5 and 2 frequencies at 0, 0.25, 0.5 (with the root of 5) and 0.75 (of 8).
@@ -103,7 +118,8 @@ def test_a_png_has_the_colours_of_the_figure():
   for row, colours in zip(pixels, expected, strict=True):
     for pixel, colour in zip(row, colours, strict=True):
       assert colour is None or bytes(pixel).hex() == colour
-  np.testing.assert_allclose(pixels[1, 2], (255 + 237) / 2, atol=255)  # between the first two
+  # Halfway between the first two of the map's nine colours, ffffd9 and edf8b1 (a step is 1/8 of 4).
+  np.testing.assert_allclose(pixels[1, 2].astype(int), [246, 251.5, 197], atol=1)
   assert to_png(np.zeros((1, 2)))[1] == (6, 3)
 
 
