@@ -25,6 +25,7 @@ import argparse
 from pathlib import Path
 
 from gfnet_jax.command_line import ArgumentParser, program
+from gfnet_jax.text import printable
 
 
 def main(arguments: list[str]) -> None:
@@ -46,7 +47,39 @@ def main(arguments: list[str]) -> None:
     "the training run)",
   )
   parser.add_argument("--which", help="with --to-torch: last, best or a step (default: last)")
+  _add_import_flags(parser)
+  options = vars(parser.parse_args(arguments))
+  source, destination = options.pop("source"), options.pop("destination")
+  to_torch, which = options.pop("to_torch"), options.pop("which")
+  shared = {"ema": options.pop("ema")}
+  if precision := options.pop("precision"):
+    shared["precision"] = precision
+  if to_torch and options:
+    flag = {"name": "arch", "in_dim": "in-channels"}.get(min(options), min(options))
+    parser.error(f"--to-torch takes no --{flag.replace('_', '-')}")
+  if which and not to_torch:
+    parser.error("--which needs --to-torch")
 
+  # Importing jax and the rest takes a second that --help and typing errors need not wait for.
+  from gfnet_jax import startup
+
+  startup.check_devices()
+  from gfnet_jax.checkpoints.model import read_class_names
+  from gfnet_jax.weights.convert import export_weights, import_weights
+
+  if to_torch:
+    config = export_weights(Path(source), destination, which=which or "last", **shared)
+  else:
+    config = import_weights(source, destination, **shared, **options)
+  described = ", ".join(f"{key} {value}" for key, value in config.items())
+  print(f"Wrote {printable(destination, 1000)}: {described}")
+  if not to_torch and Path(source).is_file() and read_class_names(destination):
+    print(
+      "Its classes are assumed to be ImageNet's, since the file has the name of official weights"
+    )
+
+
+def _add_import_flags(parser: ArgumentParser) -> None:
   # Without a default they are absent unless given.
   group = parser.add_argument_group("from PyTorch", argument_default=argparse.SUPPRESS)
   group.add_argument("--arch", dest="name", help="variant, such as gfnet-xs (default: recognised)")
@@ -68,30 +101,6 @@ def main(arguments: list[str]) -> None:
   group.add_argument("--allow-nan", action="store_true", help="accept NaN and infinite weights")
   group.add_argument("--sha256", metavar="SUM", help="the sum that the file must have")
   group.add_argument("--cache", type=Path, help="of downloads (default: ~/.cache/gfnet_jax)")
-  options = vars(parser.parse_args(arguments))
-  source, destination = options.pop("source"), options.pop("destination")
-  to_torch, which = options.pop("to_torch"), options.pop("which")
-  shared = {"ema": options.pop("ema")}
-  if precision := options.pop("precision"):
-    shared["precision"] = precision
-  if to_torch and options:
-    flag = {"name": "arch", "in_dim": "in-channels"}.get(min(options), min(options))
-    parser.error(f"--to-torch takes no --{flag.replace('_', '-')}")
-  if which and not to_torch:
-    parser.error("--which needs --to-torch")
-
-  # Importing jax and the rest takes a second that --help and typing errors need not wait for.
-  from gfnet_jax import startup
-
-  startup.check_devices()
-  from gfnet_jax.weights.convert import export_weights, import_weights
-
-  if to_torch:
-    config = export_weights(Path(source), destination, which=which or "last", **shared)
-  else:
-    config = import_weights(source, destination, **shared, **options)
-  described = ", ".join(f"{key} {value}" for key, value in config.items())
-  print(f"Wrote {destination}: {described}")
 
 
 def _image_size(text: str) -> int | tuple[int, int]:

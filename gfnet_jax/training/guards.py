@@ -37,6 +37,11 @@ class Guards(NamedTuple):
     self.watchdog.advance()
     return self.preemption.reached()
 
+  def mark_stopped(self) -> None:
+    """Tells the trackers that the run was stopped by a signal, to go on later."""
+    for tracker in self.trackers:
+      tracker.outcome = "stopped"
+
 
 class Stopped(Exception):
   """A signal asks the run to stop."""

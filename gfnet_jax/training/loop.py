@@ -99,6 +99,8 @@ def train(config: ml_collections.ConfigDict | Path | str, workdir: Path | str) -
           checkpoints.wait()
           state, progress = start(run, checkpoints)
           progress.skipped = sorted(skipped.union(progress.skipped))
+        if results is None:
+          guards.mark_stopped()
   if results is None:
     say("Stopped by a signal with everything saved; the same command goes on from here")
   elif config.get("report"):
