@@ -21,6 +21,7 @@ from gfnet_jax.views.filters import (
   radius,
 )
 from gfnet_jax.views.mosaic import kernels, magnitudes, mosaic, to_png
+from gfnet_jax.views.visualize import visualize_filters
 
 TOOL = "tools/visualize_filters.py"
 SMALL = dict(image_size=32, num_classes=2)
@@ -136,6 +137,12 @@ def test_the_tool_draws_stages_apart(checkpoint, tmp_path, in_process, monkeypat
       assert min(image.size) > 100
       assert len(image.convert("RGB").resize((64, 64)).getcolors(4096)) > 8, "something is drawn"
   assert "<title>Filters of mine</title>" in (output / "filters.html").read_text()
+
+
+def test_from_python_the_files_are_returned(checkpoint, tmp_path):
+  files = visualize_filters(checkpoint, tmp_path / "new", page_only=True)
+  assert files == [tmp_path / "new" / "filters.html"]
+  assert files[0].is_file()
 
 
 def test_the_known_filters_of_the_documentation(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from configs import photos
 from configs.digits import get_config
 from gfnet_jax.errors import UserError
 from gfnet_jax.training import trackers
+from gfnet_jax.training.guards import Guards
 from gfnet_jax.training.trackers import BackgroundTracker, check_trackers, open_trackers
 from gfnet_jax.training.writer import MetricWriter
 
@@ -125,6 +128,34 @@ def test_outcomes_in_the_words_of_the_libraries(outcome, status):
   preempted = [("mark_preempting",)] if outcome == "stopped" else []
   ended = ("finish", int(outcome != "finished"))
   assert calls == [("set_terminated", "r1", status), *preempted, ended]
+
+
+def test_every_tracker_of_a_run_hears_of_a_stop():
+  begun = [SimpleNamespace(outcome="finished") for _ in range(2)]
+  Guards(None, None, None, None, None, begun).mark_stopped()
+  assert [tracker.outcome for tracker in begun] == ["stopped"] * 2
+
+
+def test_a_run_on_photos_is_an_experiment_with_their_name(tmp_path, monkeypatch):
+  names = []
+
+  class Client:
+    def create_run(self, experiment_id, run_name):
+      return SimpleNamespace(info=SimpleNamespace(run_id="r1"))
+
+    def log_batch(self, run_id, **options):
+      pass
+
+  library = SimpleNamespace(
+    MlflowClient=Client,
+    entities=SimpleNamespace(Metric=None, Param=lambda name, value: (name, value)),
+    set_experiment=lambda name: names.append(name) or SimpleNamespace(experiment_id="1"),
+  )
+  monkeypatch.setitem(sys.modules, "mlflow", library)
+  config = photos.get_config()
+  config.data.name = "mine/pets"
+  assert trackers.MLflow(config, tmp_path, None).run_id == "r1"
+  assert names == ["photos-pets"]
 
 
 def test_none_are_opened_unless_asked_for(tmp_path):

@@ -119,7 +119,7 @@ def read_model(
   return merge(structure, params), metadata | {"precision": precision}
 
 
-def read_class_names(directory: Path) -> list[str] | None:
+def saved_class_names(directory: Path) -> list[str] | None:
   """The names of the classes in the last checkpoint of a directory; None without any.
 
   Raises:

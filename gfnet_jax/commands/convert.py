@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
   from gfnet_jax import startup
 
   startup.check_devices()
-  from gfnet_jax.checkpoints.model import read_class_names
+  from gfnet_jax.checkpoints.model import saved_class_names
   from gfnet_jax.weights.convert import export_weights, import_weights
 
   if to_torch:
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> None:
     config = import_weights(source, destination, **shared, **options)
   described = ", ".join(f"{key} {value}" for key, value in config.items())
   print(f"Wrote {printable(destination, 1000)}: {described}")
-  if not to_torch and Path(source).is_file() and read_class_names(destination):
+  if not to_torch and Path(source).is_file() and saved_class_names(destination):
     print(
       "Its classes are assumed to be ImageNet's, since the file has the name of official weights"
     )
