@@ -2,18 +2,22 @@
 
 import contextlib
 import json
+import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
+import gfnet_jax
 from configs import photos
 from configs.digits import get_config
 from gfnet_jax.errors import UserError
-from gfnet_jax.training import trackers
+from gfnet_jax.training import run, trackers
 from gfnet_jax.training.guards import Guards
 from gfnet_jax.training.trackers import BackgroundTracker, check_trackers, open_trackers
 from gfnet_jax.training.writer import MetricWriter
@@ -134,6 +138,26 @@ def test_every_tracker_of_a_run_hears_of_a_stop():
   begun = [SimpleNamespace(outcome="finished") for _ in range(2)]
   Guards(None, None, None, None, None, begun).mark_stopped()
   assert [tracker.outcome for tracker in begun] == ["stopped"] * 2
+
+
+@pytest.mark.slow
+def test_a_signal_stops_a_run_which_then_finishes_as_the_same(tmp_path, recorded, monkeypatch):
+  def write(self, step, values):
+    if self.begun_with is None:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(Recorder, "write", write)
+  monkeypatch.setattr(run, "check_trackers", lambda config: None)  # wandb need not be installed
+  config = config_of("wandb")
+  config.num_epochs, config.log_every_steps, config.optimizer.warmup_epochs = 2.0, 1, 1.0
+  config.model.update(depth=1, embed_dim=8)
+  with jax.numpy_dtype_promotion("standard"):  # as for users
+    assert gfnet_jax.train(config, tmp_path) is None
+    assert gfnet_jax.train(config, tmp_path) is not None
+  assert [(tracker.begun_with, tracker.ended) for tracker in recorded] == [
+    (None, "stopped"),
+    ("r1", "finished"),
+  ]
 
 
 def test_a_run_on_photos_is_an_experiment_with_their_name(tmp_path, monkeypatch):
