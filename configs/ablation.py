@@ -12,7 +12,9 @@ Paper: arXiv:2107.00645, table 6. Published, not measured here:
   global-filter                               16 M        2.9 G       78.6
 
 The rows of the spatial MLP and of self-attention have the figures of the paper's ResMLP-12 and
-DeiT-S, whose blocks differ from these: expect other accuracies here. Not in the paper:
+DeiT-S, whose blocks differ from these: expect other accuracies here. `fnet` here
+transforms tokens and channels, as FNet does; it is not certain that the paper's row does, and 71.2
+may be that of another layer. Not in the paper:
 `identity`, no mixing at all, and `global-local` of HorNet (arXiv:2207.14284).
 Everything but the mixer is configs/imagenet.py:gfnet-xs. Commands:
 

@@ -22,6 +22,8 @@ COMMANDS = {
   "predict": Command("name what images show", "gfnet-xs photo.jpg holidays/"),
   "convert": Command("PyTorch weights in, and out again", "gfnet-xs.pth runs/gfnet-xs"),
   "prepare": Command("write a data set for TFDS", "~/imagenet --output ~/tensorflow_datasets"),
+  "plot": Command("draw training runs on one sheet", "runs/digits runs/wide"),
+  "filters": Command("draw the filters of a model", "runs/digits --output filters"),
   "models": Command("list the seven published networks", ""),
   "configs": Command("list the ready-made configs, or show one", "digits"),
 }

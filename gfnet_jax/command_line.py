@@ -30,6 +30,8 @@ SCRIPTS = {
   "convert": "convert_torch_weights.py",
   "predict": "tools/predict.py",
   "prepare": "tools/prepare_tfds.py",
+  "plot": "tools/plot.py",
+  "filters": "tools/visualize_filters.py",
 }
 
 

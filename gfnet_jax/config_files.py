@@ -75,10 +75,15 @@ def read_config(specifier: str, overrides: list[str]) -> ml_collections.ConfigDi
 
 
 def default_workdir(config: ml_collections.ConfigDict) -> Path:
-  """runs/<name of the config>, in which {data} stands for the last part of `data.name`."""
+  """runs/NAME, see `run_name`."""
+  return Path("runs") / run_name(config)
+
+
+def run_name(config: ml_collections.ConfigDict) -> str:
+  """The name of the config, in which {data} stands for the last part of `data.name`."""
   path = os.path.abspath(os.path.expanduser(config.data.name))  # noqa: PTH100, PTH111 (any text)
   data = Path(path).name or "root"
-  return Path("runs") / config.name.replace("{data}", data)
+  return config.name.replace("{data}", data)
 
 
 def _check_field(name: str, config: ml_collections.ConfigDict, specifier: str) -> None:

@@ -134,6 +134,14 @@ def test_rows_that_a_convention_does_not_print_are_named(monkeypatch, capsys):
     flops.run(options)
 
 
+def test_a_plot_of_another_kind_is_refused_before_the_work(tmp_path, in_process):
+  code, output, error = in_process(
+    "tools/benchmark.py", "layer", "--figure", tmp_path / "layer.jpg"
+  )
+  assert (code, output) == (2, "")
+  assert f"error: the picture is {tmp_path}/layer.jpg, expected a name that ends in" in error
+
+
 @pytest.mark.slow
 def test_layer(script, tmp_path):
   sizes = ("--sides", 4, 8, "--width", 64, "--batch-size", 2)

@@ -155,6 +155,15 @@ def test_a_wheel_holds_every_package_and_the_configs():
   packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
   assert project["packages"] == sorted(packages | {"gfnet_jax.configs"})
   assert project["package-dir"] == {"gfnet_jax.configs": "configs"}
+  files = [
+    path
+    for path in (ROOT / "gfnet_jax").rglob("*")
+    if path.suffix not in (".py", ".pyc") and path.is_file()
+  ]
+  assert {"page.html", "py.typed"} < {path.name for path in files}
+  for path in files:
+    package = ".".join(path.parent.relative_to(ROOT).parts)
+    assert any(map(path.match, project["package-data"].get(package, ()))), path
 
 
 def test_an_installed_copy_finds_the_configs(tmp_path):

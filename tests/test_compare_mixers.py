@@ -69,6 +69,15 @@ def test_the_table_has_mean_and_deviation_of_the_seeds(compare, trained, tmp_pat
   assert len(results["runs"]) == 4
 
 
+def test_a_plot_of_another_kind_is_refused_before_the_work(compare, trained, tmp_path):
+  code, output, error = compare("--figure", tmp_path / "mixers.jpg")
+  assert (code, output, trained) == (2, "", [])
+  assert error.startswith(
+    f"error: the picture is {tmp_path}/mixers.jpg, expected a name that ends "
+  )
+  assert error.count("\n") == 1
+
+
 def test_it_goes_on_where_it_was(compare, trained, monkeypatch):
   train, left = gfnet_jax.train, [1]
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.views.curves import legend_names, read_curves
+from gfnet_jax.views.pyplot import import_pyplot, save_figure
 
 TOOL = "tools/plot.py"
 
@@ -117,6 +118,25 @@ def test_what_is_no_run_is_one_line(tmp_path, in_process, make, message):
   assert code == 2
   assert errors.startswith(f"error: {path} {message}")
   assert errors.count("\n") == 1
+
+
+def test_a_figure_takes_its_place_when_it_is_complete(tmp_path):
+  pytest.importorskip("matplotlib")
+  pyplot = import_pyplot()
+  path = tmp_path / "x.SVG"
+  path.write_text("before")
+
+  class Broken(pyplot.Figure):
+    def savefig(self, file, **options):
+      file.write(b"<svg")
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    save_figure(pyplot.figure(FigureClass=Broken), path)
+  assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.SVG", "before")]
+  save_figure(pyplot.figure(), path)
+  assert path.read_text().startswith("<?xml")
+  assert pyplot.get_fignums() == []
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path, in_process):

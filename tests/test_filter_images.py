@@ -71,6 +71,13 @@ def test_a_model_without_filters_is_refused_before_the_first_step(monkeypatch):
     check(config)
 
 
+@pytest.mark.parametrize("mixer", ["global-filter", "global-local"])
+def test_a_model_with_stacked_blocks_of_filters_is_accepted(mixer):
+  config = get_config()
+  config.model.mixer, config.model.scan, config.filters_every_steps = mixer, True, 10
+  check(config)
+
+
 @pytest.mark.slow
 def test_pictures_change_no_bit_of_a_run(tmp_path, script):
   small = ("--config.num_epochs=2", "--config.optimizer.warmup_epochs=1", "--config.model.depth=2")

@@ -21,6 +21,7 @@ from gfnet_jax.views.filters import (
   radius,
 )
 from gfnet_jax.views.mosaic import kernels, magnitudes, mosaic, to_png
+from gfnet_jax.views.visualize import visualize_filters
 
 TOOL = "tools/visualize_filters.py"
 SMALL = dict(image_size=32, num_classes=2)
@@ -51,6 +52,21 @@ def test_all_blocks_in_their_order(scan):
     np.testing.assert_array_equal(layer.kernel, block.filter.kernel())
     spectrum = np.fft.fft2(layer.kernel.astype(np.float64), axes=(0, 1))
     np.testing.assert_allclose(layer.response, spectrum, atol=1e-6)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_half_of_the_channels_of_a_global_local_mixer_have_filters(scan):
+  model = gfnet_jax.create_model(
+    "gfnet-ti", mixer="global-local", embed_dim=4, depth=2, scan=scan, **SMALL
+  )
+  layers = filter_layers(model)
+  assert [(layer.name, layer.kernel.shape) for layer in layers] == [
+    ("blocks.0", (2, 2, 2)),
+    ("blocks.1", (2, 2, 2)),
+  ]
+  # Every frequency of 2 x 2 tokens is its own mirror image, where real tokens keep the real part.
+  weight = np.asarray(next(iter(model.stages()))[1][1].filter.complex_weight[...])
+  np.testing.assert_allclose(layers[1].response, weight[0], atol=1e-6)
 
 
 def test_the_profile_of_a_low_pass_by_hand():
@@ -103,7 +119,8 @@ def test_a_png_has_the_colours_of_the_figure():
   for row, colours in zip(pixels, expected, strict=True):
     for pixel, colour in zip(row, colours, strict=True):
       assert colour is None or bytes(pixel).hex() == colour
-  np.testing.assert_allclose(pixels[1, 2], (255 + 237) / 2, atol=255)  # between the first two
+  # Halfway between the first two of the map's nine colours, ffffd9 and edf8b1 (a step is 1/8 of 4).
+  np.testing.assert_allclose(pixels[1, 2].astype(int), [246, 251.5, 197], atol=1)
   assert to_png(np.zeros((1, 2)))[1] == (6, 3)
 
 
@@ -120,6 +137,12 @@ def test_the_tool_draws_stages_apart(checkpoint, tmp_path, in_process, monkeypat
       assert min(image.size) > 100
       assert len(image.convert("RGB").resize((64, 64)).getcolors(4096)) > 8, "something is drawn"
   assert "<title>Filters of mine</title>" in (output / "filters.html").read_text()
+
+
+def test_from_python_the_files_are_returned(checkpoint, tmp_path):
+  files = visualize_filters(checkpoint, tmp_path / "new", page_only=True)
+  assert files == [tmp_path / "new" / "filters.html"]
+  assert files[0].is_file()
 
 
 def test_the_known_filters_of_the_documentation(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.data.prepare.archives import imagenet_classes
 from gfnet_jax.inference import saved_model
 from gfnet_jax.inference.metrics import format_results
-from gfnet_jax.weights.convert import official_classes
+from gfnet_jax.weights.convert import import_weights, official_classes
 from gfnet_jax.weights.download import OFFICIAL_ADDRESSES
 from gfnet_jax.weights.files import write_state_dict
 
@@ -56,6 +56,7 @@ def test_names_are_installed_with_their_licence():
     ("gfnet-xs.pth", "gfnet-xs", 10, False),
     ("checkpoint_best.pth", "gfnet-xs", 1000, False),
     ("https://host/gfnet.pth", "gfnet-xs", 1000, False),
+    ("https://host/gfnet-xs.pth", "gfnet-xs", 1000, False),
     ("runs/gfnet-xs", "gfnet-xs", 1000, False),
   ],
 )
@@ -79,8 +80,11 @@ def test_official_weights_predict_names(official_file, tmp_path, monkeypatch, in
   monkeypatch.setattr(saved_model, "fetch", {"gfnet-ti": official_file}.__getitem__)
   for source in (official_file, "gfnet-ti"):
     assert gfnet_jax.load_model(source).class_names == imagenet.wnids()
-  code, _, errors = in_process("convert_torch_weights.py", official_file, tmp_path / "converted")
+  code, output, errors = in_process(
+    "convert_torch_weights.py", official_file, tmp_path / "converted"
+  )
   assert code == 0, errors
+  assert "Its classes are assumed to be ImageNet's, since the file has the name of" in output
   code, output, _ = in_process("tools/predict.py", tmp_path / "converted", image, "--json")
   assert code == 0
   for one in json.loads(output)["predictions"]:
@@ -88,9 +92,15 @@ def test_official_weights_predict_names(official_file, tmp_path, monkeypatch, in
     assert one["class"] == imagenet.names()[one["wnid"]]
 
 
+def test_a_head_that_is_kept_keeps_its_names(official_file, tmp_path):
+  import_weights(str(official_file), tmp_path / "converted", num_classes=1000)
+  assert gfnet_jax.load_model(tmp_path / "converted").class_names == imagenet.wnids()
+
+
 def test_a_fresh_head_has_no_names(official_file, tmp_path, in_process):
   arguments = (official_file, tmp_path / "converted", "--num-classes", 1001)
-  assert in_process("convert_torch_weights.py", *arguments)[0] == 0
+  code, output, _ = in_process("convert_torch_weights.py", *arguments)
+  assert (code, output.count("\n")) == (0, 1)
   assert gfnet_jax.load_model(tmp_path / "converted").class_names is None
 
 

@@ -17,9 +17,13 @@ from PIL import Image
 
 import gfnet_jax
 from gfnet_jax.checkpoints.model import save_model
+from gfnet_jax.commands.predict import _names
 from gfnet_jax.data.decode import decode_image
 from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.data.transforms import eval_transform
+from gfnet_jax.inference.find_images import find_images
+from gfnet_jax.inference.prediction_files import csv_file, json_file
+from gfnet_jax.inference.saved_model import Prediction
 
 CONFIG = dict(
   name="gfnet-ti", image_size=(48, 40), num_classes=7, patch_size=8, embed_dim=8, depth=1
@@ -240,6 +244,28 @@ def test_names_from_standard_input_patterns_and_folders(directory, predict, monk
   assert summary.startswith("error: 3 of 7 images cannot be read")
 
 
+def test_names_that_end_in_zero_bytes_may_hold_anything(folder, monkeypatch):
+  content = os.fsencode(f"{folder}/new\nline.png\0{folder}/1.png\0")
+  monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+  assert list(_names(["a.png", "-"])) == ["a.png", f"{folder}/new\nline.png", f"{folder}/1.png"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\0"])
+def test_no_names_on_standard_input_are_a_mistake(predict, monkeypatch, tmp_path, content):
+  monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+  code, output, error = predict("gfnet-xs", "-", "--csv", tmp_path / "out.csv")
+  assert (code, output) == (2, "")
+  assert re.fullmatch(r"error: no images on standard input, expected [^\n]*\n", error)
+
+
+@pytest.mark.parametrize(
+  ("name", "shown"), [("", "'' (an empty name)"), ("a\0b", r"a\x00b (embedded null byte)")]
+)
+def test_names_that_no_file_has_are_refused(name, shown):
+  [error] = find_images([name])
+  assert str(error).startswith(f"no images in {shown}, expected ")
+
+
 def test_a_name_of_its_own_may_look_like_a_pattern(directory, predict, tmp_path):
   path = tmp_path / "[a]*.png"
   path.write_bytes((directory / "images/b.png").read_bytes())
@@ -266,7 +292,7 @@ def test_files_of_predictions_hold_all_classes(directory, model, predict, folder
   expected = jax.nn.softmax(compiled(model)(normalize(jnp.asarray(pixels[None]))))[0]
   with table.open(newline="", errors="surrogateescape") as file:
     header, *rows = csv.reader(file)
-  assert header == ["image", "index", "class", "probability", *NAMES]
+  assert header == ["image", "index", "class", "probability", *(f"p:{name}" for name in NAMES)]
   for record, row in zip(records, rows, strict=True):
     np.testing.assert_allclose(record["probabilities"], expected, rtol=1e-4)
     best = int(np.argmax(record["probabilities"]))
@@ -284,6 +310,34 @@ def test_predictions_of_no_image_are_an_empty_list(directory, predict, tmp_path)
   assert json.loads((tmp_path / "out.json").read_text()) == []
 
 
+def test_lines_without_a_result_are_an_empty_file(tmp_path):
+  best = [Prediction(0, "ant", 1.0)]
+  for name, count in (("none.jsonl", 0), ("one.JSONL", 1), ("two.jsonl", 2)):
+    with json_file(tmp_path / name, 1) as write:
+      for _ in range(count):
+        write(Path("a.png"), best)
+    lines = (tmp_path / name).read_text().split("\n")
+    assert lines.pop() == ""
+    assert [json.loads(line)["image"] for line in lines] == ["a.png"] * count
+
+
+def test_classes_of_any_name_are_columns_and_none_is_a_formula(tmp_path):
+  names = ["index", "class", "=1+1", "carriage\rreturn", "'quoted'", '"']
+  saved = gfnet_jax.SavedModel(None, {"num_classes": len(names)}, names)
+  paths = [Path(path) for path in ("@cmd.png", "-x.png", "a\rb.png", "+1.png", "\t.png", "a=b.png")]
+  best = [Prediction(i, name, 1 / 8) for i, name in enumerate(names)]
+  with csv_file(tmp_path / "out.csv", saved) as write:
+    for i, path in enumerate(paths):
+      write(path, best[i:] + best[:i])
+  text = (tmp_path / "out.csv").read_bytes().decode()
+  header, *rows = csv.reader(io.StringIO(text, newline=""))
+  assert header == ["image", "index", "class", "probability", *(f"p:{name}" for name in names)]
+  defused = ["'@cmd.png", "'-x.png", "a\rb.png", "'+1.png", "'\t.png", "a=b.png"]
+  assert [row[0] for row in rows] == defused
+  assert [row[2] for row in rows] == [*names[:2], "'=1+1", *names[3:]]
+  assert '\n"\'@cmd.png",0,"index",0.125,' in text
+
+
 def test_wnids_are_columns_of_the_table(predict, folder, tmp_path):
   config = CONFIG | dict(num_classes=2)
   names = ["n02012849", "n03126707"]
@@ -291,7 +345,14 @@ def test_wnids_are_columns_of_the_table(predict, folder, tmp_path):
   assert predict(tmp_path / "cranes", folder / "1.png", "--csv", tmp_path / "out.csv")[0] == 0
   with (tmp_path / "out.csv").open() as file:
     header, row = csv.reader(file)
-  assert header == ["image", "index", "class", "wnid", "probability", *names]
+  assert header == [
+    "image",
+    "index",
+    "class",
+    "wnid",
+    "probability",
+    *(f"p:{name}" for name in names),
+  ]
   index = int(row[1])
   assert row[2:4] == [("crane (bird)", "crane (machine)")[index], names[index]]
 

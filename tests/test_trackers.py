@@ -2,16 +2,23 @@
 
 import contextlib
 import json
+import os
+import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
+import gfnet_jax
+from configs import photos
 from configs.digits import get_config
 from gfnet_jax.errors import UserError
-from gfnet_jax.training import trackers
+from gfnet_jax.training import run, trackers
+from gfnet_jax.training.guards import Guards
 from gfnet_jax.training.trackers import BackgroundTracker, check_trackers, open_trackers
 from gfnet_jax.training.writer import MetricWriter
 
@@ -27,8 +34,8 @@ class Recorder:
   def write(self, step, values):
     self.rows.append((step, values))
 
-  def close(self, *, failed):
-    self.ended = failed
+  def close(self, outcome):
+    self.ended = outcome
 
 
 class Failing(Recorder):
@@ -68,7 +75,7 @@ def test_a_tracker_gets_what_tensorboard_gets(tmp_path, recorded):
     (2, {}),
     (2, {"performance/memory_gib": 1.5}),
   ]
-  assert tracker.ended is False
+  assert tracker.ended == "finished"
   assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -76,7 +83,11 @@ def test_a_run_that_goes_on_is_known_by_its_id(tmp_path, recorded):
   for fresh in (True, False, True):
     with open_trackers(config_of("wandb"), tmp_path, fresh=fresh):
       pass
-  assert [tracker.begun_with for tracker in recorded] == [None, "r1", None]
+  assert [tracker.begun_with for tracker in recorded] == [
+    None,
+    "r1",
+    "r1",
+  ]  # the last: before a checkpoint
   for damaged in ("", "{", "[1]", '"x"'):
     (tmp_path / "trackers.json").write_text(damaged)
     with open_trackers(config_of("wandb"), tmp_path, fresh=False):
@@ -88,7 +99,87 @@ def test_a_run_that_goes_on_is_known_by_its_id(tmp_path, recorded):
 def test_the_end_of_a_run_by_an_error_is_told(tmp_path, recorded):
   with pytest.raises(UserError), open_trackers(config_of("wandb"), tmp_path, fresh=True):
     raise UserError("full")
-  assert recorded[0].ended is True
+  assert recorded[0].ended == "failed"
+
+
+def test_a_run_that_is_stopped_has_not_finished(tmp_path, recorded):
+  with open_trackers(config_of("wandb"), tmp_path, fresh=True) as [tracker]:
+    tracker.outcome = "stopped"
+  assert recorded[-1].ended == "stopped"
+  with (
+    pytest.raises(UserError),
+    open_trackers(config_of("wandb"), tmp_path, fresh=False) as [tracker],
+  ):
+    tracker.outcome = "stopped"
+    raise UserError("the disk is full")
+  assert recorded[-1].ended == "failed"
+
+
+@pytest.mark.parametrize(
+  ("outcome", "status"), [("finished", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED")]
+)
+def test_outcomes_in_the_words_of_the_libraries(outcome, status):
+  calls = []
+
+  class Library:
+    def __getattr__(self, name):
+      return lambda *args, **options: calls.append((name, *args, *options.values()))
+
+  mlflow, wandb = object.__new__(trackers.MLflow), object.__new__(trackers.Wandb)
+  mlflow._client, mlflow.run_id, wandb._run = Library(), "r1", Library()
+  mlflow.close(outcome)
+  wandb.close(outcome)
+  preempted = [("mark_preempting",)] if outcome == "stopped" else []
+  ended = ("finish", int(outcome != "finished"))
+  assert calls == [("set_terminated", "r1", status), *preempted, ended]
+
+
+def test_every_tracker_of_a_run_hears_of_a_stop():
+  begun = [SimpleNamespace(outcome="finished") for _ in range(2)]
+  Guards(None, None, None, None, None, begun).mark_stopped()
+  assert [tracker.outcome for tracker in begun] == ["stopped"] * 2
+
+
+@pytest.mark.slow
+def test_a_signal_stops_a_run_which_then_finishes_as_the_same(tmp_path, recorded, monkeypatch):
+  def write(self, step, values):
+    if self.begun_with is None:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(Recorder, "write", write)
+  monkeypatch.setattr(run, "check_trackers", lambda config: None)  # wandb need not be installed
+  config = config_of("wandb")
+  config.num_epochs, config.log_every_steps, config.optimizer.warmup_epochs = 2.0, 1, 1.0
+  config.model.update(depth=1, embed_dim=8)
+  with jax.numpy_dtype_promotion("standard"):  # as for users
+    assert gfnet_jax.train(config, tmp_path) is None
+    assert gfnet_jax.train(config, tmp_path) is not None
+  assert [(tracker.begun_with, tracker.ended) for tracker in recorded] == [
+    (None, "stopped"),
+    ("r1", "finished"),
+  ]
+
+
+def test_a_run_on_photos_is_an_experiment_with_their_name(tmp_path, monkeypatch):
+  names = []
+
+  class Client:
+    def create_run(self, experiment_id, run_name):
+      return SimpleNamespace(info=SimpleNamespace(run_id="r1"))
+
+    def log_batch(self, run_id, **options):
+      pass
+
+  library = SimpleNamespace(
+    MlflowClient=Client,
+    entities=SimpleNamespace(Metric=None, Param=lambda name, value: (name, value)),
+    set_experiment=lambda name: names.append(name) or SimpleNamespace(experiment_id="1"),
+  )
+  monkeypatch.setitem(sys.modules, "mlflow", library)
+  config = photos.get_config()
+  config.data.name = "mine/pets"
+  assert trackers.MLflow(config, tmp_path, None).run_id == "r1"
+  assert names == ["photos-pets"]
 
 
 def test_none_are_opened_unless_asked_for(tmp_path):
@@ -145,10 +236,10 @@ def test_what_cannot_begin_is_an_error_of_a_new_run_only(tmp_path, monkeypatch, 
   config = config_of("wandb", "mlflow")
   with pytest.raises(UserError, match=expected), open_trackers(config, tmp_path, fresh=True):
     pass
-  assert other.ended is True
+  assert other.ended == "failed"
   with open_trackers(config, tmp_path, fresh=False) as opened:
     assert len(opened) == 1
-  assert other.ended is False
+  assert other.ended == "finished"
   assert capsys.readouterr().out.startswith(
     "warning: wandb cannot go on (RuntimeError: No API key)"
   )

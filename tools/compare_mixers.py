@@ -55,16 +55,18 @@ def main(arguments: list[str]) -> None:
     config = read_config("configs/digits.py", [*SHORT, *overrides])
   startup.start()
   startup.check_devices()
-  from benchmarks._measure import import_pyplot
-
   from gfnet_jax.files import make_directory
   from gfnet_jax.models.mixers import MIXERS
   from gfnet_jax.names import look_up
+  from gfnet_jax.views.pyplot import check_format, import_pyplot
 
   mixers = list(dict.fromkeys(options.mixers or MIXERS))
   for mixer in mixers:
     look_up("mixer", mixer, MIXERS)
-  pyplot = import_pyplot() if options.figure else None
+  pyplot = None
+  if options.figure:
+    check_format(options.figure)
+    pyplot = import_pyplot()
   config.eval_every_epochs = config.num_epochs  # once, at the end
   make_directory(options.output)
   runs = compare(config, mixers, options.seeds, options.output)
@@ -209,6 +211,8 @@ def markdown(rows: list[Row]) -> str:
 
 def draw(pyplot, rows: list[Row], config, path: Path) -> None:
   """A dot for every seed and a line for the mean, the best mixer on top."""
+  from gfnet_jax.views.pyplot import save_figure
+
   figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.4 * len(rows)), layout="constrained")
   for place, row in enumerate(reversed(rows)):
     axes.plot(row["top1"], [place] * len(row["top1"]), "o", color="C0", alpha=0.6)
@@ -217,7 +221,7 @@ def draw(pyplot, rows: list[Row], config, path: Path) -> None:
   axes.set_xlabel("top-1 in percent: every seed, and the mean")
   axes.set_title(f"{config.data.name}, {config.num_epochs:g} epochs")
   axes.grid(axis="x", alpha=0.3)
-  figure.savefig(path)
+  save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,15 @@ def _read(
   return merge(structure, params), metadata | {"precision": precision}
 
 
+def saved_class_names(directory: Path) -> list[str] | None:
+  """The names of the classes in the last checkpoint of a directory; None without any.
+
+  Raises:
+    UserError: if there is no checkpoint, or it is damaged.
+  """
+  return read_metadata(*find_checkpoint(directory, "last"))["class_names"]
+
+
 def _build(
   arguments: Mapping[str, Any], saved: Mapping[str, jax.ShapeDtypeStruct], dtype: DTypeLike
 ) -> nnx.Module:

@@ -25,6 +25,7 @@ import argparse
 from pathlib import Path
 
 from gfnet_jax.command_line import ArgumentParser, program
+from gfnet_jax.text import printable
 
 
 def main(arguments: list[str]) -> None:
@@ -63,6 +64,7 @@ def main(arguments: list[str]) -> None:
   from gfnet_jax import startup
 
   startup.check_devices()
+  from gfnet_jax.checkpoints.model import saved_class_names
   from gfnet_jax.weights.convert import export_weights, import_weights
 
   if to_torch:
@@ -70,7 +72,11 @@ def main(arguments: list[str]) -> None:
   else:
     config = import_weights(source, destination, **shared, **options)
   described = ", ".join(f"{key} {value}" for key, value in config.items())
-  print(f"Wrote {destination}: {described}")
+  print(f"Wrote {printable(destination, 1000)}: {described}")
+  if not to_torch and Path(source).is_file() and saved_class_names(destination):
+    print(
+      "Its classes are assumed to be ImageNet's, since the file has the name of official weights"
+    )
 
 
 def _add_flags_of_reading(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ whether the model chose among all 1000 or, with --classes present, among those:
 
   gfnet-jax eval --checkpoint gfnet-xs --data imagenette --classes present
 
-What it takes for what, as JSON and pictures (docs/photos.md):
+Which classes it confuses, as JSON and pictures (docs/photos.md):
 
   gfnet-jax eval --checkpoint runs/digits --report runs/digits/report
 

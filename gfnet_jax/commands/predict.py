@@ -8,6 +8,7 @@ Images, folders of images and quoted patterns; the five most probable classes of
 A list of names, one a line, from another program:
 
   find . -name "*.jpg" | gfnet-jax predict gfnet-xs -
+  find . -name "*.jpg" -print0 | gfnet-jax predict gfnet-xs -    # whatever is in the names
 
 For a table or another program, with the probabilities of all classes:
 
@@ -159,10 +160,21 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _names(arguments: Sequence[str]) -> Iterator[str]:
-  """The arguments, with the lines of standard input in place of "-"."""
+  """The arguments, with the names on standard input in place of "-".
+
+  Raises:
+    UserError: if it holds none: what was to list them has failed, most likely.
+  """
   for argument in arguments:
     if argument == "-":
-      yield from filter(None, map(os.fsdecode, sys.stdin.buffer.read().splitlines()))
+      content = sys.stdin.buffer.read()
+      names = content.split(b"\0") if b"\0" in content else content.splitlines()
+      if not any(names):
+        raise UserError(
+          "no images on standard input, expected one name per line, or names that end in a zero "
+          "byte; see whether the program that lists them finds any"
+        )
+      yield from filter(None, map(os.fsdecode, names))
     else:
       yield argument
 

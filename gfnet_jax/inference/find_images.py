@@ -24,18 +24,21 @@ def find_images(names: Iterable[str]) -> list[Path | UserError]:
     found, reason = [], ""
     try:
       found = _find(name)
-    except OSError as error:
-      reason = f" ({error.strerror})"
+    except (OSError, ValueError) as error:  # ValueError: of a zero byte
+      reason = f" ({getattr(error, 'strerror', None) or error})"
+    shown = printable(name, 1000) or "''"
     images += found or [
       UserError(
-        f"no images in {printable(name, 1000)}{reason}, expected an image file, a folder with some "
-        "or a pattern that some match; correct the name"
+        f"no images in {shown}{reason}, expected an image file, a folder with some or a pattern "
+        "that some match; correct the name"
       )
     ]
   return images
 
 
 def _find(name: str) -> list[Path]:
+  if not name:  # which Path takes for the working directory
+    raise ValueError("an empty name")
   if glob.has_magic(name) and not os.path.lexists(name):
     matches = map(Path, sorted(glob.glob(name, recursive=True)))  # noqa: PTH207 (of any path)
     images = (image for match in matches for image in _images_in(match))

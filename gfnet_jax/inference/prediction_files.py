@@ -36,7 +36,8 @@ def json_file(file: Path, top: int) -> Iterator[Write]:
   Yields:
     write(path, predictions) for the predictions of all classes.
   """
-  begin, between, end = ("", "\n", "\n") if file.suffix == ".jsonl" else ("[\n", ",\n", "\n]\n")
+  lines = file.suffix.lower() == ".jsonl"
+  begin, between, end = ("", "\n", "\n") if lines else ("[\n", ",\n", "\n]\n")
   with open_atomically(file) as output:
     before = begin
 
@@ -47,7 +48,8 @@ def json_file(file: Path, top: int) -> Iterator[Write]:
       before = between
 
     yield write
-    output.write((begin if before is begin else "").encode() + end.encode())
+    nothing = b"" if lines else b"[]\n"
+    output.write(nothing if before is begin else end.encode())
 
 
 @contextmanager
@@ -55,7 +57,8 @@ def csv_file(file: Path, saved: SavedModel) -> Iterator[Write]:
   """Opens a file as `json_file` does: a row per image, with a header.
 
   Columns: image; index, class and probability of the best class, for ImageNet its wnid, too;
-  and the probability of every class under its name, for ImageNet its wnid.
+  and the probability of every class under p: and its name, for ImageNet its wnid. All text is
+  quoted, and none begins a formula, see `_plain`.
 
   Yields:
     write(path, predictions) for the predictions of all classes.
@@ -65,16 +68,24 @@ def csv_file(file: Path, saved: SavedModel) -> Iterator[Write]:
   with open_atomically(file) as binary:
     # Names of files that are no UTF-8 keep their bytes.
     text = io.TextIOWrapper(binary, "utf-8", errors="surrogateescape", newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["image", "index", "class", *wnid, "probability", *names])
+    rows = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    columns = [f"p:{name}" for name in names]  # else a class may be called "index"
+    rows.writerow(["image", "index", "class", *wnid, "probability", *columns])
 
     def write(path: Path, predictions: Sequence[Prediction]) -> None:
       best = predictions[0]
-      name = [best.class_name, best.wnid] if wnid else [best.class_name]
-      rows.writerow([path, best.index, *name, best.probability, *_by_index(predictions)])
+      name = [_plain(best.class_name), *([best.wnid] if wnid else [])]
+      rows.writerow(
+        [_plain(str(path)), best.index, *name, best.probability, *_by_index(predictions)]
+      )
 
     yield write
     text.detach()
+
+
+def _plain(text: str) -> str:
+  """Text that spreadsheets do not take for a formula: an apostrophe before what would begin one."""
+  return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _by_index(predictions: Sequence[Prediction]) -> list[float]:

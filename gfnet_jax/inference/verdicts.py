@@ -19,7 +19,7 @@ class Verdicts(NamedTuple):
   Attributes:
     labels: (images,), int32.
     predicted: (images,), int32: the most probable class.
-    probabilities: (images,), float32: of that class, 0 to 1.
+    probabilities: (images,), float32 or float64: of that class, 0 to 1.
   """
 
   labels: np.ndarray

@@ -27,7 +27,7 @@ class SelfAttention(nnx.Module):
     height: accepted because every mixer accepts it; the parameters do not depend on the grid.
     width: likewise.
     backend: likewise; nothing is transformed.
-    dtype: type of the factors of the matrix products; softmax is float32.
+    dtype: type of the factors of the matrix products; softmax is float32, or float64 if it is that.
     rngs: source of the initial weights, N(0, 0.02^2); biases start at 0.
   """
 
@@ -41,7 +41,7 @@ class SelfAttention(nnx.Module):
     self.heads, self.dtype = count_heads(dim), dtype
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Maps (batch, height, width, dim) of any float type to the same shape, float32."""
+    """Maps (batch, height, width, dim) of any float type to the same shape, float32 or float64."""
     batch, height, width, dim = tokens.shape
     rows = tokens.reshape(-1, dim).astype(self.dtype)
     qkv = linear(rows, self.qkv.kernel[...], self.qkv.bias[...], self.dtype)

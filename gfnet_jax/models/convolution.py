@@ -37,7 +37,7 @@ class DepthwiseConvolution(nnx.Module):
     self.bias = nnx.Param(init(rngs.params(), (dim,), total))
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Convolves (batch, height, width, dim) of any float type; returns float32."""
+    """Convolves (batch, height, width, dim) of any float type; returns float32 or float64."""
     kernel = self.kernel[...]
     return depthwise_convolution(tokens.astype(kernel.dtype), kernel, self.bias[...])
 

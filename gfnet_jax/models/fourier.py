@@ -210,3 +210,17 @@ def _multiply(
 ) -> tuple[jax.Array, jax.Array]:
   """The real and the imaginary part of (a + ib) (c + id)."""
   return a * c - b * d, a * d + b * c
+
+
+def spatial_kernel(weight: jax.Array, grid: tuple[int, int]) -> jax.Array:
+  """The weight of `global_filter` as a circular convolution, see `GlobalFilter.kernel`.
+
+  Args:
+    weight: (2, height, width // 2 + 1, channels), float32 or float64.
+    grid: (height, width) in tokens.
+
+  Returns:
+    (height, width, channels), of the type of the weight.
+  """
+  # Both transforms of the filter are orthonormal; their factors are left for this one to undo.
+  return jnp.fft.irfft2(jax.lax.complex(*weight), s=grid, axes=(0, 1), norm="backward")

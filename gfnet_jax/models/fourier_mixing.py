@@ -48,7 +48,7 @@ class FourierMixing(nnx.Module):
     self.precision, self.dtype = precision, sum_type(dtype)
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Maps (batch, height, width, dim) of any float type to the same shape, float32."""
+    """Maps (batch, height, width, dim) of any float type to the same shape, float32 or float64."""
     batch, height, width, dim = tokens.shape
     precision = filter_precision(self.precision, platform_of(tokens))
     product = functools.partial(jnp.einsum, precision=precision)

@@ -60,10 +60,10 @@ class GlobalLocalFilter(nnx.Module):
     self.kernel = nnx.Param(normal_init(rngs.params(), (3, 3, dim // 2), total))
     self.complex_weight = nnx.Param(normal_init(rngs.params(), shape, total))
     self.post_norm = LayerNorm(dim, dtype=dtype, rngs=rngs)
-    self.backend, self.precision = backend, precision
+    self.grid, self.backend, self.precision = (height, width), backend, precision
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Maps (batch, height, width, dim) of any float type to the same shape, float32."""
+    """Maps (batch, height, width, dim) of any float type to the same shape, float32 or float64."""
     kernel = self.kernel[...]
     near, far = jnp.split(self.pre_norm(tokens).astype(kernel.dtype), 2, axis=-1)
     near = depthwise_convolution(near, kernel, jnp.zeros_like(kernel[0, 0]))

@@ -37,7 +37,7 @@ from jax.typing import DTypeLike
 from gfnet_jax.models.arguments import as_sizes, check_dtype, check_input, check_rngs
 from gfnet_jax.models.attention import SelfAttention
 from gfnet_jax.models.convolution import Convolution3, Convolution5, Convolution7
-from gfnet_jax.models.fourier import global_filter
+from gfnet_jax.models.fourier import global_filter, spatial_kernel
 from gfnet_jax.models.fourier_backends import check_backend
 from gfnet_jax.models.fourier_mixing import FourierMixing
 from gfnet_jax.models.global_local import GlobalLocalFilter
@@ -107,9 +107,7 @@ class GlobalFilter(nnx.Module):
       (height, width, channels), real, of the type of the weights; [0, 0] weights the token itself,
       [y, x] the one y rows above and x columns to the left of it, modulo the grid.
     """
-    weight = jax.lax.complex(*self.complex_weight[...])
-    # Both transforms of a call are orthonormal; their factors are left for this one to undo.
-    return jnp.fft.irfft2(weight, s=self.grid, axes=(0, 1), norm="backward")
+    return spatial_kernel(self.complex_weight[...], self.grid)
 
   def response(self) -> jax.Array:
     """What a call multiplies each frequency of the tokens by: the Fourier transform of `kernel`.

@@ -33,7 +33,7 @@ class SpatialMlp(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Maps (batch, height, width, dim) of any float type to the same shape, float32."""
+    """Maps (batch, height, width, dim) of any float type to the same shape, float32 or float64."""
     batch, height, width, dim = tokens.shape
     rows = tokens.reshape(batch, height * width, dim).swapaxes(1, 2)
     mixed = linear(rows.reshape(-1, height * width), self.kernel[...], self.bias[...], self.dtype)

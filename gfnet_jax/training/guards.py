@@ -46,6 +46,11 @@ class Guards(NamedTuple):
     if self.pulse():
       raise Stopped
 
+  def mark_stopped(self) -> None:
+    """Tells the trackers that the run was stopped by a signal, to go on later."""
+    for tracker in self.trackers:
+      tracker.outcome = "stopped"
+
 
 class Stopped(Exception):
   """A signal asks the run to stop."""

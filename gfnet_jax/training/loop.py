@@ -109,6 +109,8 @@ def train(
           progress.skipped = sorted(skipped.union(progress.skipped))
         if results and config.get("report") and not write_final_report(run, progress.step, guards):
           results = None
+        if results is None:
+          guards.mark_stopped()
   if results is None:
     say("Stopped by a signal with everything saved; the same command goes on from here")
   return results

@@ -3,7 +3,7 @@
 A new one is a class and a line in `TRACKERS`, and a field of that name in `config.trackers`.
 Its constructor takes (config, workdir, run_id): the run's config, its work directory, and the id
 by which the library knows the run, None for a new one. It has `run_id` as an attribute,
-`write(step, values)` as in `writer.Tracker`, and `close(failed=...)`; each may raise anything, and
+`write(step, values)` as in `writer.Tracker`, and `close(outcome)`; each may raise anything, and
 wait.
 What the library wants to know besides (its server, project, mode), it takes from its own
 environment variables.
@@ -23,11 +23,13 @@ from typing import Any
 import jax
 import ml_collections
 
+from gfnet_jax.config_files import run_name
 from gfnet_jax.distributed import together
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import to_json, write_atomically
 from gfnet_jax.text import printable
 from gfnet_jax.training.config_rules import flatten
+from gfnet_jax.training.writer import Outcome
 
 IDS = "trackers.json"  # in the work directory: by which a run that goes on is known
 LAST_SECONDS = 30.0  # that the end of a run waits for a server
@@ -54,9 +56,11 @@ class Wandb:
     """Sends the metrics of a step, by name, to Weights & Biases."""
     self._run.log({"step": step} | values)
 
-  def close(self, *, failed: bool) -> None:
-    """Ends the run there, as failed or as finished."""
-    self._run.finish(exit_code=int(failed))
+  def close(self, outcome: Outcome) -> None:
+    """Ends the run there; one that was stopped is shown as preempted."""
+    if outcome == "stopped":
+      self._run.mark_preempting()
+    self._run.finish(exit_code=0 if outcome == "finished" else 1)
 
 
 class MLflow:
@@ -67,7 +71,7 @@ class MLflow:
 
     self._client, self._metric = mlflow.MlflowClient(), mlflow.entities.Metric
     if run_id is None:
-      experiment = mlflow.set_experiment(config.name)
+      experiment = mlflow.set_experiment(run_name(config))
       run = self._client.create_run(experiment.experiment_id, run_name=workdir.name)
       run_id = run.info.run_id
       params = [
@@ -84,9 +88,10 @@ class MLflow:
     metrics = [self._metric(name, value, now, step) for name, value in values.items()]
     self._client.log_batch(self.run_id, metrics=metrics)
 
-  def close(self, *, failed: bool) -> None:
-    """Ends the run there, as failed or as finished."""
-    self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+  def close(self, outcome: Outcome) -> None:
+    """Ends the run there; one that was stopped is shown as killed."""
+    status = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[outcome]
+    self._client.set_terminated(self.run_id, status)
 
 
 TRACKERS = {"wandb": Wandb, "mlflow": MLflow}
@@ -98,7 +103,12 @@ class BackgroundTracker:
   Args:
     name: for the warning.
     tracker: of `TRACKERS`.
+
+  Attributes:
+    outcome: what the run comes to unless an error ends it: "finished", or "stopped" once it is.
   """
+
+  outcome: Outcome = "finished"
 
   def __init__(self, name: str, tracker: Any):
     self._name, self._tracker, self._queue = name, tracker, queue.SimpleQueue()
@@ -112,7 +122,8 @@ class BackgroundTracker:
 
   def close(self, *, failed: bool) -> None:
     """Waits until all is written, but not for ever; failed: whether an error ended the run."""
-    self._failed = failed
+    if failed:
+      self.outcome = "failed"
     self._queue.put(None)
     self._thread.join(LAST_SECONDS)
     if self._thread.is_alive():
@@ -122,7 +133,7 @@ class BackgroundTracker:
     try:
       while item := self._queue.get():
         self._tracker.write(*item)
-      self._tracker.close(failed=self._failed)
+      self._tracker.close(self.outcome)
     except Exception as error:  # whatever a library, its server or the network comes up with
       print(
         f"warning: {self._name} failed ({_reason(error)}) and gets no more metrics; {_KEPT}",
@@ -152,7 +163,7 @@ def open_trackers(
 
   Args:
     config: of the run.
-    workdir: its work directory; a run that goes on is there known by its ids.
+    workdir: its work directory; a run that begins there again or goes on is known by its ids.
     fresh: whether the run is new. What cannot be begun then is an error, later a warning.
 
   Raises:
@@ -167,7 +178,7 @@ def _begin(
   config: ml_collections.ConfigDict, workdir: Path, fresh: bool, stack: contextlib.ExitStack
 ) -> list[BackgroundTracker]:
   """The trackers of process 0, which the end of a context is to close."""
-  known = {} if fresh else _read_ids(workdir / IDS)
+  known = _read_ids(workdir / IDS)
   ids, trackers = dict(known), []
   for name, kind in TRACKERS.items():
     if not config.trackers[name]:
@@ -176,9 +187,10 @@ def _begin(
       tracker = kind(config, workdir, ids.get(name))
     except Exception as error:  # whatever a library, its server or the network comes up with
       if fresh:
+        other = f", or remove {workdir / IDS} for a new run there" if name in ids else ""
         raise UserError(
           f"{name} cannot begin: {_reason(error)}; set it up (docs/tracking.md), or run with "
-          f"--config.trackers.{name}=False"
+          f"--config.trackers.{name}=False{other}"
         ) from error
       print(f"warning: {name} cannot go on ({_reason(error)}); {_KEPT}", flush=True)
       continue

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 
@@ -41,8 +41,17 @@ logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # metrics that 
 GROUPS = ("eval_ema_", "eval_", "train_")
 
 
+Outcome = Literal["finished", "stopped", "failed"]  # stopped: by a signal, to go on later
+
+
 class Tracker(Protocol):
-  """What else receives the metrics: a library for experiments, see trackers.py."""
+  """What else receives the metrics: a library for experiments, see trackers.py.
+
+  Attributes:
+    outcome: what the run comes to, unless an error ends it.
+  """
+
+  outcome: Outcome
 
   def write(self, step: int, values: dict[str, Any]) -> None:
     """Takes numbers by the names that TensorBoard shows; raises nothing, and does not wait."""

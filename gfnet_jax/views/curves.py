@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.files import open_atomically
 from gfnet_jax.metric_lines import describe_damaged, read_metric_lines
 from gfnet_jax.text import printable
-from gfnet_jax.views.pyplot import import_pyplot
+from gfnet_jax.views.pyplot import check_format, import_pyplot, save_figure
 
 Series = dict[str, list[tuple[int, float]]]  # (step, value) by name, in the order of the steps
 
@@ -22,7 +21,6 @@ PANELS = {
   "learning rate": {"learning_rate": 1},
   "images per second": {"images_per_second": 1},
 }
-FORMATS = (".png", ".svg")
 
 
 class Curves(NamedTuple):
@@ -105,8 +103,7 @@ def draw_curves(runs: Sequence[Curves], path: Path, *, by_step: bool = False) ->
   Raises:
     UserError: for another suffix, if the file cannot be written, or matplotlib is missing.
   """
-  if path.suffix not in FORMATS:
-    raise UserError(f"the output is {path}, expected a name that ends in {' or '.join(FORMATS)}")
+  check_format(path)
   pyplot = import_pyplot()
   by_step = by_step or any(run.epochs_per_step is None for run in runs)
   panels = {
@@ -130,14 +127,9 @@ def draw_curves(runs: Sequence[Curves], path: Path, *, by_step: bool = False) ->
     for i, name in enumerate(legend_names(runs))
   ]
   figure.legend(handles=lines, loc="outside upper center", ncols=min(4, len(runs)), fontsize=9)
-  try:
-    with warnings.catch_warnings(), open_atomically(path) as file:
-      warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box in place of a letter
-      figure.savefig(file, format=path.suffix[1:], dpi=150)
-  except OSError as error:
-    raise UserError(f"cannot write {path} ({error.strerror}); choose another --output") from error
-  finally:
-    pyplot.close(figure)
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box in place of a letter
+    save_figure(figure, path)
 
 
 def _draw_panel(

@@ -13,11 +13,10 @@ from gfnet_jax.views.filters import (
   radial_profile,
 )
 from gfnet_jax.views.mosaic import kernels, magnitudes
-from gfnet_jax.views.pyplot import import_pyplot
+from gfnet_jax.views.pyplot import DPI, import_pyplot, save_figure
 
 COLUMNS = 24  # channels of the paper's figure
 PANEL = 8.0  # inches, the width of a panel
-DPI = 150
 LABELS = 12  # at most, in the legend of a panel
 
 
@@ -41,13 +40,12 @@ def draw_all(
     columns = range(min(COLUMNS, stage[0].kernel.shape[-1])) if channels is None else channels
     number = f"-stage{stage[0].stage}" if len(stages) > 1 else ""
     figure = draw_filters(pyplot, stage, list(columns))
-    yield _save(pyplot, figure, directory / f"filters{number}.{suffix}")
-  yield _save(pyplot, draw_energy(pyplot, layers), directory / f"energy.{suffix}")
+    yield _save(figure, directory / f"filters{number}.{suffix}")
+  yield _save(draw_energy(pyplot, layers), directory / f"energy.{suffix}")
 
 
-def _save(pyplot, figure, path: Path) -> Path:
-  figure.savefig(path, dpi=DPI)
-  pyplot.close(figure)
+def _save(figure, path: Path) -> Path:
+  save_figure(figure, path, dpi=DPI)
   return path
 
 

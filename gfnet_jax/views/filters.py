@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.base import Network
+from gfnet_jax.models.fourier import spatial_kernel
+from gfnet_jax.models.global_local import GlobalLocalFilter
 from gfnet_jax.models.mixers import GlobalFilter
 
 HIGH = 0.25  # cycles per token: half of the highest frequency along an axis
@@ -40,8 +43,9 @@ def filter_layers(model: Network) -> list[FilterLayer]:
     for i, block in enumerate(blocks):
       for layer in _filters_of(block):
         name = f"{model.stage_name('blocks', stage)}.{i}"
-        arrays = np.asarray(layer.kernel()), np.asarray(layer.response())
-        layers.append(FilterLayer(name, stage, *arrays))
+        kernel = spatial_kernel(layer.complex_weight[...], layer.grid)
+        response = jnp.fft.fft2(kernel, axes=(0, 1))
+        layers.append(FilterLayer(name, stage, np.asarray(kernel), np.asarray(response)))
   if not layers:
     raise UserError(_no_filters(model))
   return layers
@@ -49,13 +53,14 @@ def filter_layers(model: Network) -> list[FilterLayer]:
 
 def check_has_filters(model: Network) -> None:
   """Raises UserError for a model without filters; it may be abstract."""
-  if not any(_filters_of(block) for _, blocks in model.stages() for block in blocks):
+  if not _filters_of(model):  # single blocks of an abstract stack could not be read
     raise UserError(_no_filters(model))
 
 
-def _filters_of(block: nnx.Module) -> list[GlobalFilter]:
-  """Those of a mixer that is one, or has one beside other layers."""
-  return [layer for _, layer in nnx.iter_modules(block) if isinstance(layer, GlobalFilter)]
+def _filters_of(module: nnx.Module) -> list[GlobalFilter | GlobalLocalFilter]:
+  """Those of mixers that are one, or have one beside other layers."""
+  kinds = GlobalFilter | GlobalLocalFilter
+  return [layer for _, layer in nnx.iter_modules(module) if isinstance(layer, kinds)]
 
 
 def _no_filters(model: Network) -> str:

@@ -1,6 +1,6 @@
 """From a saved model to pictures of its filters in a folder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gfnet_jax.files import make_directory, write_atomically
@@ -21,8 +21,9 @@ def visualize_filters(
   page_only: bool = False,
   which: str = "last",
   ema: bool = False,
-) -> Iterator[Path]:
-  """Draws the filters of a model; yields the path of each file when it is written.
+  on_file: Callable[[Path], object] = lambda path: None,
+) -> list[Path]:
+  """Draws the filters of a model.
 
   Args:
     source: of the model, see `load_model`.
@@ -34,6 +35,10 @@ def visualize_filters(
     page_only: whether to draw only filters.html, which needs no matplotlib.
     which: of the checkpoints, see `load_model`.
     ema: take the moving averages of the parameters.
+    on_file: is called with the path of each file when it is written.
+
+  Returns:
+    These paths.
 
   Raises:
     UserError: if there is no model, it has no filters, no such layer or channel, the directory
@@ -47,8 +52,12 @@ def visualize_filters(
     check_channels(chosen, channels)
   directory = Path(directory)
   make_directory(directory)
+  files = []
   if not page_only:
-    yield from draw_all(chosen, channels, directory, suffix)
+    for file in draw_all(chosen, channels, directory, suffix):
+      on_file(file)
+      files.append(file)
   page = directory / "filters.html"
   write_atomically(page, make_page(chosen, Path(source).resolve().name))
-  yield page
+  on_file(page)
+  return [*files, page]

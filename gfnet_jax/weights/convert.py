@@ -62,8 +62,9 @@ def import_weights(
     in_dim=in_dim,
     dtype=total,
   )
+  own_classes = weights["head.weight"].shape[0] if "head.weight" in weights else None
   del weights  # before saving makes its own copy
-  fresh_head = num_classes is not None
+  fresh_head = own_classes != config["num_classes"]
   save_model(directory, model, config, None if fresh_head else official_classes(source, config))
   return config
 
@@ -92,9 +93,9 @@ def read_torch_model(
 def official_classes(source: Path | str, config: dict) -> list[str] | None:
   """The classes of the official weights for ImageNet; None where that is not certain.
 
-  It is for 1000 classes of a file that the official repository publishes: named by its
-  variant, by its address or by the file's name, such as gfnet-xs.pth. Others of 1000
-  classes may have any, in any order.
+  It is for 1000 classes of a file that the official repository publishes: named by its variant
+  or by its address, or assumed where a file here has the published name, such as gfnet-xs.pth.
+  Others of 1000 classes, those of other addresses among them, may have any, in any order.
 
   Args:
     source: as for `fetch`.
@@ -104,7 +105,9 @@ def official_classes(source: Path | str, config: dict) -> list[str] | None:
     The wnids of `imagenet.wnids`, in the order of the labels.
   """
   variants = {address: name for name, address in OFFICIAL_ADDRESSES.items()}
-  name = variants.get(str(source), Path(source).stem if Path(source).suffix else str(source))
+  address = "://" in str(source)
+  name = None if address else Path(source).stem if Path(source).suffix else str(source)
+  name = variants.get(str(source), name)
   return imagenet.wnids() if (config["name"], config["num_classes"]) == (name, 1000) else None
 
 

@@ -146,7 +146,8 @@ def check_compiler(chip: Chip) -> None:
   else:
     return
   raise UserError(
-    f"compiling for {chip.name} needs {missing}; pip install -r requirements-ahead.txt"
+    f"compiling for {chip.name} needs {missing}; pip install -r requirements-ahead.txt (with "
+    "Python 3.11)"
   )
 
 

@@ -134,22 +134,6 @@ def _version(package: str) -> str | None:
     return None
 
 
-def import_pyplot():
-  """matplotlib.pyplot, which draws into files alone.
-
-  Raises:
-    UserError: if matplotlib is not installed.
-  """
-  try:
-    import matplotlib
-  except ModuleNotFoundError as error:
-    raise UserError("--figure needs matplotlib: pip install matplotlib") from error
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
-  return pyplot
-
-
 def command() -> str:
   """The command line of this program, without directories."""
   return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -38,6 +38,7 @@ from gfnet_jax.models.attention import count_heads
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.mixers import MIXERS
 from gfnet_jax.names import look_up
+from gfnet_jax.views.pyplot import check_format, import_pyplot, save_figure
 
 FIT_FROM = 28 * 28  # tokens; below, fixed costs bend the line
 LABELS = {
@@ -75,7 +76,8 @@ def run(options: argparse.Namespace) -> None:
   for name in options.layers:
     look_up("layer", name, {name: MIXERS[name] for name in RULES})
   if options.figure:
-    pyplot = _measure.import_pyplot()
+    check_format(options.figure)
+    pyplot = import_pyplot()
     make_directory(options.figure.parent)
   rows, seconds = [], {}
   for side in _measure.progress(sorted(options.sides), "grid"):
@@ -181,4 +183,4 @@ def draw(pyplot, rows: list[dict[str, object]], options: argparse.Namespace) -> 
   machine = _measure.machine()
   where = machine["device"] if machine["platform"] != "cpu" else machine["processor"]
   figure.suptitle(f"Mixing layers, width {options.width}, float32; {where}")
-  figure.savefig(options.figure)
+  save_figure(figure, options.figure)
