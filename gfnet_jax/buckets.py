@@ -68,23 +68,29 @@ class BucketPath:
 
   @property
   def name(self) -> str:
+    """The last part of the path; "" of a scheme alone."""
     return self._parts[-1] if self._parts else ""
 
   @property
   def suffix(self) -> str:
+    """The ending of the name, with its dot; "" if there is none."""
     return PurePosixPath(self.name).suffix
 
   @property
   def parent(self) -> "BucketPath":
+    """The directory above; of a bucket, itself."""
     return self if len(self._parts) < 2 else BucketPath(self._url[: -len(self.name) - 1])
 
   def is_dir(self) -> bool:
+    """Whether there are objects below this path."""
     return self._kind() == "directory"
 
   def is_file(self) -> bool:
+    """Whether there is an object of this name."""
     return self._kind() == "file"
 
   def exists(self) -> bool:
+    """Whether there is an object of this name, or one below it."""
     return self._kind() is not None
 
   def iterdir(self) -> list["BucketPath"]:
@@ -109,6 +115,7 @@ class BucketPath:
     }
 
   def read_bytes(self) -> bytes:
+    """The content of the object."""
     return self._call("cat_file", self._path)
 
   def write_bytes(self, content: bytes) -> None:
@@ -120,6 +127,7 @@ class BucketPath:
     self._call("pipe_file", self._path, content, mode="create")
 
   def unlink(self, missing_ok: bool = False) -> None:
+    """Removes the object; with missing_ok, there may be none."""
     try:
       self._call("rm_file", self._path)
     except FileNotFoundError:

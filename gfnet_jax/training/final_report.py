@@ -9,12 +9,11 @@ from gfnet_jax.training.memory import explain_shortage
 from gfnet_jax.training.run import Run
 
 
-def write_final_report(run: Run, step: int, guards: Guards) -> bool:
+def write_final_report(run: Run, guards: Guards) -> bool:
   """Evaluates the last checkpoint once more, into WORKDIR/report, while the guards are on.
 
   Args:
     run: that is done.
-    step: its last.
     guards: of the run.
 
   Returns:
@@ -24,6 +23,7 @@ def write_final_report(run: Run, step: int, guards: Guards) -> bool:
     UserError: if the report cannot be written.
   """
   guards.checkpoints.wait()
+  step = run.inputs.num_steps
   if not agree(step in list_steps(run.home / "checkpoints")):
     return True  # a full disk, for instance, of which closing the checkpoints tells
   try:

@@ -98,22 +98,28 @@ def train(
       nonfinite = NonFinite(config, run.home, run.description, state)
       with open_trackers(config, run.workdir, fresh=progress.step == 0) as trackers:
         guards = Guards(checkpoints, nonfinite, lock, watchdog, preemption, trackers)
-        while True:
-          try:
-            results = train_steps(run, state, progress, guards)
-            break
-          except RollBack as found:
-            skipped = {*progress.skipped, found.batch}
-          checkpoints.wait()
-          state, progress = start(run, checkpoints)
-          progress.skipped = sorted(skipped.union(progress.skipped))
-        if results and config.get("report") and not write_final_report(run, progress.step, guards):
+        results = train_with_rollbacks(run, state, progress, guards)
+        if results and config.get("report") and not write_final_report(run, guards):
           results = None
         if results is None:
           guards.mark_stopped()
   if results is None:
     say("Stopped by a signal with everything saved; the same command goes on from here")
   return results
+
+
+def train_with_rollbacks(
+  run: Run, state: TrainState, progress: Progress, guards: Guards
+) -> Results | None:
+  """Trains as `train_steps`, again from the last checkpoint where that raises RollBack."""
+  while True:
+    try:
+      return train_steps(run, state, progress, guards)
+    except RollBack as found:
+      skipped = {*progress.skipped, found.batch}
+    guards.checkpoints.wait()
+    state, progress = start(run, guards.checkpoints)
+    progress.skipped = sorted(skipped.union(progress.skipped))
 
 
 def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards) -> Results | None:
@@ -131,8 +137,7 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
   logging = Every(config.log_every_steps, last)
   evaluating = Every(config.eval_every_epochs * inputs.steps_per_epoch, last)
   saving = Every(config.checkpoints.every_steps)
-  picturing = Every(config.filters_every_steps)
-  keeping = kept_steps(run)
+  keeping, picturing = kept_steps(run), Every(config.filters_every_steps)
   batches = batches_from(config, inputs, progress.batch_of(first + 1), progress.skipped)
   try:
     with (
@@ -158,7 +163,8 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
           guards.nonfinite.check(state, progress)
           state = log(run, state, step, guards, writer, watch, bar)
         if picturing.due(step):
-          show_filters(run, state, progress, guards, writer, watch)
+          with watch.paused():
+            show_filters(run, state, progress, guards, writer)
         if stop:
           raise Stopped
         if evaluating.due(step):
@@ -215,17 +221,11 @@ def log(
 
 
 def show_filters(
-  run: Run,
-  state: TrainState,
-  progress: Progress,
-  guards: Guards,
-  writer: MetricWriter,
-  watch: Stopwatch,
+  run: Run, state: TrainState, progress: Progress, guards: Guards, writer: MetricWriter
 ) -> None:
   """Writes pictures of the filters to TensorBoard."""
   guards.nonfinite.check(state, progress)
-  with watch.paused():
-    write_filter_images(writer, run, state, progress.step)
+  write_filter_images(writer, run, state, progress.step)
 
 
 def evaluate_and_save(
