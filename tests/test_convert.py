@@ -208,7 +208,7 @@ def test_flags_that_do_not_belong_together_are_refused(refused):
   refused("--to-torch takes no --in-channels", "x", "--to-torch", "--in-channels", "1")
   refused("--to-torch takes no --arch", "x", "--to-torch", "--arch", NAME)
   refused("--which needs --to-torch", "x", "--which", "best")
-  refused("'0' is not a positive integer", "x", "--num-classes", "0")
+  refused("'-1' is not a positive integer", "x", "--num-classes=-1")
   refused("'1000000' is not a positive integer up to 100000", "x", "--num-classes", "1000000")
   refused("'5000' is not a positive integer up to 4096", "x", "--image-size", "64x5000")
   refused("is not a positive integer", "x", "--image-size", "9" * 5000)

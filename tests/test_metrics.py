@@ -70,7 +70,7 @@ def outcome(loss, logits, labels) -> training.Outcome:
 def test_means_of_training_are_over_steps_and_images(monkeypatch):
   known = {name: training.METRICS[name] for name in ("loss", "accuracy", "gradient_norm")}
   monkeypatch.setattr(training, "METRICS", known)
-  metrics = training.empty()
+  metrics = training.empty({"bias": jnp.zeros(1)})
   assert training.means(metrics) == {}
   for loss, labels in ((1.0, [0, 1]), (4.0, [1, 1])):
     metrics = training.update(metrics, outcome(loss, [[1.0, 0.0], [0.0, 1.0]], labels))
@@ -84,5 +84,6 @@ def test_means_of_training_are_over_steps_and_images(monkeypatch):
 def test_a_metric_of_training_is_one_function(monkeypatch):
   monkeypatch.setattr(training, "METRICS", {"loss": training.loss})
   monkeypatch.setitem(training.METRICS, "largest", lambda outcome: outcome.logits.max(-1))
-  metrics = training.update(training.empty(), outcome(1.0, [[1.0, 0.0], [0.0, 3.0]], [0, 0]))
+  nothing = training.empty({"bias": jnp.zeros(1)})
+  metrics = training.update(nothing, outcome(1.0, [[1.0, 0.0], [0.0, 3.0]], [0, 0]))
   assert training.means(jax.device_get(metrics))["train_largest"] == 2.0

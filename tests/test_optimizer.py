@@ -139,6 +139,7 @@ CONFIGS = {
   f"{name}:{argument}" if argument else name: (name, argument)
   for name, arguments in {
     "digits": [""],
+    "ablation": ["attention"],
     "photos": [""],
     "imagenet": ["gfnet-xs", "gfnet-h-b"],
     "imagenet_384": ["gfnet-xs"],

@@ -68,7 +68,7 @@ def test_another_size_resizes_filters_and_position_embedding(pretrained):
 )
 def test_what_is_said_of_initial_weights(classes, image_size, step, said):
   before, after = (
-    SimpleNamespace(image_size=size, head=SimpleNamespace(out_features=count))
+    SimpleNamespace(image_size=size, num_classes=count)
     for size, count in (((64, 64), 5), (image_size, classes))
   )
   saved = SimpleNamespace(model=before, config=CONFIG, step=step)

@@ -21,25 +21,24 @@ EPSILON = 1e-6  # official gfnet.py
 class LayerNorm(nnx.Module):
   """Normalises the last axis (arXiv:1607.06450), with the official epsilon.
 
-  Mean and variance are computed in float32, or float64 if the parameters are that, in two
+  Mean and variance are computed in float32, or in float64 if it is built with that, in two
   passes, as in PyTorch; on a GPU in one that is as accurate.
   Differentiable in reverse and in forward mode.
 
   Args:
     dim: channels.
-    dtype: float64 makes the parameters float64; with any other type they are float32.
+    dtype: float64 makes parameters and results float64; with any other type they are float32.
     rngs: taken as by every layer; the scale starts at 1 and the bias at 0.
   """
 
   def __init__(self, dim: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-    total = sum_type(dtype)
+    self.dtype = total = sum_type(dtype)
     self.scale = nnx.Param(nnx.initializers.ones(rngs.params(), (dim,), total))
     self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (dim,), total))
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps (..., dim) of any float type to the same shape, float32 or float64."""
-    total = sum_type(self.scale.dtype)
-    rows, scale, bias = (array.astype(total) for array in (x, self.scale[...], self.bias[...]))
+    rows, scale, bias = (array.astype(self.dtype) for array in (x, self.scale[...], self.bias[...]))
     return _layer_norm(as_rows(rows), scale, bias).reshape(x.shape)
 
 
