@@ -81,7 +81,7 @@ class GlobalFilter(nnx.Module):
     dim, height, width = as_sizes(dim=dim, height=height, width=width)
     check_rngs(rngs)
     check_dtype(dtype)
-    total = sum_type(dtype)
+    self.dtype = total = sum_type(dtype)
     check_backend(backend, total)  # so that a mistake shows at once
     check_filter_precision(precision)
     # Pairs first: a trailing axis of 2 would be padded to 128 lanes on a TPU.
@@ -98,7 +98,8 @@ class GlobalFilter(nnx.Module):
     """
     expected = (*self.grid, self.complex_weight.shape[-1])
     check_input("GlobalFilter got tokens", tokens, expected)
-    return global_filter(tokens, self.complex_weight[...], self.backend, self.precision)
+    weight = self.complex_weight[...].astype(self.dtype)
+    return global_filter(tokens, weight, self.backend, self.precision)
 
   def kernel(self) -> jax.Array:
     """The filter as a convolution: a call convolves tokens with it, circularly and per channel.
