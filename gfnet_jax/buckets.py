@@ -47,7 +47,7 @@ class BucketPath:
 
   def __init__(self, url: str):
     self._scheme, rest = _URL.fullmatch(url).groups()
-    root = "/" if rest.startswith("/") else ""  # file:///tmp/run
+    root = "/" if rest.startswith("/") else ""  # file:///mnt/run
     self._parts = tuple(part for part in rest.split("/") if part)
     self._url = f"{self._scheme}://{root}{'/'.join(self._parts)}"
 
