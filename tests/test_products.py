@@ -206,6 +206,15 @@ def test_the_network_is_the_same_in_the_form_of_every_platform(monkeypatch):
       assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
 
 
+def test_sums_over_several_gpus_are_reduced_not_gathered(monkeypatch):
+  monkeypatch.setattr(products, "platform_of", lambda _: "gpu")
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  x = jax.device_put(jnp.ones((64, 4)), NamedSharding(mesh, PartitionSpec("data")))
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(lambda x: sum_per_channel(x, 2 * x)).lower(x).compile()
+  assert set(collectives(compiled.as_text())) == {"all-reduce"}
+
+
 @pytest.mark.parametrize(("name", "kept"), [("cpu", 1), ("tpu", 1), ("gpu", 2)])
 def test_what_an_mlp_keeps_of_its_widest_arrays(name, kept, monkeypatch):
   """What is before the GELU; on a GPU, what is behind it, too."""

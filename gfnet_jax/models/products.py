@@ -116,10 +116,13 @@ def _from_the_narrow_side(kernel: jax.Array) -> bool:
   A CPU multiplies faster so if the kernel has more rows than columns. On several devices,
   fixing the layout would gather a sharded gradient on each.
   """
-  meshes = jax.sharding.get_abstract_mesh(), jax.typeof(kernel).sharding.mesh
-  one_device = all(mesh.size <= 1 for mesh in meshes)
   rows, columns = kernel.shape
-  return rows > columns and one_device and platform_of(kernel) == "cpu"
+  return rows > columns and _on_one_device(kernel) and platform_of(kernel) == "cpu"
+
+
+def _on_one_device(x: jax.Array) -> bool:
+  meshes = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh
+  return all(mesh.size <= 1 for mesh in meshes)
 
 
 @jax.jit  # run eagerly, a layout constraint would tie the array to its device
@@ -146,9 +149,10 @@ def sum_over_rows(x: jax.Array) -> jax.Array:
 def sum_per_channel(*tokens: jax.Array) -> tuple[jax.Array, ...]:
   """Sums arrays of tokens (..., channels), of one shape and float type, to (channels,) each.
 
-  On a GPU, in one pass over all of them and what they are computed from.
+  On one GPU, in one pass over all of them and what they are computed from; of several, XLA would
+  gather such sums instead of reducing them.
   """
-  if platform_of(tokens[0]) == "gpu":
+  if platform_of(tokens[0]) == "gpu" and _on_one_device(tokens[0]):
     return _sum_in_one_pass(*tokens)
   return tuple(sum_over_rows(x) if x.ndim == 2 else x.sum(_rows(x)) for x in tokens)
 
