@@ -196,7 +196,9 @@ def test_bfloat16_computes_close_to_float32_with_float32_parameters():
 
 
 def test_split_and_merge_are_inverse():
-  model = gfnet_jax.create_model("gfnet-h-ti", image_size=32, depths=(1, 1, 11, 1))
+  model = gfnet_jax.create_model(
+    "gfnet-h-ti", image_size=32, embed_dims=(4, 4, 4, 4), depths=(1, 1, 11, 1)
+  )
   structure, params = split(model)
   assert "blocks.2.10.gamma" in params
   images = jnp.ones((1, 32, 32, 3))

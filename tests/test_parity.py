@@ -134,6 +134,7 @@ def test_block(variant, measured):
   measured(f"block of {variant.name}, reference", difference, 5e-6)
 
 
+@pytest.mark.slow  # stage by stage, to see where test_features_of_stages_and_blocks goes wrong
 @pytest.mark.parametrize("variant", ["gfnet-h-ti"], indirect=True)
 def test_stage(variant, measured):
   tokens, images = jnp.asarray(variant.images[:1]), to_channels_first(variant.images[:1])
@@ -184,7 +185,8 @@ def test_features_of_stages_and_blocks(variant, measured):
   )
 
 
-@pytest.mark.parametrize("variant", in_default_suite("gfnet-ti", "gfnet-h-ti"), indirect=True)
+# In float64, test_parity_float64 has those of a small pyramid in the default suite, too.
+@pytest.mark.parametrize("variant", in_default_suite("gfnet-ti"), indirect=True)
 def test_gradients(variant, measured):
   gradients, expected = variant.gradients(), variant.expected_gradients()
   assert list(gradients) == list(expected)

@@ -74,12 +74,12 @@ def joined(parts: list[list[dict]]) -> list[np.ndarray]:
 
 
 @given(
-  count=st.integers(24, 40), processes=st.sampled_from([1, 2, 3, 8]), seed=st.integers(0, 2**31)
+  count=st.integers(12, 20), processes=st.sampled_from([1, 2, 3, 6]), seed=st.integers(0, 2**31)
 )
 @settings(max_examples=10)
 def test_an_epoch_holds_every_index_once_for_any_number_of_processes(count, processes, seed):
-  source, batch_size = NumberedSource(count), 24
-  steps = count  # 24 epochs
+  source, batch_size = NumberedSource(count), 12
+  steps = count  # 12 epochs
   batches = joined(
     [
       train(source, steps=steps, batch_size=batch_size, process=(p, processes), seed=seed)
@@ -87,8 +87,8 @@ def test_an_epoch_holds_every_index_once_for_any_number_of_processes(count, proc
     ]
   )
   numbers = np.concatenate(batches)[:, 0, 0, 0].reshape(batch_size, count)
-  np.testing.assert_array_equal(np.sort(numbers, axis=1), np.tile(np.arange(count), (24, 1)))
-  assert len({tuple(epoch) for epoch in numbers}) == 24, "every epoch has an order of its own"
+  np.testing.assert_array_equal(np.sort(numbers, axis=1), np.tile(np.arange(count), (12, 1)))
+  assert len({tuple(epoch) for epoch in numbers}) == 12, "every epoch has an order of its own"
 
 
 def test_global_batches_are_the_same_for_any_number_of_processes_and_workers():
@@ -113,7 +113,7 @@ def test_skipped_batches_are_left_out_of_the_same_batches_and_not_read(skipped, 
   source = NumberedSource(50)
   whole = joined([train(source, steps=9, batch_size=8, repeats=2)])
   numbers = {i: set(images[:, 0, 0, 0].tolist()) for i, images in enumerate(whole)}
-  for first in range(10):
+  for first in (0, 2, 5, 9):
     wanted = [i for i in range(first, 9) if i not in skipped]
     unread = set(range(50)).difference(*(numbers[i] for i in wanted))
     readable = DamagedSource(50)
