@@ -23,11 +23,12 @@ from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.distributed import say, together
 from gfnet_jax.errors import UserError
+from gfnet_jax.inference.attacks import Attack, make_attack
 from gfnet_jax.inference.match_classes import Matched, match_classes
 from gfnet_jax.inference.metrics import Averages, measure, summarize
 from gfnet_jax.inference.report import write_report
 from gfnet_jax.inference.saved_model import SavedModel, load_model
-from gfnet_jax.inference.verdicts import JudgingStep, compute_logits
+from gfnet_jax.inference.verdicts import JudgingStep, NumberedStep, compute_logits
 from gfnet_jax.models import functional
 from gfnet_jax.models.functional import Params
 from gfnet_jax.models.precision import matmul_precision
@@ -53,9 +54,10 @@ def evaluate(
   data_dir: str | None = None,
   batch_size: int | None = None,
   classes: str = "all",
+  attack: Attack | str | None = None,
   report: str | Path | None = None,
   on_batch: Callable[[], None] = lambda: None,
-) -> dict[str, float | int]:
+) -> dict[str, float | int | str]:
   """Evaluates a saved model on all images of a data set, on all devices.
 
   Args:
@@ -68,18 +70,21 @@ def evaluate(
     batch_size: over all devices; rounded up to a multiple of their number.
     classes: for data that hold only some of ImageNet's classes: "all" asks the model which
       of its classes an image shows, "present" which of those that the data hold.
+    attack: changes every image against the model before it is counted; "fgsm", "pgd" or what
+      `make_attack` makes.
     report: directory for accuracy by class, confusion matrix and mistakes; see `write_report`.
     on_batch: called after every batch; what it raises ends the evaluation.
 
   Returns:
     What `inference.metrics.METRICS` lists, such as top1 and top5 in percent and loss,
     images, images_per_second; for such data also their number of classes, classes_present,
-    and of those that were told apart, classes_compared.
+    and of those that were told apart, classes_compared; with an attack, what it was.
 
   Raises:
     UserError: if the data cannot be opened or read, or its classes are not the model's.
   """
   saved = saved if isinstance(saved, SavedModel) else load_model(saved)
+  attack = make_attack(attack) if isinstance(attack, str) else attack
   given = dict(source=source, eval_split=split, data_dir=data_dir, eval_batch_size=batch_size)
   section = data_section(saved, name=data if data is None else str(data), **given)
   images = open_source(section, section.eval_split)
@@ -88,9 +93,9 @@ def evaluate(
   structure, params = functional.split(saved.model)
   mesh = make_mesh()
   with jax.set_mesh(mesh), matmul_precision(saved.precision):
-    judging = None if report is None else JudgingStep(structure, mesh, matched.outputs)
+    judging = None if report is None else JudgingStep(structure, mesh, matched.outputs, attack)
     results = evaluate_params(
-      judging or make_eval_step(structure, mesh, matched.outputs),
+      judging or make_eval_step(structure, mesh, matched.outputs, attack),
       replicate(params, mesh),
       matched.source,
       EvalTransform(saved.model.image_size),
@@ -101,7 +106,7 @@ def evaluate(
     )
   if judging:
     _report(Path(report), judging, saved, matched)
-  return results | matched.counts
+  return results | matched.counts | ({"attack": str(attack)} if attack else {})
 
 
 def _warn_of_change(images: Source, saved: SavedModel, section: ml_collections.ConfigDict) -> None:
@@ -196,7 +201,10 @@ def evaluate_params(
 
 
 def make_eval_step(
-  structure: nnx.GraphDef, mesh: Mesh, outputs: tuple[int, ...] | None = None
+  structure: nnx.GraphDef,
+  mesh: Mesh,
+  outputs: tuple[int, ...] | None = None,
+  attack: Attack | None = None,
 ) -> Callable[[Params, Batch], Averages]:
   """Compiles eval_step(params, batch) -> metrics of the batch, as `metrics.measure`.
 
@@ -206,13 +214,16 @@ def make_eval_step(
     structure: of the model.
     mesh: of `make_mesh`.
     outputs: as for `compute_logits`.
+    attack: as for `compute_logits`; the step then takes the batches of one evaluation in order.
   """
 
   def eval_step(params: Params, batch: Batch) -> Averages:
-    return measure(compute_logits(structure, params, batch, outputs), batch["label"])
+    logits = compute_logits(structure, params, batch, outputs, attack)
+    return measure(logits, batch["label"], batch.get("shown"))
 
   whole = replicated(mesh)
-  return jax.jit(eval_step, in_shardings=(whole, split_batch(mesh)), out_shardings=whole)
+  step = jax.jit(eval_step, in_shardings=(whole, split_batch(mesh)), out_shardings=whole)
+  return step if attack is None else NumberedStep(step, mesh)
 
 
 def _progress(batches: Iterator, source: Source, batch_size: int) -> Iterator:
