@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> None:
   from gfnet_jax.files import make_directory, to_json, write_atomically
   from gfnet_jax.inference.attacks import make_attack
   from gfnet_jax.inference.metrics import format_results
+  from gfnet_jax.inference.parts import describe_parts
 
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
   startup.check_devices()
@@ -76,7 +77,8 @@ def main(arguments: list[str]) -> None:
     write_atomically(options.output, to_json(results, indent=2) + "\n")
   if attack:
     distributed.say(f"Under attack by {attack}")
-  distributed.say(format_results(results, saved.config["num_classes"]))
+  for line in (*describe_parts(results), format_results(results, saved.config["num_classes"])):
+    distributed.say(line)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -100,11 +102,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
   parser.add_argument(
     "--classes",
     choices=["all", "present"],
-    default="all",
     help="where the data hold only some of ImageNet's classes: choose among all of them or among "
-    "those present (default: %(default)s)",
+    "those present (default: all; of imagenet_a and imagenet_r, which are meant so, present)",
   )
-  parser.add_argument("--data-dir", help="directory of all TFDS data sets")
+  parser.add_argument("--data-dir", help="directory of all data sets that have names")
   parser.add_argument("--batch-size", type=int, help="over all devices (default: as in training)")
   parser.add_argument(
     "--precision", help="highest, default, bf16 or float64 (default: as in training)"
