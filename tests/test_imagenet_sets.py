@@ -13,14 +13,18 @@ from image_sets import example, write_tfds, write_tfrecord_file
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
+import gfnet_jax
+from gfnet_jax.checkpoints.model import save_model
 from gfnet_jax.data import imagenet
 from gfnet_jax.data.on_device.normalize import MEAN, STD
 from gfnet_jax.data.sources import label_sets
 from gfnet_jax.data.sources.imagenet_sets import CORRUPTIONS, IMAGENET_SETS, is_there
 from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.errors import UserError
+from gfnet_jax.inference.attacks import make_attack
 from gfnet_jax.inference.evaluate import evaluate
 from gfnet_jax.inference.parts import ALEXNET, corruption_errors, describe_parts
+from gfnet_jax.inference.robustness import measure_robustness, to_markdown
 from gfnet_jax.inference.saved_model import SavedModel
 
 WNIDS = imagenet.wnids()
@@ -252,3 +256,30 @@ def test_every_set_is_found_where_it_is_unpacked(tmp_path):
       assert not is_there(name, str(folder.parent))  # without the labels, it is ImageNet alone
       (folder / "real.json").write_text("[]")
     assert is_there(name, str(folder.parent))
+
+
+def test_one_table_over_all_that_is_found(saved, tmp_path):
+  path = write(tmp_path / "imagenet/val", {WNIDS[3]: [3]}) / WNIDS[3]
+  (path / "0.png").rename(path / "ILSVRC2012_val_00000001.png")
+  (tmp_path / "imagenet/real.json").write_text("[[4, 5]]")
+  write(tmp_path / "imagenet-a", {WNIDS[6]: [7, 9]})
+  write(tmp_path / "imagenet-c/fog/1", {WNIDS[3]: [3, 4]})
+  rows = measure_robustness(
+    saved, str(tmp_path), attacks=[make_attack("fgsm", eps=0)], batch_size=8
+  )
+  assert to_markdown(list(rows)).splitlines()[2:] == [
+    f"| {tmp_path}/imagenet | top-1 among 1000 classes | 100.00 | 1 |",
+    f"| {tmp_path}/imagenet, fgsm (eps 0/255, 1 step of 0/255) | top-1 among 1000 classes | 100.00 "
+    "| 1 |",
+    "| ImageNet-A | top-1 among 200 classes | 50.00 | 2 |",
+    "| ImageNet, ReaL | ReaL | 0.00 | 1 |",
+    "| ImageNet-C | mean error, 1 of 75 parts | 50.00 | 2 |",
+  ]
+
+
+def test_the_tool_says_that_nothing_is_found(in_process, tmp_path):
+  config = dict(name="gfnet-ti", image_size=8, patch_size=2, embed_dim=8, depth=1, num_classes=10)
+  save_model(tmp_path / "model", gfnet_jax.create_model(**config), config)
+  code, _, errors = in_process("tools/robustness.py", tmp_path / "model", "--data-dir", tmp_path)
+  assert (code, errors.count("\n")) == (2, 1)
+  assert f"nothing to evaluate on in {tmp_path}, expected data sets as in docs" in errors

@@ -161,7 +161,8 @@ def test_the_wrong_kind_of_source_is_named_with_the_right_one(sections):
   [
     (
       "zip",
-      r"unknown data\.source 'zip', expected one of tfds, tfrecord, folder, photos, imagenet_set, domains$",
+      r"unknown data\.source 'zip', expected one of tfds, tfrecord, folder, photos, "
+      "imagenet_set, domains$",
     ),
     ("tfrecords", r"did you mean tfrecord\?$"),
   ],
