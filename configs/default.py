@@ -72,6 +72,8 @@ def get_config() -> ConfigDict:
       reading=dict(threads=16, prefetch=16, workers=0),  # per process; workers are processes
     )
   )
+  # What the best checkpoint is tested on at the end, into WORKDIR/test.json; None: nothing.
+  config.data.test_split = config_dict.placeholder(str)
   # Arguments of gfnet_jax.data.transforms.TrainTransform, explained there, as is fast_decode.
   config.augment = ConfigDict(
     dict(

@@ -34,6 +34,7 @@ SOURCES: dict[str, str | Opener] = {
   "folder": "gfnet_jax.data.sources.folder:open_folder",
   "photos": "gfnet_jax.data.sources.photos:open_photos",
   "imagenet_set": "gfnet_jax.data.sources.imagenet_sets:open_imagenet_set",
+  "domains": "gfnet_jax.data.sources.domains:open_domains",
 }
 DEFAULT = "tfds"
 
@@ -47,10 +48,10 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
       directory of one, and data_dir is where TFDS names are looked up; with verify_crc
       (default: off), 'tfrecord' checks the checksum of every record it reads. For
       'folder', name is the directory of the splits; for 'photos', that of the classes. For
-      'imagenet_set', name is one of `IMAGENET_SETS`, to be found in data_dir. A directory in a
-      store, gs://..., is copied first, see `copies`.
+      'imagenet_set', name is one of `IMAGENET_SETS`, to be found in data_dir; for 'domains', see
+      `open_domains`. A directory in a store, gs://..., is copied first, see `copies`.
     split: name of the split; for 'folder' a directory below name, or ''; for 'photos' train
-      or val.
+      or val, for 'domains' test as well.
 
   Raises:
     UserError: if it cannot be opened or is empty.
