@@ -10,7 +10,8 @@
 A network is trained on all domains but one, chosen by validation images of those, and tested once,
 at the end, on all images of the one that was held out: WORKDIR/test.json. The recipe is that of the
 GFNet-H-Ti baseline of ALOFT (arXiv:2303.11674, main_gfnet.py): official weights, 50 epochs, batches
-of 64. Evaluation here resizes and crops as everywhere in this project; there it resizes whole images.
+of 64. Evaluation here resizes and crops, as everywhere in this project; there, whole images are
+resized.
 
   python train.py --config configs/domains.py
   python train.py --config configs/domains.py:pacs --config.data.name=DIR \\

@@ -9,6 +9,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.files import to_json, write_atomically
 from gfnet_jax.inference.evaluate import evaluate
 from gfnet_jax.inference.saved_model import load_model
+from gfnet_jax.text import printable
 from gfnet_jax.training.guards import Guards, Stopped
 from gfnet_jax.training.memory import explain_shortage
 from gfnet_jax.training.run import Run
@@ -40,10 +41,12 @@ def write_final_test(run: Run, guards: Guards) -> dict[str, Any] | None:
       found = evaluate(saved, split=split, on_batch=guards.pulse_or_stop)
   except Stopped:
     return None
+  del found["images_per_second"]  # results are the same in every run
   results = {f"test_{name}": value for name, value in found.items()} | {"test_step": saved.step}
+  images = ", ".join(printable(name, 60) for name in found.get("parts", [split]))
   say(
-    f"Test of step {saved.step}, the best on {run.config.data.eval_split}, on {split}: "
-    f"top-1 {found['top1']:.2f} % of {found['images']} images"
+    f"Test of step {saved.step}, the best on {run.config.data.eval_split}: "
+    f"top-1 {found['top1']:.2f} % of {found['images']} images of {images}"
   )
   path = run.workdir / FILE
   try:

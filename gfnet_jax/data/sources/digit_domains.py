@@ -25,7 +25,7 @@ def _noised(image: Image.Image, index: int) -> Image.Image:
 
 # From a scan, grey, and its index to the image.
 DOMAINS: dict[str, Callable[[Image.Image, int], Image.Image]] = {
-  "rotated": lambda image, index: image.rotate(45, Image.Resampling.BILINEAR),
+  "rotated": lambda image, index: image.rotate(30, Image.Resampling.BILINEAR),
   "inverted": lambda image, index: ImageOps.invert(image),
   "blurred": lambda image, index: image.filter(ImageFilter.GaussianBlur(1)),
   "noised": _noised,

@@ -43,8 +43,7 @@ def open_domains(data: ml_collections.ConfigDict, split: str) -> Source:
   """
   if split not in SPLITS:
     raise UserError(f"the split is {printable(split)!r}, expected one of {', '.join(SPLITS)}")
-  name = required_name(data)
-  domains = _domains(name, tuple(data.get("domains") or ()))
+  name, domains = required_name(data), find_domains(data)
   held_out = data.get("held_out") or ""
   if not held_out:
     raise UserError(
@@ -71,12 +70,16 @@ def open_domains(data: ml_collections.ConfigDict, split: str) -> Source:
   return Joined({domain: _open_part(Path(name), domain, split, folders) for domain in trained})
 
 
-def _domains(name: str, wanted: Sequence[str]) -> list[str]:
-  """The domains, which have to be there.
+def find_domains(data: ml_collections.ConfigDict) -> list[str]:
+  """The domains of a data set, in the order of `data.domains`, or of their names; all are there.
+
+  Args:
+    data: as for `open_domains`.
 
   Raises:
     UserError: if one is missing, or there are not at least two.
   """
+  name, wanted = required_name(data), tuple(data.get("domains") or ())
   if name == DIGITS:
     found = list(DOMAINS)
   else:
