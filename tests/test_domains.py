@@ -10,6 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from helpers import finish, wait_for_line
 from PIL import Image
 
 import gfnet_jax
@@ -325,3 +326,23 @@ def test_the_table_of_all_domains(in_process, trained, tmp_path):
   code, _, errors = in_process(*command, "--config", "configs/digits.py")
   assert code == 2
   assert "data.source of configs/digits.py is tfds, expected domains" in errors
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ends_like_one_that_was_not(start, tmp_path):
+  """On digits: the same metrics, the same test, to the last bit."""
+  options = (
+    *("train.py", "--config", "configs/domains.py", "--config.num_epochs=4"),
+    *("--config.eval_every_epochs=1", "--config.log_every_steps=5"),
+    *("--config.checkpoints.every_steps=7", "--config.model.embed_dim=8"),
+  )
+  [whole] = start(*options, "--workdir", tmp_path / "whole", processes=1)
+  [killed] = start(*options, "--workdir", tmp_path / "killed", processes=1)
+  wait_for_line(killed, "epoch    2.")
+  killed.kill()
+  finish([whole, killed])
+  again = start(*options, "--workdir", tmp_path / "killed", processes=1)
+  [(code, _, errors)] = finish(again)
+  assert code == 0, errors
+  for name in ("metrics.jsonl", "test.json"):
+    assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()

@@ -2,6 +2,7 @@
 
   python tools/domains.py                                     # handwritten digits
   python tools/domains.py --config configs/domains.py:pacs --config.data.name=DIR --seeds 5
+  python tools/domains.py --sheet domains.png                 # only draws images of every domain
 
 Prints a table in Markdown: top-1 in percent on all images of the domain that was held out, of the
 checkpoint that was best on the validation images of the others, as mean, standard deviation and
@@ -38,6 +39,7 @@ def main(arguments: list[str]) -> None:
   parser.add_argument("--domains", nargs="+", metavar="DOMAIN", help="to hold out (default: all)")
   parser.add_argument("--seeds", type=int, default=3, help="runs of a domain (default: 3)")
   parser.add_argument("--output", type=Path, default=Path("runs/domains"))
+  parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw images, train nothing")
   options, overrides = parser.parse_known_args(arguments)
   if options.seeds < 1:
     parser.error("--seeds must be positive")
@@ -58,6 +60,10 @@ def main(arguments: list[str]) -> None:
   domains = list(dict.fromkeys(options.domains or known))
   for domain in domains:
     look_up("domain", domain, dict.fromkeys(known))
+  if options.sheet:
+    make_directory(options.sheet.parent)
+    draw(config.data, domains, options.sheet)
+    return
   make_directory(options.output)
   runs = leave_out(config, domains, options.seeds, options.output)
   if runs is not None:
@@ -75,6 +81,29 @@ def leave_out(config, domains: list[str], seeds: int, output: Path) -> list[Row]
 
   wanted = [dict(domain=domain, seed=seed) for seed in range(seeds) for domain in domains]
   return do_runs(config, wanted, output, train)
+
+
+def draw(data, domains: list[str], path: Path) -> None:
+  """Draws a row of images of every domain, each of another class as far as there are some."""
+  import ml_collections
+
+  from gfnet_jax.data.decode import decode_image
+  from gfnet_jax.data.sources.open import open_source
+  from gfnet_jax.files import open_atomically
+  from gfnet_jax.inference.pictures import PER_ROW, draw_sheet
+
+  images, captions = [], []
+  for domain in domains:
+    held_out = ml_collections.ConfigDict(data)
+    held_out.held_out = domain
+    source = open_source(held_out, data.test_split)
+    for i in range(PER_ROW):
+      record = source[i * len(source) // PER_ROW]
+      images.append(decode_image(record.image))
+      captions.append([domain, source.class_names[record.label]])
+  with open_atomically(path) as file:
+    draw_sheet(images, captions).save(file, "PNG", optimize=True)
+  print(f"Drawn: {path}")
 
 
 def markdown(runs: list[Row], domains: list[str]) -> str:
