@@ -13,6 +13,7 @@ from parity import reference, torch
 import gfnet_jax
 from gfnet_jax.data.on_device.normalize import MEAN, STD, normalize
 from gfnet_jax.errors import UserError
+from gfnet_jax.inference.attacked_sheet import draw_attacked
 from gfnet_jax.inference.attacks import ATTACKS, ascend, attack_images, draw_starts, make_attack
 from gfnet_jax.inference.evaluate import evaluate
 from gfnet_jax.inference.saved_model import SavedModel
@@ -184,6 +185,16 @@ def test_budgets_that_make_no_attack(changes, message):
 def test_unknown_attacks_are_refused():
   with pytest.raises(UserError, match="unknown attack 'fgms', expected one of fgsm, pgd; did you"):
     make_attack("fgms")
+
+
+def test_the_sheet_shows_images_above_what_becomes_of_them(saved):
+  sheet = np.asarray(draw_attacked(saved, make_attack("fgsm", eps=0)))
+  height = sheet.shape[0] // 2
+  thumbnails = slice(8, 188)  # the captions below differ
+  np.testing.assert_array_equal(sheet[thumbnails], sheet[height - 4 :][thumbnails])
+  changed = np.asarray(draw_attacked(saved, make_attack("fgsm", eps=60)))
+  np.testing.assert_array_equal(changed[thumbnails], sheet[thumbnails])
+  assert not np.array_equal(changed[height - 4 :][thumbnails], sheet[thumbnails])
 
 
 def test_flags(in_process):

@@ -24,7 +24,7 @@ from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.evaluate import evaluate
 from gfnet_jax.inference.saved_model import load_model
-from gfnet_jax.training import final_test, loop
+from gfnet_jax.training import final_report, final_test
 from gfnet_jax.training.config_rules import check_config
 from gfnet_jax.training.guards import Stopped
 
@@ -140,7 +140,7 @@ def run(tmp_path_factory):
     patch.setenv("XDG_CACHE_HOME", str(workdir.parent / "cache"))
     for module in (folder, contents):
       patch.setattr(module, "read_file", noting)
-    patch.setattr(loop, "write_final_test", testing)
+    patch.setattr(final_report, "write_final_test", testing)
     with jax.numpy_dtype_promotion("standard"):  # Optax promotes
       results = gfnet_jax.train(config, workdir)
   return root, workdir, config, seen, results

@@ -84,7 +84,7 @@ def leave_out(config, domains: list[str], seeds: int, output: Path) -> list[Row]
 
 
 def draw(data, domains: list[str], path: Path) -> None:
-  """Draws a row of images of every domain, each of another class as far as there are some."""
+  """Draws a row of images of every domain, spread over it."""
   import ml_collections
 
   from gfnet_jax.data.decode import decode_image

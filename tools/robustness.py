@@ -2,6 +2,7 @@
 
   python tools/robustness.py gfnet-xs --data-dir DIR
   python tools/robustness.py runs/digits --attack-eps 8
+  python tools/robustness.py runs/digits --attack-eps 16 --sheet attacked.png     # only draws
 
 In DIR, as TFDS data sets or unpacked (docs/robustness.md has the names): the validation images of
 ImageNet, clean and under FGSM and PGD; ImageNet-A, -R, -V2, -Sketch, ReaL and -C. A model of other
@@ -28,6 +29,7 @@ def main(arguments: list[str]) -> None:
   )
   parser.add_argument("--batch-size", type=int, help="over all devices (default: as in training)")
   parser.add_argument("--output", type=Path, metavar="FILE", help="all results as JSON")
+  parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw what pgd does, and end")
   options = parser.parse_args(arguments)
 
   from gfnet_jax import startup
@@ -35,7 +37,8 @@ def main(arguments: list[str]) -> None:
   startup.start()
   startup.check_devices()
   from gfnet_jax.errors import UserError
-  from gfnet_jax.files import make_directory, to_json, write_atomically
+  from gfnet_jax.files import make_directory, open_atomically, to_json, write_atomically
+  from gfnet_jax.inference.attacked_sheet import draw_attacked
   from gfnet_jax.inference.attacks import ATTACKS, make_attack
   from gfnet_jax.inference.robustness import measure_robustness, to_markdown
   from gfnet_jax.inference.saved_model import load_model
@@ -44,6 +47,13 @@ def main(arguments: list[str]) -> None:
   if options.output:
     make_directory(options.output.parent)
   saved = load_model(options.checkpoint, options.which)
+  if options.sheet:
+    make_directory(options.sheet.parent)
+    sheet = draw_attacked(saved, attacks[-1], data=options.data, data_dir=options.data_dir or None)
+    with open_atomically(options.sheet) as file:
+      sheet.save(file, "PNG", optimize=True)
+    print(f"Drawn: {options.sheet}, images under {attacks[-1]}")
+    return
   rows = []
   found = measure_robustness(
     saved, options.data_dir, data=options.data, attacks=attacks, batch_size=options.batch_size

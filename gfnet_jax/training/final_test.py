@@ -10,42 +10,37 @@ from gfnet_jax.files import to_json, write_atomically
 from gfnet_jax.inference.evaluate import evaluate
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.text import printable
-from gfnet_jax.training.guards import Guards, Stopped
-from gfnet_jax.training.memory import explain_shortage
+from gfnet_jax.training.guards import Guards
 from gfnet_jax.training.run import Run
 
 FILE = "test.json"
 
 
-def write_final_test(run: Run, guards: Guards) -> dict[str, Any] | None:
+def write_final_test(run: Run, guards: Guards) -> dict[str, Any]:
   """Tests the best checkpoint on `data.test_split`, which is opened only now.
 
   The best one is that of the highest top-1 on `data.eval_split`; with moving averages, of theirs.
 
   Args:
-    run: that is done.
+    run: that is done, with its checkpoints written.
     guards: of the run.
 
   Returns:
-    What `evaluate` returns, by names that begin with test_, and test_step, the checkpoint's; it is
-    in WORKDIR/test.json as well. None if a signal stopped it; the same command then tests again.
+    What `evaluate` returns, but for its speed, by names that begin with test_; and test_step, the
+    checkpoint's. It is in WORKDIR/test.json as well.
 
   Raises:
+    Stopped: if a signal comes.
     UserError: if the split cannot be opened or read, or the file cannot be written.
   """
-  guards.checkpoints.wait()
-  split = run.config.data.test_split
-  try:
-    with explain_shortage(lambda: ["a smaller --config.data.eval_batch_size"]):
-      saved = load_model(run.home, "best", ema=bool(run.config.ema_decay))
-      found = evaluate(saved, split=split, on_batch=guards.pulse_or_stop)
-  except Stopped:
-    return None
-  del found["images_per_second"]  # results are the same in every run
+  data = run.config.data
+  saved = load_model(run.home, "best", ema=bool(run.config.ema_decay))
+  found = evaluate(saved, split=data.test_split, on_batch=guards.pulse_or_stop)
+  del found["images_per_second"]
   results = {f"test_{name}": value for name, value in found.items()} | {"test_step": saved.step}
-  images = ", ".join(printable(name, 60) for name in found.get("parts", [split]))
+  images = ", ".join(printable(name, 60) for name in found.get("parts", [data.test_split]))
   say(
-    f"Test of step {saved.step}, the best on {run.config.data.eval_split}: "
+    f"Test of step {saved.step}, the best on {data.eval_split}: "
     f"top-1 {found['top1']:.2f} % of {found['images']} images of {images}"
   )
   path = run.workdir / FILE

@@ -20,8 +20,7 @@ from gfnet_jax.training import metrics
 from gfnet_jax.training.choices import choose_as_before
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run
 from gfnet_jax.training.filter_images import write_filter_images
-from gfnet_jax.training.final_report import write_final_report
-from gfnet_jax.training.final_test import write_final_test
+from gfnet_jax.training.final_report import conclude
 from gfnet_jax.training.guards import Guards, Stopped
 from gfnet_jax.training.inputs import batches_from
 from gfnet_jax.training.lock import Lock
@@ -100,11 +99,7 @@ def train(
       with open_trackers(config, run.workdir, fresh=progress.step == 0) as trackers:
         guards = Guards(checkpoints, nonfinite, lock, watchdog, preemption, trackers)
         results = train_with_rollbacks(run, state, progress, guards)
-        if results and config.get("report") and not write_final_report(run, guards):
-          results = None
-        if results and config.data.get("test_split"):
-          tested = write_final_test(run, guards)
-          results = tested and results | tested
+        results = results and conclude(run, results, guards)
         if results is None:
           guards.mark_stopped()
   if results is None:
