@@ -58,8 +58,9 @@ def measure_robustness(
   options = dict(data_dir=data_dir or None, batch_size=batch_size)
   if data is None and _knows_imagenet(saved):
     data = _find_imagenet(data_dir)
-  title = data or "its own data"
-  if data or (saved.run_config or {}).get("data"):
+  own = (saved.run_config or {}).get("data", {})
+  title = data or f"{own.get('name')}, {own.get('eval_split')}"
+  if data or own:
     yield _row(title, evaluate(saved, data, **options))
     for attack in attacks:
       results = evaluate(saved, data, attack=attack, **options)
