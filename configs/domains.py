@@ -58,11 +58,9 @@ def get_config(benchmark: str = "digits"):
 
 
 def _hold_out(config, domains: tuple[str, ...], folders: tuple[str, ...]) -> None:
-  """The source domains, and its own fields."""
+  """The source `domains`; data.held_out is left to choose."""
   config.data.update(source="domains", train_split="train", eval_split="val", test_split="test")
-  config.data.domains = domains
-  config.data.folders = folders
-  config.data.held_out = ""
+  config.data.update(domains=domains, folders=folders, held_out="")
 
 
 def _digits():

@@ -121,17 +121,23 @@ def is_there(name: str, data_dir: str) -> bool:
   if test_set.cut_out:
     return bool(_corrupted_parts(test_set, data_dir))
   folder = _folder(test_set, data_dir, _is_real if name == "imagenet_real" else Path.is_dir)
-  return bool(prepared_versions(test_set.tfds, data_dir)) or folder is not None
+  return folder is not None or _newest(test_set.tfds, data_dir) is not None
 
 
 def _open_prepared(tfds_name: str, data_dir: str, split: str) -> Source | None:
   """The newest version that is prepared, with wnids for class names."""
-  versions = [path for path in prepared_versions(tfds_name, data_dir) if file_format(path) in KINDS]
-  if not versions:
+  newest = _newest(tfds_name, data_dir)
+  if newest is None:
     return None
-  data = dict(source=KINDS[file_format(versions[-1])], name=str(versions[-1]), data_dir="")
+  data = dict(source=KINDS[file_format(newest)], name=str(newest), data_dir="")
   source = open_source(ml_collections.ConfigDict(data), split)
-  return _with_wnids(source, tfds_name, str(versions[-1]))
+  return _with_wnids(source, tfds_name, str(newest))
+
+
+def _newest(tfds_name: str, data_dir: str) -> Path | None:
+  """The directory of the newest version of a TFDS data set in a format that is read here."""
+  versions = prepared_versions(tfds_name, data_dir)
+  return next((path for path in reversed(versions) if file_format(path) in KINDS), None)
 
 
 def _open_folder(name: str, data_dir: str) -> Source | None:
@@ -162,7 +168,7 @@ def _corrupted_parts(test_set: ImageNetSet, data_dir: str) -> dict[str, str | Pa
   for corruption in CORRUPTIONS:
     for severity in SEVERITIES:
       tfds_name = f"{test_set.tfds}/{corruption}_{severity}"
-      if prepared_versions(tfds_name, data_dir):
+      if _newest(tfds_name, data_dir) is not None:
         found[f"{corruption}/{severity}"] = tfds_name
       elif root is not None and (root / corruption / str(severity)).is_dir():
         found[f"{corruption}/{severity}"] = root / corruption / str(severity)
