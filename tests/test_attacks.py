@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import collectives
 from parity import reference, torch
 
 import gfnet_jax
@@ -15,9 +16,10 @@ from gfnet_jax.data.on_device.normalize import MEAN, STD, normalize
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.attacked_sheet import draw_attacked
 from gfnet_jax.inference.attacks import ATTACKS, ascend, attack_images, draw_starts, make_attack
-from gfnet_jax.inference.evaluate import evaluate
+from gfnet_jax.inference.evaluate import evaluate, make_eval_step
 from gfnet_jax.inference.saved_model import SavedModel
 from gfnet_jax.models.functional import merge, split
+from gfnet_jax.sharding import make_mesh, replicate
 from gfnet_jax.weights.state_dict import load_torch_state_dict
 
 MODEL = dict(image_size=8, patch_size=2, embed_dim=16, depth=1, num_classes=10)
@@ -165,6 +167,19 @@ def test_whole_evaluations(saved, tmp_path):
   assert again["top1"] == attacked["top1"]
   report = json.loads((tmp_path / "report.json").read_text())
   assert 100 * report["correct"] / report["images"] == pytest.approx(attacked["top1"])
+
+
+def test_devices_exchange_only_the_sums_of_the_metrics(saved):
+  """Each attacks its own images; neither these nor their random starts travel."""
+  structure, params = split(saved.model)
+  mesh = make_mesh()
+  batch = {"image": np.zeros((16, 8, 8, 3), np.uint8), "label": np.zeros(16, np.int32)}
+  with jax.set_mesh(mesh):
+    step = make_eval_step(structure, mesh, None, ATTACKS["pgd"])
+    hlo = step.lower(replicate(params, mesh), batch).compile().as_text()
+  found = collectives(hlo)
+  assert found.keys() == {"all-reduce"}
+  assert {shape for shapes in found.values() for shape in shapes} <= {"f32[]", "s32[]"}
 
 
 @pytest.mark.parametrize(

@@ -334,7 +334,7 @@ def test_a_run_that_is_killed_ends_like_one_that_was_not(start, tmp_path):
   options = (
     *("train.py", "--config", "configs/domains.py", "--config.num_epochs=4"),
     *("--config.eval_every_epochs=1", "--config.log_every_steps=5"),
-    *("--config.checkpoints.every_steps=7", "--config.model.embed_dim=8"),
+    *("--config.checkpoints.every_steps=7", "--config.optimizer.warmup_epochs=1"),
   )
   [whole] = start(*options, "--workdir", tmp_path / "whole", processes=1)
   [killed] = start(*options, "--workdir", tmp_path / "killed", processes=1)

@@ -188,6 +188,23 @@ def test_mce_is_relative_to_alexnet(saved, tmp_path):
   assert describe_parts(results)[-1].startswith("no mCE, as 2 of its 75 parts")
 
 
+def test_parts_may_be_of_tfds_or_folders(saved, tmp_path):
+  label = {"label": tfds.features.ClassLabel(names=WNIDS)}
+  prepared = tmp_path / "imagenet2012_corrupted/fog_1/3.1.0"
+  write_prepared(prepared, "validation", [example(png(1), 1), example(png(2), 1)], label)
+  write(tmp_path / "imagenet-c/fog/2", {WNIDS[1]: [1]})
+  results = evaluate(saved, "imagenet_c", data_dir=str(tmp_path), batch_size=8)
+  assert results["parts"] == {
+    "fog/1": {"images": 2, "top1": 50.0},
+    "fog/2": {"images": 1, "top1": 100.0},
+  }
+  assert results["corruptions"] == {"fog": 25.0}  # of the severities, not of the images
+  info = json.loads((prepared / "dataset_info.json").read_text())
+  (prepared / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "riegeli"}))
+  results = evaluate(saved, "imagenet_c", data_dir=str(tmp_path), batch_size=8)
+  assert list(results["parts"]) == ["fog/2"]  # the other is in a format that is not read
+
+
 def test_mce_by_hand():
   parts = {f"{name}/{s}": {"top1": 10.0 * s} for name in CORRUPTIONS for s in range(1, 6)}
   found = corruption_errors(parts)
