@@ -198,6 +198,15 @@ def test_a_run_that_is_done_tests_again_and_a_signal_waits_for_the_same_command(
   assert path.exists()
 
 
+def test_a_wrong_test_split_is_refused_before_the_training(run):
+  _, workdir, config, _, _ = run
+  config = config.copy_and_resolve_references()
+  config.data.test_split = "tset"
+  with pytest.raises(UserError, match="the split is 'tset', expected one of train, val, test"):
+    gfnet_jax.train(config, workdir.parent / "other")
+  assert not (workdir.parent / "other").exists()
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [

@@ -17,7 +17,7 @@ FILE = "test.json"
 
 
 def write_final_test(run: Run, guards: Guards) -> dict[str, Any]:
-  """Tests the best checkpoint on `data.test_split`, which is opened only now.
+  """Tests the best checkpoint on `data.test_split`, whose images are read only now.
 
   The best one is that of the highest top-1 on `data.eval_split`; with moving averages, of theirs.
 
