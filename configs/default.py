@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
   config.optimizer.scale_all_rates = config_dict.placeholder(bool)  # first and last like the peak
   config.data = ConfigDict(
     dict(
-      source="tfds",  # tfds, tfrecord, folder or photos
+      source="tfds",  # tfds, tfrecord, folder, photos or domains
       name="",  # of a TFDS data set, or a directory that holds the data
       data_dir="",  # of all TFDS data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
       train_split="train",
@@ -72,6 +72,12 @@ def get_config() -> ConfigDict:
       reading=dict(threads=16, prefetch=16, workers=0),  # per process; workers are processes
     )
   )
+  # What the best checkpoint is tested on at the end, into WORKDIR/test.json; None: nothing.
+  config.data.test_split = config_dict.placeholder(str)
+  # Of domains, see gfnet_jax/data/sources/domains.py.
+  config.data.held_out = config_dict.placeholder(str)  # the one that is tested on
+  config.data.domains = config_dict.placeholder(tuple)  # their names; None: all that are there
+  config.data.folders = config_dict.placeholder(tuple)  # in each, of training and validation
   # Arguments of gfnet_jax.data.transforms.TrainTransform, explained there, as is fast_decode.
   config.augment = ConfigDict(
     dict(

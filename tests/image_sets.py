@@ -34,9 +34,20 @@ def example(image: bytes, label: int, **extra: bytes) -> bytes:
 
 
 def write_tfds(
-  directory: Path, suffix: str, shards: list[list[bytes]], write_shard, *, split: str = "train"
+  directory: Path,
+  suffix: str,
+  shards: list[list[bytes]],
+  write_shard,
+  *,
+  split: str = "train",
+  features: dict | None = None,
 ) -> Path:
   """Writes shards of serialized examples and the files that TFDS describes them with."""
+  features = features or {
+    "image": tfds.features.Image(encoding_format="jpeg"),
+    "label": tfds.features.ClassLabel(names=list(CLASSES)),
+    "id": tfds.features.Text(),
+  }
   directory.mkdir(parents=True)
   template = tfds.core.ShardedFileTemplate(
     data_dir=directory, dataset_name="pictures", split=split, filetype_suffix=suffix
@@ -46,13 +57,7 @@ def write_tfds(
     write_shard(directory / name, records)
   tfds.folder_dataset.write_metadata(
     data_dir=str(directory),
-    features=tfds.features.FeaturesDict(
-      {
-        "image": tfds.features.Image(encoding_format="jpeg"),
-        "label": tfds.features.ClassLabel(names=list(CLASSES)),
-        "id": tfds.features.Text(),
-      }
-    ),
+    features=tfds.features.FeaturesDict(features),
     version="1.0.0",
     split_infos=[
       tfds.core.SplitInfo(

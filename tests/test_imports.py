@@ -158,6 +158,8 @@ def test_no_module_and_no_function_is_too_long():
     ("tools/compile_ahead.py", "--help"),
     ("tools/plot.py", "--help"),
     ("tools/resize_rules.py", "--help"),
+    ("tools/robustness.py", "--help"),
+    ("tools/domains.py", "--help"),
     ("tools/visualize_filters.py", "--help"),
     ("tools/compile_ahead.py", "--topolgy=v5e:2x4"),
   ],

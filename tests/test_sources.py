@@ -159,7 +159,11 @@ def test_the_wrong_kind_of_source_is_named_with_the_right_one(sections):
 @pytest.mark.parametrize(
   ("kind", "message"),
   [
-    ("zip", r"unknown data\.source 'zip', expected one of tfds, tfrecord, folder, photos$"),
+    (
+      "zip",
+      r"unknown data\.source 'zip', expected one of tfds, tfrecord, folder, photos, "
+      "imagenet_set, domains$",
+    ),
     ("tfrecords", r"did you mean tfrecord\?$"),
   ],
 )

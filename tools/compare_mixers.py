@@ -14,8 +14,6 @@ command. The output directory receives
 Fields of the config are overridden as for train.py; what is compared are its mixers and seeds.
 """
 
-import contextlib
-import json
 import math
 import statistics
 import sys
@@ -25,8 +23,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project need not be installed
 
 from gfnet_jax.command_line import ArgumentParser, run
-from gfnet_jax.errors import UserError
-from gfnet_jax.text import printable
 
 SHORT = ("--config.num_epochs=10", "--config.optimizer.warmup_epochs=1")
 
@@ -80,99 +76,27 @@ def main(arguments: list[str]) -> None:
 
 
 def compare(config, mixers: list[str], seeds: int, output: Path) -> list[Row] | None:
-  """Does the runs that are still to be done.
+  """A row for every run; None if a signal stopped them."""
+  from benchmarks._results import do_runs, train_quietly
 
-  Returns:
-    A row for every run; None if a signal stopped them.
-
-  Raises:
-    UserError: if the output directory holds runs with other settings, or a run cannot go on.
-  """
-  import jax
-  from tqdm import tqdm
-
-  done = read_results(output, config)
-  wanted = [(mixer, seed) for seed in range(seeds) for mixer in mixers]
-  known = {(row["mixer"], row["seed"]) for row in done}
-  bar = tqdm(wanted, unit="run", disable=None)
-  for mixer, seed in bar:
-    bar.set_postfix_str(f"{mixer}, seed {seed}")
-    if (mixer, seed) in known:
-      continue
-    row = train(config, mixer, seed, output / mixer / f"seed-{seed}")
-    if row is None:
-      bar.close()
-      print("Stopped by a signal with everything saved; the same command goes on from here")
-      return None
-    done.append(row)
-    write_results(output, config, done)
-    jax.clear_caches()  # of this run's programs
-  return [row for row in done if (row["mixer"], row["seed"]) in wanted]
-
-
-def train(config, mixer: str, seed: int, workdir: Path) -> Row | None:
-  """The result of a run; None if a signal stopped it."""
   import gfnet_jax
-  from gfnet_jax.files import make_directory
 
-  config = config.copy_and_resolve_references()
-  config.name, config.seed, config.model.mixer = f"{mixer}-{seed}", seed, mixer
-  make_directory(workdir)
-  with (
-    (workdir / "log.txt").open("a") as log,
-    contextlib.redirect_stdout(log),
-    contextlib.redirect_stderr(log),
-  ):
-    results = gfnet_jax.train(config, workdir)
-  if results is None:
-    return None
-  model = gfnet_jax.load_model(workdir).model
-  return {
-    "mixer": mixer,
-    "seed": seed,
-    "parameters": count_parameters(model),
-    **{name: value for name, value in results.items() if name != "images_per_second"},
-  }
+  def train(mixer: str, seed: int) -> Row | None:
+    own, workdir = config.copy_and_resolve_references(), output / mixer / f"seed-{seed}"
+    own.name, own.seed, own.model.mixer = f"{mixer}-{seed}", seed, mixer
+    results = train_quietly(own, workdir)
+    if results is None:
+      return None
+    return {"parameters": count_parameters(gfnet_jax.load_model(workdir).model), **results}
+
+  wanted = [dict(mixer=mixer, seed=seed) for seed in range(seeds) for mixer in mixers]
+  return do_runs(config, wanted, output, train)
 
 
 def count_parameters(model) -> int:
   from gfnet_jax.models.functional import split
 
   return sum(math.prod(value.shape) for value in split(model)[1].values())
-
-
-def read_results(output: Path, config) -> list[Row]:
-  """The finished runs in a directory; none if it holds none.
-
-  Raises:
-    UserError: if they have other settings, or the file is no such list.
-  """
-  path = output / "results.json"
-  try:
-    results = json.loads(path.read_text())
-    settings, rows = results["config"], results["runs"]
-  except FileNotFoundError:
-    return []
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(
-      f"{path} cannot be read ({printable(error)}), expected results of this program; remove it, "
-      "or choose another --output"
-    ) from error
-  if settings != json.loads(config.to_json()):
-    raise UserError(
-      f"{path} holds runs with other settings; repeat the command that made it "
-      f"({printable(results.get('command'), 400)}), or choose another --output"
-    )
-  return rows
-
-
-def write_results(output: Path, config, rows: list[Row]) -> None:
-  from benchmarks._measure import command, machine
-
-  from gfnet_jax.files import write_atomically
-
-  results = {"command": command(), "machine": machine(), "config": json.loads(config.to_json())}
-  write_atomically(output / "results.json", json.dumps(results | {"runs": rows}, indent=2) + "\n")
 
 
 def summarize(runs: list[Row], mixers: list[str]) -> list[Row]:

@@ -23,6 +23,7 @@ from typing import Protocol
 from PIL import Image, ImageEnhance
 
 from gfnet_jax.data.affine import parse_affine
+from gfnet_jax.data.jitter import parse_jitter
 from gfnet_jax.data.randaugment import parse_randaugment
 from gfnet_jax.names import look_up
 
@@ -54,6 +55,7 @@ class MakeAugmentation(Protocol):
 AUGMENTATIONS: dict[str, MakeAugmentation] = {
   "rand": parse_randaugment,
   "affine": parse_affine,
+  "jitter": parse_jitter,
 }
 
 

@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 FILE = Path(__file__).parent / "imagenet_classes.txt"  # says where the names come from
+SUBSETS = Path(__file__).parent / "imagenet_subsets.txt"
 
 
 @functools.cache
@@ -16,3 +17,11 @@ def names() -> dict[str, str]:
 def wnids() -> list[str]:
   """The 1000 wnids in the order of the labels."""
   return list(names())
+
+
+@functools.cache
+def subset(name: str) -> tuple[str, ...]:
+  """The wnids of the 200 classes of imagenet_a or imagenet_r, in the order of the labels."""
+  lines = SUBSETS.read_text("utf-8").splitlines()
+  labels = dict(line.split("\t") for line in lines if not line.startswith("#"))[name]
+  return tuple(wnids()[int(label)] for label in labels.split())

@@ -109,7 +109,8 @@ def eval_batches(
   """This process's rows of all batches of one evaluation; label PADDING marks padding.
 
   Yields:
-    {"image": (rows, height, width, 3) uint8, "label": (rows,) int32}.
+    {"image": (rows, height, width, 3) uint8, "label": (rows,) int32}; of a source with `label_sets`
+    also {"shown": (rows, classes) bool}, all classes that an image shows.
 
   Raises:
     DataError: on iteration, for an image that cannot be read, a label out of range, or if

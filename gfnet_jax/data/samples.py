@@ -16,7 +16,7 @@ from PIL import Image
 
 from gfnet_jax.data.decode import BadImageError, is_clipped, load_rgb, open_image
 from gfnet_jax.data.on_device.erasing import Erasing, draw_erasing_boxes
-from gfnet_jax.data.sources.records import BadRecordError, Source
+from gfnet_jax.data.sources.records import BadRecordError, Record, Source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
@@ -110,7 +110,8 @@ class TrainSamples:
     )
 
   def _sample(self, index: int, rng: random.Random) -> dict:
-    sample = _load(self._source, index, lambda image: self._transform(image, rng))
+    record = self._source[index]
+    sample = _load(self._source, record, lambda image: self._transform(image, rng))
     probability, max_count, _ = self._erasing
     if probability:
       size = sample["image"].shape[:2]
@@ -156,27 +157,35 @@ class EvalSamples:
     index = batch * self._share.batch_size + row
     if index >= len(self._source):
       blank = np.zeros((*self._transform.image_size, 3), np.uint8)
-      return {"image": blank, "label": np.int32(PADDING), "clipped": np.str_()}
+      return {"image": blank, "label": np.int32(PADDING), "clipped": np.str_()} | self._shown(())
     try:
-      return _load(self._source, index, lambda image: self._transform(load_rgb(image)))
+      record = self._source[index]
+      sample = _load(self._source, record, lambda image: self._transform(load_rgb(image)))
+      return sample | self._shown(record.shown)
     except BadRecordError as error:
       # Neither left out nor replaced: that would be another test than the one asked for.
       raise UserError(f"evaluation image {index}: {error}; repair or remove it") from error
 
+  def _shown(self, labels: tuple[int, ...]) -> dict:
+    """All classes that an image shows, if the source tells: (classes,), bool."""
+    if not getattr(self._source, "label_sets", False):
+      return {}
+    return {"shown": np.isin(np.arange(len(self._source.class_names)), labels)}
 
-def _load(source: Source, index: int, transform: Callable[[Image.Image], np.ndarray]) -> dict:
+
+def _load(source: Source, record: Record, transform: Callable[[Image.Image], np.ndarray]) -> dict:
   """One record as a sample; "clipped" is its name if decoding clips its values, else "".
 
   Raises:
-    BadRecordError: if it cannot be read or decoded, with its name.
+    BadRecordError: if it cannot be decoded, with its name.
     UserError: if its label is out of range, or the transform does not take it.
   """
-  record = source[index]
-  if not 0 <= record.label < len(source.class_names):
-    raise UserError(
-      f"{record.name} has the label {record.label}, expected 0 to {len(source.class_names) - 1}; "
-      "correct the data set"
-    )
+  for label in (record.label, *record.shown):
+    if not 0 <= label < len(source.class_names):
+      raise UserError(
+        f"{record.name} has the label {label}, expected 0 to {len(source.class_names) - 1}; "
+        "correct the data set"
+      )
   try:
     image = open_image(record.image)
     clipped = np.str_(record.name if is_clipped(image) else "")
@@ -199,7 +208,7 @@ def try_transforms(
     UserError: if that cannot be done, which would otherwise show at the first evaluation.
   """
   with contextlib.suppress(BadRecordError):  # training replaces it
-    _load(train, 0, lambda image: train_transform(image, random.Random(0)))
+    _load(train, train[0], lambda image: train_transform(image, random.Random(0)))
   EvalSamples(evaluation, eval_transform, Share(1))[0]
 
 

@@ -64,13 +64,24 @@ def _covering_width_height(image: Image.Image, size: tuple[int, int]) -> tuple[i
 
 
 class EvalTransform:
-  """`eval_transform` of a fixed image size, to be called with images; picklable."""
+  """What happens to images in evaluation, for a fixed image size; picklable.
 
-  def __init__(self, image_size: ImageSize):
-    self.image_size = as_height_width(image_size)
+  Args:
+    image_size: side of the result, or (height, width).
+    whole: whether the whole image is resized to it (bicubic), whatever its shape, in place of
+      `eval_transform`; an image of just that size stays as it is.
+  """
+
+  def __init__(self, image_size: ImageSize, *, whole: bool = False):
+    self.image_size, self._whole = as_height_width(image_size), whole
 
   def __call__(self, image: Image.Image) -> np.ndarray:
-    return eval_transform(image, self.image_size)
+    if not self._whole:
+      return eval_transform(image, self.image_size)
+    height, width = self.image_size
+    if image.size == (width, height):
+      return np.array(image)
+    return np.array(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 @dataclasses.dataclass(kw_only=True)

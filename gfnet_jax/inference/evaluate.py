@@ -5,6 +5,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -17,17 +18,20 @@ from gfnet_jax.data.pipeline import Reading, eval_batches
 from gfnet_jax.data.samples import Share
 from gfnet_jax.data.sources.copies import copied
 from gfnet_jax.data.sources.fingerprint import describe_images, fingerprint
+from gfnet_jax.data.sources.imagenet_sets import set_named
 from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import recognise
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.distributed import say, together
 from gfnet_jax.errors import UserError
+from gfnet_jax.inference.attacks import Attack, make_attack
 from gfnet_jax.inference.match_classes import Matched, match_classes
 from gfnet_jax.inference.metrics import Averages, measure, summarize
+from gfnet_jax.inference.parts import summarize_parts
 from gfnet_jax.inference.report import write_report
 from gfnet_jax.inference.saved_model import SavedModel, load_model
-from gfnet_jax.inference.verdicts import JudgingStep, compute_logits
+from gfnet_jax.inference.verdicts import JudgingStep, NumberedStep, Verdicts, compute_logits
 from gfnet_jax.models import functional
 from gfnet_jax.models.functional import Params
 from gfnet_jax.models.precision import matmul_precision
@@ -52,56 +56,84 @@ def evaluate(
   split: str | None = None,
   data_dir: str | None = None,
   batch_size: int | None = None,
-  classes: str = "all",
+  classes: str | None = None,
+  attack: Attack | str | None = None,
   report: str | Path | None = None,
   on_batch: Callable[[], None] = lambda: None,
-) -> dict[str, float | int]:
+) -> dict[str, Any]:
   """Evaluates a saved model on all images of a data set, on all devices.
 
   Args:
     saved: of `load_model`, or what it takes: a directory, a file or a variant's name.
     data: a folder of images (DIR/<class>/*, or DIR/val/<class>/*), the name of a TFDS
-      data set or the directory that holds one; None for the data that it was trained with.
+      data set or the directory that holds one, or a name in `IMAGENET_SETS`, such as imagenet_a;
+      None for the data that it was trained with.
     source: kind of the data, a name of `sources.open.SOURCES`; recognised if None.
     split: of the data set; by default that of training, for a folder `val` if there is one.
-    data_dir: directory of all TFDS data sets.
+    data_dir: directory of all data sets of TFDS and IMAGENET_SETS.
     batch_size: over all devices; rounded up to a multiple of their number.
     classes: for data that hold only some of ImageNet's classes: "all" asks the model which
-      of its classes an image shows, "present" which of those that the data hold.
+      of its classes an image shows, "present" which of those that the data hold, as is usual
+      of imagenet_a and imagenet_r; None for what is usual.
+    attack: changes every image against the model before it is counted; "fgsm", "pgd" or what
+      `make_attack` makes.
     report: directory for accuracy by class, confusion matrix and mistakes; see `write_report`.
     on_batch: called after every batch; what it raises ends the evaluation.
 
   Returns:
     What `inference.metrics.METRICS` lists, such as top1 and top5 in percent and loss,
     images, images_per_second; for such data also their number of classes, classes_present,
-    and of those that were told apart, classes_compared.
+    and of those that were told apart, classes_compared; with an attack, what it was. Of
+    imagenet_real also real, in percent, and real_images, those that count; of data in parts, such
+    as imagenet_c, what `summarize_parts` returns.
 
   Raises:
     UserError: if the data cannot be opened or read, or its classes are not the model's.
   """
   saved = saved if isinstance(saved, SavedModel) else load_model(saved)
+  attack = make_attack(attack) if isinstance(attack, str) else attack
   given = dict(source=source, eval_split=split, data_dir=data_dir, eval_batch_size=batch_size)
   section = data_section(saved, name=data if data is None else str(data), **given)
   images = open_source(section, section.eval_split)
   _warn_of_change(images, saved, section)
   matched = match_classes(images, saved, section, classes)
+  parts = getattr(images, "parts", {})
+  judged = report is not None or bool(parts)
+  results, verdicts = _measure(saved, matched, section, attack, judged=judged, on_batch=on_batch)
+  if report is not None:
+    _report(Path(report), verdicts, saved, matched)
+  if parts:
+    results |= summarize_parts(verdicts, parts, set_named(section))
+  return results | matched.counts | ({"attack": str(attack)} if attack else {})
+
+
+def _measure(
+  saved: SavedModel,
+  matched: Matched,
+  section: ml_collections.ConfigDict,
+  attack: Attack | None,
+  *,
+  judged: bool,
+  on_batch: Callable[[], None],
+) -> tuple[dict[str, float | int], Verdicts | None]:
+  """As `evaluate_params`; where `judged`, also what every image is taken for."""
   structure, params = functional.split(saved.model)
   mesh = make_mesh()
+  named = set_named(section)
+  make_step = JudgingStep if judged else make_eval_step
   with jax.set_mesh(mesh), matmul_precision(saved.precision):
-    judging = None if report is None else JudgingStep(structure, mesh, matched.outputs)
+    step = make_step(structure, mesh, matched.outputs, attack)
     results = evaluate_params(
-      judging or make_eval_step(structure, mesh, matched.outputs),
+      step,
       replicate(params, mesh),
       matched.source,
-      EvalTransform(saved.model.image_size),
+      EvalTransform(saved.model.image_size, whole=bool(named and named.cut_out)),
       batch_size=section.eval_batch_size,
       mesh=mesh,
       reading=Reading(**section.reading),
       on_batch=on_batch,
     )
-  if judging:
-    _report(Path(report), judging, saved, matched)
-  return results | matched.counts
+  return results, step.verdicts() if judged else None
 
 
 def _warn_of_change(images: Source, saved: SavedModel, section: ml_collections.ConfigDict) -> None:
@@ -118,11 +150,11 @@ def _warn_of_change(images: Source, saved: SavedModel, section: ml_collections.C
     )
 
 
-def _report(directory: Path, judging: JudgingStep, saved: SavedModel, matched: Matched) -> None:
+def _report(directory: Path, verdicts: Verdicts, saved: SavedModel, matched: Matched) -> None:
   """Only one process writes, and the others learn of its errors."""
   known = None if matched.outputs else saved.class_names
   names = [imagenet.names().get(name, name) for name in known or matched.source.class_names]
-  write = functools.partial(write_report, directory, judging.verdicts(), matched.source, names)
+  write = functools.partial(write_report, directory, verdicts, matched.source, names)
   together(write if jax.process_index() == 0 else lambda: None)
 
 
@@ -196,7 +228,10 @@ def evaluate_params(
 
 
 def make_eval_step(
-  structure: nnx.GraphDef, mesh: Mesh, outputs: tuple[int, ...] | None = None
+  structure: nnx.GraphDef,
+  mesh: Mesh,
+  outputs: tuple[int, ...] | None = None,
+  attack: Attack | None = None,
 ) -> Callable[[Params, Batch], Averages]:
   """Compiles eval_step(params, batch) -> metrics of the batch, as `metrics.measure`.
 
@@ -206,13 +241,16 @@ def make_eval_step(
     structure: of the model.
     mesh: of `make_mesh`.
     outputs: as for `compute_logits`.
+    attack: as for `compute_logits`; the step then takes the batches of one evaluation in order.
   """
 
   def eval_step(params: Params, batch: Batch) -> Averages:
-    return measure(compute_logits(structure, params, batch, outputs), batch["label"])
+    logits = compute_logits(structure, params, batch, outputs, attack)
+    return measure(logits, batch["label"], batch.get("shown"))
 
   whole = replicated(mesh)
-  return jax.jit(eval_step, in_shardings=(whole, split_batch(mesh)), out_shardings=whole)
+  step = jax.jit(eval_step, in_shardings=(whole, split_batch(mesh)), out_shardings=whole)
+  return step if attack is None else NumberedStep(step, mesh)
 
 
 def _progress(batches: Iterator, source: Source, batch_size: int) -> Iterator:

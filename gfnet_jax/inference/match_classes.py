@@ -5,6 +5,7 @@ from typing import NamedTuple
 import ml_collections
 
 from gfnet_jax.data import imagenet
+from gfnet_jax.data.sources.imagenet_sets import set_named
 from gfnet_jax.data.sources.open import (
   Relabelled,
   check_classes,
@@ -34,7 +35,7 @@ class Matched(NamedTuple):
 
 
 def match_classes(
-  source: Source, saved: SavedModel, data: ml_collections.ConfigDict, classes: str = "all"
+  source: Source, saved: SavedModel, data: ml_collections.ConfigDict, classes: str | None = None
 ) -> Matched:
   """Gives a data set the labels of a model, by the names of the classes where both have some.
 
@@ -45,11 +46,13 @@ def match_classes(
     source: of `open_source`.
     saved: the model.
     data: the `data` section that the source was opened with.
-    classes: one of CHOICES.
+    classes: one of CHOICES; None for "present" of an ImageNetSet that is restricted, else "all".
 
   Raises:
     UserError: if the classes are others than the model's.
   """
+  named = set_named(data)
+  classes = classes or ("present" if named and named.restricted else "all")
   look_up("choice of classes", classes, dict.fromkeys(CHOICES))
   found, known = source.class_names, saved.class_names
   if known and set(found) < set(known) and set(found) <= imagenet.names().keys():

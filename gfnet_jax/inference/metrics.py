@@ -5,6 +5,7 @@ It is then computed, averaged over all images, printed, written to metrics.jsonl
 TensorBoard, for averaged weights as well.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from clu.metrics import Average
 from gfnet_jax.losses import cross_entropy
 
 Averages = dict[str, Average]  # sums and counts, by name
+REAL = "real"  # of data that tell all classes that an image shows
 
 
 class Metric(NamedTuple):
@@ -56,18 +58,37 @@ METRICS = {
 }
 
 
-def measure(logits: jax.Array, labels: jax.Array) -> Averages:
+def measure(logits: jax.Array, labels: jax.Array, shown: jax.Array | None = None) -> Averages:
   """The metrics of one batch; images with a negative label are padding and do not count.
 
   Args:
     logits: (batch, num_classes), float32 or float64.
     labels: (batch,), int32.
+    shown: (batch, num_classes), bool: all classes that an image shows, if the data tell; adds
+      `real`, in which images that show none do not count.
   """
   counted = labels >= 0
-  return {
+  averages = {
     name: Average.from_model_output(metric.compute(logits, labels), mask=counted)
     for name, metric in METRICS.items()
   }
+  if shown is not None:
+    averages[REAL] = Average.from_model_output(real(logits, shown), mask=counted & shown.any(-1))
+  return averages
+
+
+def real(logits: jax.Array, shown: jax.Array) -> jax.Array:
+  """1 where the most probable class is one that the image shows, else 0: (batch,), float32.
+
+  So count "reassessed labels", ReaL (arXiv:2006.07159).
+
+  Args:
+    logits: (batch, num_classes), float32 or float64.
+    shown: (batch, num_classes), bool.
+  """
+  best = logits.argmax(-1)
+  hit = jnp.take_along_axis(shown, best[:, None], axis=-1)[:, 0]
+  return (hit & ~jnp.isnan(logits).any(-1)).astype(jnp.float32)
 
 
 def summarize(batches: list[Averages]) -> dict[str, float | int]:
@@ -75,14 +96,20 @@ def summarize(batches: list[Averages]) -> dict[str, float | int]:
   total = jax.tree.map(lambda *leaves: np.sum(np.array(leaves, np.float64)), *batches)
   means = {name: float(total[name].compute()) for name in METRICS}
   scale = {name: 100 if metric.percent else 1 for name, metric in METRICS.items()}
-  return {name: scale[name] * means[name] for name in METRICS} | {
-    "images": int(total["loss"].count)
-  }
+  summary = {name: scale[name] * means[name] for name in METRICS}
+  summary |= {"images": int(total["loss"].count)}
+  if REAL in total:
+    counted = int(total[REAL].count)
+    mean = 100 * float(total[REAL].compute()) if counted else math.nan
+    summary |= {"real": mean, "real_images": counted}
+  return summary
 
 
 def format_results(results: dict[str, float | int], num_classes: int | None = None) -> str:
   """One line for the results of an evaluation of a model with so many classes, if known."""
   parts = [format_means(results, num_classes), f"{results['images']} images"]
+  if "real" in results:
+    parts.insert(0, f"ReaL {results['real']:6.2f} % of {results['real_images']}")
   if "classes_present" in results:
     present, compared = results["classes_present"], results["classes_compared"]
     among = "these" if compared == present else f"all {compared}"

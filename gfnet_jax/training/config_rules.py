@@ -72,6 +72,7 @@ def _pair_or_none(value: Any) -> bool:
 
 ANY = Range(lambda value: True, "anything")  # checked where it is used
 TEXT = Range(lambda value: isinstance(value, str) and "\0" not in value, "text")
+TEXT_OR_NONE = Range(lambda value: value is None or TEXT.holds(value), "text or None")
 FLAG = Range(lambda value: isinstance(value, bool), "True or False")
 FLAG_OR_NONE = Range(lambda value: value is None or FLAG.holds(value), "True, False or None")
 AT_LEAST_ONE = _integer(1)
@@ -137,6 +138,10 @@ RULES = {
   "data.data_dir": Rule(TEXT, may_change=True),
   "data.train_split": Rule(TEXT),
   "data.eval_split": Rule(TEXT),
+  "data.test_split": Rule(TEXT_OR_NONE, may_change=True),
+  "data.held_out": Rule(TEXT_OR_NONE),
+  "data.domains": Rule(ANY),
+  "data.folders": Rule(ANY),
   "data.batch_size": Rule(BATCH, may_be_open=True),
   "data.eval_batch_size": Rule(BATCH, may_change=True, may_be_open=True),
   "data.repeats": Rule(AT_LEAST_ONE),

@@ -74,6 +74,8 @@ def open_inputs(
     model.num_classes = len(train_source.class_names)
   check_classes(train_source, model.num_classes)
   check_same_classes(eval_source.class_names, train_source.class_names, data.eval_split)
+  if data.get("test_split"):
+    _check_test_split(data, train_source.class_names)
   images = len(train_source)
   choose_from_data(config, images, devices)
   check_fills_a_batch(train_source, data.batch_size, advise_batch(config, images, devices))
@@ -94,6 +96,16 @@ def open_inputs(
     num_steps=max(1, round(config.num_epochs * steps_per_epoch)),
     schedule=make_schedule(config, steps_per_epoch),
   )
+
+
+def _check_test_split(data: ml_collections.ConfigDict, class_names: list[str]) -> None:
+  """Opens the split of the final test, and reads none of its images: now mistakes cost nothing.
+
+  Raises:
+    UserError: if it cannot be opened, or has other classes.
+  """
+  test_source = in_class_order(open_source(data, data.test_split), class_names)
+  check_same_classes(test_source.class_names, class_names, data.test_split)
 
 
 def batches_from(

@@ -20,7 +20,7 @@ from gfnet_jax.training import metrics
 from gfnet_jax.training.choices import choose_as_before
 from gfnet_jax.training.console import ProgressBar, Stopwatch, describe_run
 from gfnet_jax.training.filter_images import write_filter_images
-from gfnet_jax.training.final_report import write_final_report
+from gfnet_jax.training.final_report import conclude
 from gfnet_jax.training.guards import Guards, Stopped
 from gfnet_jax.training.inputs import batches_from
 from gfnet_jax.training.lock import Lock
@@ -61,9 +61,9 @@ def train(
       directory, or one in a store: gs://bucket/run.
 
   Returns:
-    The last evaluation: top1 and top5 in percent, loss, images, images_per_second; None
-    if the run was stopped by a signal. Called outside of the main thread, it leaves
-    signals to the program.
+    The last evaluation: top1 and top5 in percent, loss, images, images_per_second, and with a
+    test_split test_top1 and so on; None if the run was stopped by a signal. Called outside of
+    the main thread, it leaves signals to the program.
 
   Raises:
     UserError: for anything in the config, the data or the directory that cannot work; also
@@ -99,8 +99,7 @@ def train(
       with open_trackers(config, run.workdir, fresh=progress.step == 0) as trackers:
         guards = Guards(checkpoints, nonfinite, lock, watchdog, preemption, trackers)
         results = train_with_rollbacks(run, state, progress, guards)
-        if results and config.get("report") and not write_final_report(run, guards):
-          results = None
+        results = results and conclude(run, results, guards)
         if results is None:
           guards.mark_stopped()
   if results is None:

@@ -8,8 +8,8 @@ import numpy as np
 SHARE = 0.2  # of every class
 
 
-def hold_out(labels: Sequence[int], digests: Sequence[str]) -> np.ndarray:
-  """Chooses a fifth of every class, at least one image where it has two different ones of its own.
+def hold_out(labels: Sequence[int], digests: Sequence[str], share: float = SHARE) -> np.ndarray:
+  """Chooses a share of every class, at least one image where it has two different ones of its own.
 
   The choice depends on the digests alone: it stays when files are renamed, moved or listed in
   another order, and nearly stays when some are added. Identical images stay together; those that
@@ -18,6 +18,7 @@ def hold_out(labels: Sequence[int], digests: Sequence[str]) -> np.ndarray:
   Args:
     labels: (images,), the class of each.
     digests: (images,), equal for identical images.
+    share: of a class that is held out.
 
   Returns:
     (images,), bool: True for what is held out.
@@ -30,13 +31,13 @@ def hold_out(labels: Sequence[int], digests: Sequence[str]) -> np.ndarray:
   for groups in members.values():
     free = [groups[digest] for digest in sorted(groups) if len(classes_of[digest]) == 1]
     if len(free) > 1:
-      held_out[_choose(free, sum(map(len, groups.values())))] = True
+      held_out[_choose(free, share * sum(map(len, groups.values())))] = True
   return held_out
 
 
-def _choose(groups: list[list[int]], images: int) -> list[int]:
-  """The first groups of identical images that fit into the share: at least one, but not all."""
-  left, chosen = max(1, round(SHARE * images)), []
+def _choose(groups: list[list[int]], wanted: float) -> list[int]:
+  """The first groups of identical images that fit into what is wanted: at least one, not all."""
+  left, chosen = max(1, round(wanted)), []
   for group in groups:
     if len(group) <= left:
       chosen.append(group)

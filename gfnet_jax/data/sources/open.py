@@ -33,6 +33,8 @@ SOURCES: dict[str, str | Opener] = {
   "tfrecord": "gfnet_jax.data.sources.tfds:open_tfrecord",
   "folder": "gfnet_jax.data.sources.folder:open_folder",
   "photos": "gfnet_jax.data.sources.photos:open_photos",
+  "imagenet_set": "gfnet_jax.data.sources.imagenet_sets:open_imagenet_set",
+  "domains": "gfnet_jax.data.sources.domains:open_domains",
 }
 DEFAULT = "tfds"
 
@@ -45,10 +47,11 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
       For 'tfds' (ArrayRecord) and 'tfrecord', name is that of a TFDS data set or the
       directory of one, and data_dir is where TFDS names are looked up; with verify_crc
       (default: off), 'tfrecord' checks the checksum of every record it reads. For
-      'folder', name is the directory of the splits; for 'photos', that of the classes. A
-      directory in a store, gs://..., is copied first, see `copies`.
+      'folder', name is the directory of the splits; for 'photos', that of the classes. For
+      'imagenet_set', name is one of `IMAGENET_SETS`, to be found in data_dir; for 'domains', see
+      `open_domains`. A directory in a store, gs://..., is copied first, see `copies`.
     split: name of the split; for 'folder' a directory below name, or ''; for 'photos' train
-      or val.
+      or val, for 'domains' test as well.
 
   Raises:
     UserError: if it cannot be opened or is empty.
@@ -76,13 +79,16 @@ class Relabelled:
 
   Args:
     source: the records.
-    class_names: those of the source in the new order.
+    class_names: those of the source in the new order, or some: other labels become -1, which is
+      an error where such a record is read.
+    names: what the classes of the source are called there, if not as in the source.
   """
 
-  def __init__(self, source: Source, class_names: list[str]):
+  def __init__(self, source: Source, class_names: list[str], names: list[str] | None = None):
     self._source, self.class_names = source, list(class_names)
     label_of = {name: label for label, name in enumerate(class_names)}
-    self._labels = [label_of[name] for name in source.class_names]
+    self._labels = [label_of.get(name, -1) for name in names or source.class_names]
+    self.label_sets = getattr(source, "label_sets", False)
     if hasattr(source, "record_names"):
       self.record_names = source.record_names
 
@@ -91,9 +97,10 @@ class Relabelled:
 
   def __getitem__(self, index: int) -> Record:
     record = self._source[index]
-    if not 0 <= record.label < len(self._labels):  # whoever reads it will name it
-      return record
-    return record._replace(label=self._labels[record.label])
+    if not all(0 <= label < len(self._labels) for label in (record.label, *record.shown)):
+      return record  # whoever reads it will name it
+    shown = tuple(self._labels[label] for label in record.shown)
+    return record._replace(label=self._labels[record.label], shown=shown)
 
 
 def in_class_order(source: Source, class_names: list[str]) -> Source:

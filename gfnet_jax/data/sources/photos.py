@@ -8,7 +8,7 @@ import numpy as np
 
 from gfnet_jax.data.sources.contents import read_contents
 from gfnet_jax.data.sources.folder import FolderSource
-from gfnet_jax.data.sources.holdout import hold_out
+from gfnet_jax.data.sources.holdout import SHARE, hold_out
 from gfnet_jax.data.sources.listing import holds_images, is_left_out
 from gfnet_jax.data.sources.records import Record, Source, required_name
 from gfnet_jax.distributed import say
@@ -77,11 +77,21 @@ def open_photos(data: ml_collections.ConfigDict, split: str) -> Source:
     return source
   source = FolderSource(str(root), "", quiet=split == "val")
   _check_classes(source, root)
-  return _select(source, root, split)
+  return select(source, root, split)
 
 
-def _select(source: FolderSource, root: Path, split: str) -> Selected:
-  """The images of a split, where none is set apart."""
+def select(source: FolderSource, root: Path, split: str, share: float = SHARE) -> Selected:
+  """The images of a split, where none is set apart; lines are said when the split is val.
+
+  Args:
+    source: all images.
+    root: their directory.
+    split: train or val.
+    share: of every class that is held out.
+
+  Raises:
+    UserError: if a class has no image that can be read, or nothing can be held out.
+  """
   names, labels = source.record_names(), source.labels
   contents = read_contents(root, names)
   good = np.array([i for i, content in enumerate(contents) if not content.problem], int)
@@ -92,7 +102,7 @@ def _select(source: FolderSource, root: Path, split: str) -> Selected:
     raise UserError(
       f"{root / empty} holds no image that can be read, expected some; fill or remove it"
     )
-  held_out = hold_out(labels[good].tolist(), [digests[i] for i in good])
+  held_out = hold_out(labels[good].tolist(), [digests[i] for i in good], share)
   if not held_out.any():
     raise UserError(
       f"{root} has no class of two different images, expected at least two of every class, one to "

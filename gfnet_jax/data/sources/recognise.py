@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from gfnet_jax.data.sources.imagenet_sets import IMAGENET_SETS
 from gfnet_jax.data.sources.open import DEFAULT
 from gfnet_jax.data.sources.tfds_info import INFO, KINDS, file_format, prepared_versions
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
-BUILT_IN = ("tfds", "tfrecord", "folder", "photos")  # the kinds that can be told apart
+# The kinds that can be told apart, and those in whose place they are read.
+BUILT_IN = ("tfds", "tfrecord", "folder", "photos", "imagenet_set", "domains")
 
 
 class Recognised(NamedTuple):
@@ -27,10 +29,11 @@ class Recognised(NamedTuple):
 def recognise(name: str, usual: str = DEFAULT, data_dir: str = "") -> Recognised:
   """Guesses the kind of a data set of which only the name is given.
 
-  A TFDS data set is of the kind in which its files are stored. Any other directory is a
-  folder of images; its split is the directory `val` if there is one, else the directory
-  itself. A name of which nothing is found is of the usual kind, or of TFDS if that is of
-  folders. A usual kind of one's own always stays.
+  A name in IMAGENET_SETS stands for that set, as TFDS or as a folder in `data_dir`. A TFDS
+  data set is of the kind in which its files are stored. Any other directory is a folder of
+  images; its split is the directory `val` if there is one, else the directory itself. A name
+  of which nothing is found is of the usual kind, or of TFDS if that is of folders. A usual
+  kind of one's own always stays.
 
   Args:
     name: of a data set, or a directory.
@@ -42,6 +45,8 @@ def recognise(name: str, usual: str = DEFAULT, data_dir: str = "") -> Recognised
   """
   if usual not in BUILT_IN:
     return Recognised(usual)
+  if name in IMAGENET_SETS:
+    return Recognised("imagenet_set", IMAGENET_SETS[name].split)
   directory = Path(name)
   if os.path.isdir(directory):  # noqa: PTH112 (False for a name too long as well)
     if not (directory / INFO).is_file():
@@ -52,7 +57,7 @@ def recognise(name: str, usual: str = DEFAULT, data_dir: str = "") -> Recognised
   kinds = {KINDS[found] for found in map(file_format, prepared) if found in KINDS}
   if len(kinds) == 1:
     return Recognised(*kinds)
-  return Recognised(DEFAULT if usual in ("folder", "photos") else usual)
+  return Recognised(usual if usual in KINDS.values() else DEFAULT)
 
 
 def _recognise_folder(directory: Path) -> Recognised:

@@ -8,11 +8,15 @@ from gfnet_jax.errors import UserError
 
 
 class Record(NamedTuple):
-  """One stored image: the bytes of its file, its class and its name in messages."""
+  """One stored image: the bytes of its file, its class and its name in messages.
+
+  Of a source with `label_sets`, also all classes that it shows, which may be none.
+  """
 
   image: bytes
   label: int
   name: str
+  shown: tuple[int, ...] = ()
 
 
 class Source(Protocol):
@@ -24,6 +28,9 @@ class Source(Protocol):
   It may have a method `record_names() -> Iterable[bytes]`: what tells its records from
   those of other data, in their order, on every machine and for every path (`fingerprint`).
   With it a run goes on when its data have moved, and not on others.
+
+  It may have `label_sets`, which is True if its records tell all classes that an image shows; and
+  `parts`, the numbers of its images by the name of the part, if it has several in a row.
 
   Attributes:
     class_names: of all classes, in the order of the labels 0, 1, ...

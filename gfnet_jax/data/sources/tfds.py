@@ -1,7 +1,7 @@
 """TFDS data sets of images with labels, stored as ArrayRecord or TFRecord; no TensorFlow.
 
-The files hold serialized tf.train.Example protos in either format. Only the features
-`image` and `label` are looked at, so a data set may have any others.
+The files hold serialized tf.train.Example protos in either format. Only the features `image` and
+those of `find_labels` are looked at, so a data set may have any others.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from tensorflow_datasets.proto import tf_example_pb2
 from gfnet_jax.data.sources import digits
 from gfnet_jax.data.sources.records import BadRecordError, Record, required_name
 from gfnet_jax.data.sources.tfds_info import INFO, KINDS, NAME, check_info_files, prepared_versions
+from gfnet_jax.data.sources.tfds_labels import find_labels
 from gfnet_jax.data.sources.tfrecord import TfrecordFiles, check_count
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
 OPENING_THREADS = 16  # opening waits for the disk
-MAX_CLASSES = 10**6  # of a description that makes sense
 
 
 def open_array_records(instructions: list) -> Sequence[bytes]:
@@ -75,6 +75,10 @@ class TfdsSource:
 
   Raises:
     UserError: if the data set, the split, its files, or its image and label are not found.
+
+  Attributes:
+    class_names: in the order of the labels.
+    label_sets: whether the records tell all classes that an image shows, as imagenet2012_real does.
   """
 
   def __init__(
@@ -87,11 +91,12 @@ class TfdsSource:
     open_records: Callable[[list], Sequence[bytes]] = open_array_records,
   ):
     builder = _open_builder(name, data_dir, file_format)
-    label = _label_feature(builder, name)
+    labels = find_labels(builder, name)
     instructions = _file_instructions(builder, name, split)
     # An empty split has no files, which ArrayRecordDataSource refuses.
     self._records = open_records(instructions) if instructions else ()
-    self.class_names = list(label.names)
+    self.class_names, self._labels = labels.class_names, labels
+    self.label_sets = labels.all_shown is not None
     self._name = f"{name} {split}"
     self._shards = [(file.skip, file.take, file.examples_in_shard) for file in instructions]
     self._full_name = builder.info.full_name
@@ -111,11 +116,12 @@ class TfdsSource:
       example = tf_example_pb2.Example.FromString(self._records[index])
       features = example.features.feature
       (image,) = features["image"].bytes_list.value
-      (label,) = features["label"].int64_list.value
+      (label,) = features[self._labels.own].int64_list.value
+      shown = features[self._labels.all_shown].int64_list.value if self.label_sets else ()
     # ArrayRecord reports damage as RuntimeError or ValueError.
     except (DecodeError, OSError, RuntimeError, ValueError) as error:
       raise BadRecordError(f"{name} cannot be read: {error}") from error
-    return Record(image, label, name)
+    return Record(image, label, name, tuple(shown))
 
 
 def open_tfds(data: ml_collections.ConfigDict, split: str) -> TfdsSource:
@@ -228,27 +234,6 @@ def _reading(name: str) -> Iterator[None]:
       f"({type(error).__name__}: {printable(error)}); "
       "name another one or prepare it again (docs/prepare_data.md)"
     ) from error
-
-
-def _label_feature(builder: tfds.core.DatasetBuilder, name: str) -> tfds.features.ClassLabel:
-  """The feature that names the classes; makes sure that there are images beside it."""
-  features = builder.info.features
-  found = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
-  label = found.get("label")
-  if "image" not in found or not isinstance(label, tfds.features.ClassLabel):
-    names = ", ".join(printable(feature, 40) for feature in found) or "none"
-    raise UserError(f"{name} has the features {names}; expected image and label")
-  if not 0 < (label.num_classes or 0) <= MAX_CLASSES:
-    raise UserError(
-      f"{name} has {label.num_classes} classes, expected 1 to {MAX_CLASSES}; copy it again"
-    )
-  names = label.names
-  if not len(set(names)) == len(names) == label.num_classes:  # TFDS passes over this
-    raise UserError(
-      f"{name} has {len(names)} names of {label.num_classes} classes, {len(set(names))} of them "
-      "different (label.labels.txt), expected one for each class; copy it again"
-    )
-  return label
 
 
 def _file_instructions(builder: tfds.core.DatasetBuilder, name: str, split: str) -> list:

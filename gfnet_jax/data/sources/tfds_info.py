@@ -37,10 +37,15 @@ def prepared_versions(name: str, data_dir: str) -> list[Path]:
   name = name.partition(":")[0]
   if not NAME.fullmatch(name):
     return []
-  root = Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_ROOT))  # noqa: PTH111
+  root = data_root(data_dir)
   found = [*root.glob(f"{name}/*/{INFO}"), *root.glob(f"{name}/*/*/{INFO}")]
   versions = (info.parent for info in found if VERSION.fullmatch(info.parent.name))
   return sorted(versions, key=lambda path: (path.parent, *map(int, path.name.split("."))))
+
+
+def data_root(data_dir: str) -> Path:
+  """The directory of all data sets; of an empty name, TFDS's default."""
+  return Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_ROOT))  # noqa: PTH111
 
 
 def file_format(directory: Path) -> str | None:
