@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -14,7 +15,8 @@ from tqdm import tqdm
 
 from gfnet_jax.data import imagenet
 from gfnet_jax.data.pipeline import Reading, eval_batches
-from gfnet_jax.data.samples import Share
+from gfnet_jax.data.samples import LABELLED, Share, check_form
+from gfnet_jax.data.segmentation.transforms import MaskedEvalTransform
 from gfnet_jax.data.sources.copies import copied
 from gfnet_jax.data.sources.fingerprint import describe_images, fingerprint
 from gfnet_jax.data.sources.open import open_source
@@ -24,9 +26,11 @@ from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.distributed import say, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.match_classes import Matched, match_classes
-from gfnet_jax.inference.metrics import Averages, measure, summarize
+from gfnet_jax.inference.metrics import METRICS, Averages, measure, summarize
 from gfnet_jax.inference.report import write_report
 from gfnet_jax.inference.saved_model import SavedModel, load_model
+from gfnet_jax.inference.segmentation import SEGMENTATION
+from gfnet_jax.inference.task import Task
 from gfnet_jax.inference.verdicts import JudgingStep, compute_logits
 from gfnet_jax.models import functional
 from gfnet_jax.models.functional import Params
@@ -73,7 +77,8 @@ def evaluate(
 
   Returns:
     What `inference.metrics.METRICS` lists, such as top1 and top5 in percent and loss,
-    images, images_per_second; for such data also their number of classes, classes_present,
+    images, images_per_second; of a network with a decoder, what PIXEL_METRICS lists there,
+    such as miou in percent. For such data also their number of classes, classes_present,
     and of those that were told apart, classes_compared.
 
   Raises:
@@ -84,23 +89,27 @@ def evaluate(
   section = data_section(saved, name=data if data is None else str(data), **given)
   images = open_source(section, section.eval_split)
   _warn_of_change(images, saved, section)
+  task = task_of(saved.config)
+  check_form(images, task.form)
   matched = match_classes(images, saved, section, classes)
   structure, params = functional.split(saved.model)
   mesh = make_mesh()
   with jax.set_mesh(mesh), matmul_precision(saved.precision):
-    judging = None if report is None else JudgingStep(structure, mesh, matched.outputs)
+    make_step = task.make_step if report is None else task.make_judging_step
+    step = make_step(structure, mesh, matched.outputs)
     results = evaluate_params(
-      judging or make_eval_step(structure, mesh, matched.outputs),
+      step,
       replicate(params, mesh),
       matched.source,
-      EvalTransform(saved.model.image_size),
+      task.make_transform(saved.config),
+      task=task,
       batch_size=section.eval_batch_size,
       mesh=mesh,
       reading=Reading(**section.reading),
       on_batch=on_batch,
     )
-  if judging:
-    _report(Path(report), judging, saved, matched)
+  if report is not None:
+    _report(task, Path(report), step, saved, matched)
   return results | matched.counts
 
 
@@ -118,11 +127,13 @@ def _warn_of_change(images: Source, saved: SavedModel, section: ml_collections.C
     )
 
 
-def _report(directory: Path, judging: JudgingStep, saved: SavedModel, matched: Matched) -> None:
+def _report(
+  task: Task, directory: Path, step: Callable, saved: SavedModel, matched: Matched
+) -> None:
   """Only one process writes, and the others learn of its errors."""
   known = None if matched.outputs else saved.class_names
   names = [imagenet.names().get(name, name) for name in known or matched.source.class_names]
-  write = functools.partial(write_report, directory, judging.verdicts(), matched.source, names)
+  write = functools.partial(task.write_report, directory, step, matched.source, saved, names)
   together(write if jax.process_index() == 0 else lambda: None)
 
 
@@ -157,8 +168,9 @@ def evaluate_params(
   eval_step: Callable,
   params: Params,
   source: Source,
-  transform: EvalTransform,
+  transform: EvalTransform | MaskedEvalTransform,
   *,
+  task: Task | None = None,
   batch_size: int,
   mesh: Mesh,
   reading: Reading,
@@ -171,6 +183,7 @@ def evaluate_params(
     params: by dotted name.
     source: the images.
     transform: gives the images that the model takes.
+    task: of the model; None for CLASSIFICATION.
     batch_size: of all devices together; rounded up to a multiple of their number.
     mesh: of `make_mesh`.
     reading: how to read.
@@ -180,9 +193,10 @@ def evaluate_params(
     As `evaluate`; images_per_second counts from when the first batch has been read and the
     step is compiled.
   """
+  task = task or CLASSIFICATION
   batch_size = -(-batch_size // mesh.size) * mesh.size
   share = Share(batch_size, jax.process_index(), jax.process_count())
-  batches = eval_batches(source, transform, share=share, reading=reading)
+  batches = eval_batches(source, transform, share=share, reading=reading, form=task.form)
   results, start = [], None
   with contextlib.closing(batches):
     for batch in _progress(to_devices(batches, mesh), source, batch_size):
@@ -191,7 +205,7 @@ def evaluate_params(
         start = time.monotonic()
       results.append(eval_step(params, batch))
       on_batch()
-  summary = summarize(jax.device_get(results))
+  summary = task.summarize(jax.device_get(results))
   return {**summary, "images_per_second": len(source) / (time.monotonic() - start)}
 
 
@@ -224,3 +238,26 @@ def _progress(batches: Iterator, source: Source, batch_size: int) -> Iterator:
     for batch in batches:
       yield batch
       bar.update(min(batch_size, bar.total - bar.n))
+
+
+def _write_report(
+  directory: Path, judging: JudgingStep, source: Source, saved: SavedModel, names: Sequence[str]
+) -> None:
+  del saved
+  write_report(directory, judging.verdicts(), source, names)
+
+
+CLASSIFICATION = Task(
+  form=LABELLED,
+  make_transform=lambda model: EvalTransform(model.get("image_size", 224)),
+  make_step=make_eval_step,
+  make_judging_step=JudgingStep,
+  summarize=lambda batches: summarize(batches),
+  write_report=_write_report,
+  metrics=METRICS,
+)
+
+
+def task_of(model: Mapping[str, Any]) -> Task:
+  """What the model that `create_model` makes of these arguments is for."""
+  return SEGMENTATION if model.get("decoder") else CLASSIFICATION

@@ -11,7 +11,7 @@ from gfnet_jax.distributed import say, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import SavedModel, load_model
 from gfnet_jax.models.base import Network
-from gfnet_jax.models.fit import fit_params
+from gfnet_jax.models.fit import carry_params
 from gfnet_jax.models.functional import Params, split
 from gfnet_jax.sharding import replicate, replicated
 from gfnet_jax.text import printable
@@ -44,7 +44,7 @@ def initial_params(
   def fitted() -> tuple[SavedModel, Params]:
     saved = load_model(init_checkpoint, precision=precision)
     try:
-      return saved, fit_params(saved.model, model, fresh)
+      return saved, carry_params(saved.model, model, fresh)
     except UserError as error:
       name = saved.config["name"]
       raise UserError(
