@@ -5,7 +5,7 @@
 
 Paper: arXiv:2107.00645, which names 44.8 mIoU for gfnet-h-b, not measured here. The recipe is PVT's
 Semantic FPN, as the authors say they used it: 40,000 steps of 32 images (8 GPUs x 4) at 512 pixels.
-The data are ADE20K's own folders, images/{training,validation} and annotations/{training,validation}
+The data are ADE20K's own folders: images/ and annotations/, each with training/ and validation/,
 beside objectInfo150.txt. Commands:
 
   python train.py --config configs/segmentation.py --workdir runs/shapes
@@ -54,7 +54,8 @@ def _shapes(config):
   config.model.update(patch_size=4, embed_dims=(32, 64, 96, 128), depths=(1, 1, 2, 1))
   config.model.decoder_dims = (32, 32)
   config.model.drop_path_rate = 0.0
-  config.optimizer.learning_rate = 2e-3
+  config.model.layer_scale_init = 1.0  # 1e-3, for deep networks and long runs, learns slowly here
+  config.optimizer.update(learning_rate=4e-3, schedule="cosine", warmup_epochs=0.5)
   config.segmentation.scale = (0.75, 1.5)
   config.data.update(source="shapes", name="shapes", train_split="train", eval_split="test")
   config.data.update(batch_size=16, eval_batch_size=16)

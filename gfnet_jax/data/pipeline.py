@@ -79,9 +79,10 @@ def train_batches(
     form: of the samples.
 
   Yields:
-    {"image": (rows, height, width, 3) uint8, "label": (rows,) int32, "bad": (rows,) bool}, with
-    masks "label": (rows, height, width) uint8; where bad marks replacements; if the probability of erasing is not 0, also
-    {"erase": (rows, max_count, 4) int32} as from `draw_erasing_boxes`.
+    {"image": (rows, height, width, 3) uint8, "label": (rows,) int32, "bad": (rows,) bool},
+    where bad marks replacements; with masks "label" is (rows, height, width) uint8; if the
+    probability of erasing is not 0, also {"erase": (rows, max_count, 4) int32} as from
+    `draw_erasing_boxes`.
 
   Raises:
     UserError: if repeats does not fit the batch size.

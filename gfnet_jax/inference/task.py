@@ -1,4 +1,4 @@
-"""What an evaluation does otherwise for networks that classify images and for those that segment."""
+"""What an evaluation does otherwise for networks that classify images or segment them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

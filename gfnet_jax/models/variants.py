@@ -116,6 +116,6 @@ def coarsest_stride(model: Mapping[str, Any]) -> int:
     model: of `create_model`; uses name, patch_size and depths.
   """
   module, settings = look_up("model", model["name"], VARIANTS)
-  defaults = {name: value.default for name, value in signature(module).parameters.items()}
+  defaults = {name: one.default for name, one in signature(module.__init__).parameters.items()}
   found = defaults | settings | {name: value for name, value in model.items() if value is not None}
   return found["patch_size"] * 2 ** (len(found.get("depths") or [1]) - 1)
