@@ -162,7 +162,9 @@ def test_a_damaged_mask_is_replaced_in_training_and_ends_an_evaluation(tmp_path,
   evaluation = eval_batches(
     source, MaskedEvalTransform(32, 32), share=Share(1), reading=Reading(0, 0), form=MASKED
   )
-  with pytest.raises(UserError, match="evaluation image 3: the mask of .* is not a readable image"):
+  with pytest.raises(
+    UserError, match=r"evaluation image 3: the mask of .* is not a readable image"
+  ):
     list(evaluation)
 
 

@@ -239,4 +239,10 @@ def test_networks_that_there_are_not(options, message):
   options = dict(name="gfnet-h-ti", image_size=64) | TINY | DECODED | options
   options = {n: v for n, v in options.items() if options["name"] != "gfnet-xs" or n not in TINY}
   with pytest.raises(UserError, match=message):
-    gfnet_jax.create_model(**options)
+    nnx.eval_shape(lambda: gfnet_jax.create_model(**options))
+
+
+def test_the_official_format_has_no_decoder():
+  model = merge(witness().structure, witness().params)
+  with pytest.raises(UserError, match="the official format has no networks with a decoder"):
+    gfnet_jax.to_torch_state_dict(model)

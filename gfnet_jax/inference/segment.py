@@ -25,6 +25,15 @@ def make_segmentation_transform(model: Mapping[str, Any]) -> MaskedEvalTransform
   return MaskedEvalTransform(min(size), coarsest_stride(model))
 
 
+def check_segments(saved: SavedModel) -> None:
+  """Raises UserError for a network that classifies whole images."""
+  if not saved.config.get("decoder"):
+    raise UserError(
+      "the model classifies whole images, expected one that segments them (model.decoder); see "
+      "docs/segmentation.md, or leave out --segment"
+    )
+
+
 def segment(saved: SavedModel, image: ImageLike, clipped: list[str] | None = None) -> np.ndarray:
   """The most probable class of every pixel of an image.
 
@@ -41,11 +50,7 @@ def segment(saved: SavedModel, image: ImageLike, clipped: list[str] | None = Non
   Raises:
     UserError: for a network that classifies whole images, or an image that cannot be read.
   """
-  if not saved.config.get("decoder"):
-    raise UserError(
-      "the model classifies whole images, expected one that segments them (model.decoder); see "
-      "docs/segmentation.md, or leave out --segment"
-    )
+  check_segments(saved)
   transform = make_segmentation_transform(saved.config)
   pixels, size = read_with(image, lambda rgb: (transform(rgb), rgb.size[::-1]), clipped)
   structure, params = split(saved.model)

@@ -141,14 +141,15 @@ def fit_params(
 def carry_params(
   source: "Network | SemanticFPN", target: "Network | SemanticFPN", fresh: Params
 ) -> Params:
-  """As `fit_params` by the official rule, for networks of which one or both have a decoder.
+  """As `fit_params`, for networks of which one or both may have a decoder.
 
-  Of the decoder, what has the same name and shape in both is copied, and the rest stays fresh: the
-  classifier, if the numbers of classes differ, or all of it.
+  A trunk below a decoder is resized by the rule by which it answers images of other sizes, and
+  other networks by the official one. Of the decoder, what has the same name and shape in both is
+  copied, and the rest stays fresh: the classifier, if the numbers of classes differ, or all of it.
   """
   if target.trunk is target:
     return fit_params(source.trunk, target, fresh)
-  fitted = fit_params(source.trunk, target.trunk, {})
+  fitted = fit_params(source.trunk, target.trunk, {}, target.trunk.dynamic_size or "official")
   params = {f"trunk.{name}": value for name, value in fitted.items()}
   others = {} if source.trunk is source else split(source)[1]
   for name, value in fresh.items():

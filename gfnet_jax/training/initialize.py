@@ -22,9 +22,9 @@ def initial_params(
 ) -> Params:
   """Fresh parameters, or those of a checkpoint fitted to the model.
 
-  Position embedding and mixers are resized to the model's image size by the official
-  rule; the head stays fresh if the checkpoint has another number of classes. A line says
-  what was loaded and changed.
+  Position embedding and mixers are resized to the model's image size as `carry_params` says; the
+  head stays fresh if the checkpoint has another number of classes. A line says what was loaded and
+  changed.
 
   Args:
     make_model: creates the model with fresh parameters.
