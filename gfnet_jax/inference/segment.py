@@ -17,6 +17,7 @@ from gfnet_jax.models.functional import Params, split
 from gfnet_jax.models.image_size import as_height_width
 from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.models.variants import coarsest_stride
+from gfnet_jax.sharding import make_mesh
 
 
 def make_segmentation_transform(model: Mapping[str, Any]) -> MaskedEvalTransform:
@@ -54,7 +55,9 @@ def segment(saved: SavedModel, image: ImageLike, clipped: list[str] | None = Non
   transform = make_segmentation_transform(saved.config)
   pixels, size = read_with(image, lambda rgb: (transform(rgb), rgb.size[::-1]), clipped)
   structure, params = split(saved.model)
-  with matmul_precision(saved.precision):
+  # On the model's device alone, also where a run has set a mesh of all.
+  alone = make_mesh(list(next(iter(params.values())).devices()))
+  with jax.set_mesh(alone), matmul_precision(saved.precision):
     shape = tuple(map(rounded_up, size))
     found = _segment(structure, params, pixels[None], np.array([size], np.int32), shape)
   return np.array(found[: size[0], : size[1]])

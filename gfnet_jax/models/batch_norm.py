@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gfnet_jax.models.functional import Params, split
 from gfnet_jax.models.products import sum_type
 
 EPSILON = 1e-5  # PyTorch's default, as is the momentum
@@ -62,3 +63,8 @@ class BatchNorm(nnx.Module):
 def is_statistic(name: str) -> bool:
   """Whether a parameter's dotted name is that of a running statistic, which no gradient trains."""
   return name.rpartition(".")[2] in STATISTICS
+
+
+def running_statistics(model: nnx.Module) -> Params:
+  """All of a model by dotted name; {} if it has no batch norms."""
+  return {name: value for name, value in split(model)[1].items() if is_statistic(name)}

@@ -10,8 +10,8 @@ from flax import nnx
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.losses import KINDS, distillation_loss
-from gfnet_jax.models.batch_norm import is_statistic
-from gfnet_jax.models.functional import Params, merge, split
+from gfnet_jax.models.batch_norm import is_statistic, running_statistics
+from gfnet_jax.models.functional import Params, merge
 from gfnet_jax.sharding import Batch
 from gfnet_jax.training.tasks import learning_of
 
@@ -72,8 +72,7 @@ def make_objective(
         logits, teacher_logits, kind=distillation.kind, temperature=distillation.temperature
       )
       loss = (1 - distillation.alpha) * loss + distillation.alpha * distilled
-    statistics = {name: value for name, value in split(model)[1].items() if is_statistic(name)}
-    return loss.mean(), (logits, statistics)
+    return loss.mean(), (logits, running_statistics(model))
 
   compute = jax.value_and_grad(mean_loss, has_aux=True)
 
