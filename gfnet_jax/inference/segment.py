@@ -60,7 +60,7 @@ def segment(saved: SavedModel, image: ImageLike, clipped: list[str] | None = Non
   with jax.set_mesh(alone), matmul_precision(saved.precision):
     shape = tuple(map(rounded_up, size))
     found = _segment(structure, params, pixels[None], np.array([size], np.int32), shape)
-  return np.array(found[: size[0], : size[1]])
+  return np.array(jax.device_get(found)[: size[0], : size[1]])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
