@@ -229,7 +229,8 @@ def test_a_run_trains_evaluates_reports_and_predicts(few_shapes, tmp_path, in_pr
   assert report["miou"] == results["miou"]
   pixels = sum(height * width for height, width in ShapesSource("test").sizes())
   assert sum(found["pixels"] for found in report["classes"]) == pixels
-  assert Image.open(run / "report/segmentation.png").width > 500
+  with Image.open(run / "report/segmentation.png") as sheet:
+    assert sheet.width > 500
   assert "averaged" in (printed := capsys.readouterr().out) and "mIoU" in printed
 
   saved = gfnet_jax.load_model(run, "best")
@@ -243,9 +244,9 @@ def test_a_run_trains_evaluates_reports_and_predicts(few_shapes, tmp_path, in_pr
   image.write_bytes(record.image)
   code, printed, _ = in_process("tools/predict.py", run, image, "--segment", tmp_path / "masks")
   assert code == 0 and f"{image} -> {tmp_path}/masks/photo.png" in printed and "ground" in printed
-  mask = Image.open(tmp_path / "masks/photo.png")
-  assert mask.size == Image.open(image).size and mask.mode == "P"
-  np.testing.assert_array_equal(np.array(mask), gfnet_jax.segment(saved, image))
+  with Image.open(tmp_path / "masks/photo.png") as mask:
+    assert (mask.height, mask.width) == ShapesSource("test").sizes()[0] and mask.mode == "P"
+    np.testing.assert_array_equal(np.array(mask), gfnet_jax.segment(saved, image))
   code, _, error = in_process("tools/predict.py", run, image)
   assert code == 2 and "error: the model segments images, expected one that classifies" in error
   code, _, error = in_process("eval.py", "--checkpoint", run, "--source", "digits", "--data", run)

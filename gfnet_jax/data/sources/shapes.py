@@ -15,7 +15,7 @@ from gfnet_jax.errors import UserError
 
 CLASSES = ("ground", "disc", "triangle", "ring", "bar")
 SPLITS = {"train": 1000, "test": 100}  # images
-SIZES = ((80, 80), (72, 108), (108, 72))  # (height, width), in pixels
+SIZES = ((72, 108), (108, 72))  # (height, width), in pixels
 DARK, BRIGHT = (0, 110), (140, 256)  # values of the ground, and of shapes
 
 
@@ -100,7 +100,7 @@ def _draw_shape(
   if name == "bar":
     x, y = radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle))
     ends = (centre[0] - x, centre[1] - y, centre[0] + x, centre[1] + y)
-    canvas.line(ends, fill=1, width=round(0.5 * radius))
+    canvas.line(ends, fill=1, width=round(0.7 * radius))
     return
   for size, fill in ((radius, 1), *(((0.5 * radius, 0),) if name == "ring" else ())):
     box = (centre[0] - size, centre[1] - size, centre[0] + size, centre[1] + size)
