@@ -23,7 +23,7 @@ from gfnet_jax.data.segmentation.transforms import (
   fitted_size,
 )
 from gfnet_jax.data.sources.fingerprint import fingerprint
-from gfnet_jax.data.sources.open import in_class_order, open_source
+from gfnet_jax.data.sources.open import check_classes, in_class_order, open_source
 from gfnet_jax.data.sources.records import MaskedRecord
 from gfnet_jax.data.sources.shapes import CLASSES, SPLITS, ShapesSource
 from gfnet_jax.errors import UserError
@@ -74,6 +74,8 @@ def test_ade20ks_folders(tmp_path):
   expected = np.array([IGNORED, 0, 1, 2], np.uint8)[values]
   np.testing.assert_array_equal(labels_of(source, 2), expected)
   assert fingerprint(source)["images"] == 4 and fingerprint(source)["names"]
+  with pytest.raises(UserError, match="the data set has 3 classes, the model has 150"):
+    check_classes(source, 150)
 
 
 def test_without_reduce_zero_label_0_is_the_first_class_and_255_is_none(tmp_path):

@@ -101,7 +101,7 @@ def evaluate(
       step,
       replicate(params, mesh),
       matched.source,
-      task.make_transform(saved.config),
+      task.make_transform({**saved.config, "image_size": saved.model.image_size}),
       task=task,
       batch_size=section.eval_batch_size,
       mesh=mesh,

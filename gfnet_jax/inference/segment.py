@@ -52,7 +52,8 @@ def segment(saved: SavedModel, image: ImageLike, clipped: list[str] | None = Non
     UserError: for a network that classifies whole images, or an image that cannot be read.
   """
   check_segments(saved)
-  transform = make_segmentation_transform(saved.config)
+  arguments = {**saved.config, "image_size": saved.model.image_size}
+  transform = make_segmentation_transform(arguments)
   pixels, size = read_with(image, lambda rgb: (transform(rgb), rgb.size[::-1]), clipped)
   structure, params = split(saved.model)
   # On the model's device alone, also where a run has set a mesh of all.
