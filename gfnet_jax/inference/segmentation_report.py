@@ -23,8 +23,8 @@ from gfnet_jax.text import printable
 
 MOST_ROWS = 30  # classes in the picture of the confusion matrix
 MOST_LINES = 10  # classes on the screen
-PICTURES = 8  # images in segmentation.png
-FILES = ("report.json", "confusion.png", "segmentation.png")
+PICTURES = 8  # images in predictions.png
+FILES = ("report.json", "confusion.png", "predictions.png")
 
 
 class Counted(Protocol):
@@ -41,7 +41,7 @@ def write_segmentation_report(
   saved: SavedModel,
   class_names: Sequence[str],
 ) -> None:
-  """Writes report.json, confusion.png and segmentation.png; says so.
+  """Writes report.json, confusion.png and predictions.png; says so.
 
   Files of an earlier report are replaced.
 
@@ -65,7 +65,7 @@ def write_segmentation_report(
     draw_confusion(*shown_part(confusion, class_names)).save(file, "PNG")
   written = FILES[:2]
   if sheet := draw_pictures(source, saved, class_names):
-    with open_atomically(directory / "segmentation.png") as file:
+    with open_atomically(directory / "predictions.png") as file:
       sheet.save(file, "PNG")
     written = FILES
   for line in lines_of(report["classes"]):
@@ -136,11 +136,11 @@ def draw_pictures(
     right = 100 * (found == truth)[known].mean() if known.any() else 100
     images += [image, coloured(truth).convert("RGB"), coloured(found).convert("RGB")]
     name = Path(record.name).name
-    captions += [[name], ["true"], [f"predicted: {right:.0f} % of the pixels right"]]
+    captions += [[name], ["true"], [f"predicted, {right:.0f} % right"]]
     values |= {*np.unique(truth[known]).tolist(), *np.unique(found).tolist()}
   if not images:
     return None
-  sheet = draw_sheet(images, captions, per_row=3)
+  sheet = draw_sheet(images, captions, per_row=6)
   below = legend(class_names, sorted(values), sheet.width)
   whole = Image.new("RGB", (sheet.width, sheet.height + below.height), (255, 255, 255))
   whole.paste(sheet, (0, 0))
