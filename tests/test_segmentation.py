@@ -11,6 +11,7 @@ import pytest
 from helpers import compiled, read_lines
 from parity import torch
 from PIL import Image
+from test_masks import write_ade20k
 
 import gfnet_jax
 from configs import segmentation
@@ -26,6 +27,7 @@ from gfnet_jax.inference.pixels import PixelCounts, count_pixels, resample, scor
 from gfnet_jax.inference.segmentation import summarize_pixels
 from gfnet_jax.inference.segmentation_report import describe_classes, lines_of, shown_part
 from gfnet_jax.losses import pixel_cross_entropy
+from gfnet_jax.training import loop
 from gfnet_jax.training.config_rules import check_config
 from gfnet_jax.training.metrics import Outcome, accuracy
 from gfnet_jax.training.optimizer import make_schedule
@@ -255,21 +257,52 @@ def test_a_run_trains_evaluates_reports_and_predicts(few_shapes, tmp_path, in_pr
   assert code == 2
 
 
+def assert_same_run(first, second):
+  """Parameters, their averages, running statistics and metrics of two work directories."""
+  for ema in (False, True):
+    one, two = (
+      compiled(gfnet_jax.load_model(run, ema=ema).model).args[0] for run in (first, second)
+    )
+    assert any(name.endswith("running_variance") for name in one)
+    for name, value in one.items():
+      np.testing.assert_array_equal(value, two[name], err_msg=name)
+  assert read_lines(first / "metrics.jsonl") == read_lines(second / "metrics.jsonl")
+
+
+def test_a_run_goes_on_bit_for_bit(few_shapes, tmp_path, monkeypatch):
+  gfnet_jax.train(tiny_config(), tmp_path / "whole")
+  log = loop.log
+
+  def end_at_step_6(run, state, step, *others):
+    if step == 6:
+      raise RuntimeError("the end")
+    return log(run, state, step, *others)
+
+  monkeypatch.setattr(loop, "log", end_at_step_6)
+  with pytest.raises(RuntimeError, match="the end"):
+    gfnet_jax.train(tiny_config(), tmp_path / "stopped")
+  monkeypatch.setattr(loop, "log", log)
+  gfnet_jax.train(tiny_config(), tmp_path / "stopped")
+  assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_after_a_kill(tmp_path, start):
-  """Real processes; the second is killed where it writes its first checkpoint, and goes on."""
+  """Real processes; the second is killed after its first checkpoint, and goes on."""
+  for split in ("training", "validation"):
+    write_ade20k(tmp_path / "data", split, sizes=[(40, 60)] * 8)
   arguments = [
-    *("train.py", "--config", "configs/segmentation.py:shapes", "--config.ema_decay=0.5"),
-    *("--config.num_epochs=0.5", "--config.eval_every_epochs=0.25", "--config.log_every_steps=4"),
+    *("train.py", "--config", "configs/segmentation.py:gfnet-h-ti", "--config.init_checkpoint="),
+    *(f"--config.data.name={tmp_path / 'data'}", "--config.data.reading.workers=0"),
+    *("--config.model.num_classes=3", "--config.model.image_size=32", "--config.ema_decay=0.5"),
     *("--config.model.embed_dims=(4,6)", "--config.model.depths=(1,1)"),
-    *("--config.model.decoder_dims=(6,4)", "--config.report=False", "--workdir"),
+    *("--config.model.decoder_dims=(6,4)", "--config.data.batch_size=4"),
+    *("--config.num_epochs=8", "--config.eval_every_epochs=2", "--config.log_every_steps=2"),
+    *("--config.precision=default", "--workdir"),
   ]
   [whole] = start(*arguments, tmp_path / "whole", processes=1)
   assert whole.wait() == 0, whole.stderr.read()
   [killed] = start(*arguments, tmp_path / "killed", processes=1)
-  for line in killed.stdout:
-    if line.startswith("epoch"):
-      break
   while not list((tmp_path / "killed/checkpoints").glob("0*")):
     assert killed.poll() is None
   killed.send_signal(signal.SIGKILL)
@@ -277,11 +310,4 @@ def test_a_run_goes_on_bit_for_bit_after_a_kill(tmp_path, start):
   [again] = start(*arguments, tmp_path / "killed", processes=1)
   assert again.wait() == 0, again.stderr.read()
   assert "resumed after" in again.stdout.read()
-  first, second = (gfnet_jax.load_model(tmp_path / name) for name in ("whole", "killed"))
-  for name, value in compiled(first.model).args[0].items():
-    np.testing.assert_array_equal(value, compiled(second.model).args[0][name], err_msg=name)
-  losses = [
-    {line["step"]: line["train_loss"] for line in lines if "train_loss" in line}
-    for lines in (read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
-  ]
-  assert losses[0] == losses[1]
+  assert_same_run(tmp_path / "whole", tmp_path / "killed")
