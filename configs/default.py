@@ -33,6 +33,8 @@ def get_config() -> ConfigDict:
   ):
     config.model[name] = config_dict.placeholder(kind)  # None: the variant's own
   config.model.mixer = config_dict.placeholder(str)  # of the tokens, see gfnet_jax/models/mixers.py
+  config.model.decoder = config_dict.placeholder(str)  # semantic-fpn: every pixel gets a class
+  config.model.decoder_dims = config_dict.placeholder(tuple)  # channels of its pyramid and head
   config.model.drop_path_rate = config_dict.placeholder(float)
   config.model.backend = "auto"  # of the filter: auto, fft, separable, dense or fused
   config.model.filter_precision = config_dict.placeholder(str)  # high (None), highest or default
@@ -43,7 +45,9 @@ def get_config() -> ConfigDict:
     dict(
       learning_rate=1e-3,  # the peak
       reference_batch_size=0,  # for which it holds, scaled linearly to the batch; 0: as it is
-      schedule="official",  # per epoch, as published; or "cosine": per step, shifted by the warm-up
+      # Per epoch, as published; or per step: "cosine", shifted by the warm-up, or "poly", the power
+      # 0.9 of what is left of the run.
+      schedule="official",
       warmup_epochs=5.0,
       warmup_learning_rate=1e-6,  # at the first step
       final_learning_rate=1e-5,  # at the end of the cosine
@@ -58,7 +62,7 @@ def get_config() -> ConfigDict:
   config.optimizer.scale_all_rates = config_dict.placeholder(bool)  # first and last like the peak
   config.data = ConfigDict(
     dict(
-      source="tfds",  # tfds, tfrecord, folder, photos or domains
+      source="tfds",  # tfds, tfrecord, folder, photos or domains; with a decoder masks or shapes
       name="",  # of a TFDS data set, or a directory that holds the data
       data_dir="",  # of all TFDS data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
       train_split="train",
@@ -78,6 +82,7 @@ def get_config() -> ConfigDict:
   config.data.held_out = config_dict.placeholder(str)  # the one that is tested on
   config.data.domains = config_dict.placeholder(tuple)  # their names; None: all that are there
   config.data.folders = config_dict.placeholder(tuple)  # in each, of training and validation
+  config.data.reduce_zero_label = config_dict.placeholder(bool)  # of masks: 0 is no class
   # Arguments of gfnet_jax.data.transforms.TrainTransform, explained there, as is fast_decode.
   config.augment = ConfigDict(
     dict(
@@ -89,6 +94,12 @@ def get_config() -> ConfigDict:
       color_jitter=0.0,
     )
   )
+  # With a decoder, arguments of gfnet_jax.data.segmentation.transforms.MaskedTrainTransform in its
+  # place, which takes augment.flip as well. None: the published recipe's.
+  config.segmentation = ConfigDict()
+  config.segmentation.scale = config_dict.placeholder(tuple)
+  config.segmentation.max_class_share = config_dict.placeholder(float)
+  config.segmentation.distortion = config_dict.placeholder(float)
   # Arguments of gfnet_jax.data.on_device.mixing.Mixing, explained there.
   config.mixing = ConfigDict(
     dict(

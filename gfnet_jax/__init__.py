@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ find
   from gfnet_jax.inference.evaluate import evaluate as evaluate
   from gfnet_jax.inference.saved_model import SavedModel as SavedModel
   from gfnet_jax.inference.saved_model import load_model as load_model
+  from gfnet_jax.inference.segment import segment as segment
   from gfnet_jax.models.fit import resize as resize
   from gfnet_jax.models.gfnet import GFNet as GFNet
   from gfnet_jax.models.gfnet import GFNetPyramid as GFNetPyramid
@@ -41,6 +42,7 @@ _MODULES = {
   "normalize": "data.on_device.normalize",
   "resize": "models.fit",
   "save_model": "checkpoints.model",
+  "segment": "inference.segment",
   "to_torch_state_dict": "weights.state_dict",
   "train": "training.loop",
 }

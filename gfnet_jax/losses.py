@@ -43,3 +43,20 @@ def distillation_loss(
   student = jax.nn.log_softmax(logits / temperature)
   divergence = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
   return divergence * temperature**2 / num_classes
+
+
+def pixel_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """-log softmax(logits) of every pixel's label; 0 where it has none.
+
+  The mean over all pixels, those without a label among them, is mmsegmentation's loss.
+
+  Args:
+    logits: (batch, height, width, num_classes), float32 or float64.
+    labels: (batch, height, width), int32; negative for no class.
+
+  Returns:
+    (batch, height, width), of the logits' type.
+  """
+  classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, None, None]
+  picked = jnp.where(labels[..., None] == classes, logits, 0).sum(-1)  # its gradient: no scatter
+  return jnp.where(labels >= 0, jax.nn.logsumexp(logits, axis=-1) - picked, 0)

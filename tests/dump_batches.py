@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
   from gfnet_jax.data.sources.open import open_source
   from gfnet_jax.data.transforms import TrainTransform
   from gfnet_jax.sharding import make_mesh, split_batch, to_devices
-  from gfnet_jax.training.objective import make_preparation
+  from gfnet_jax.training.classification import make_preparation
 
   folder, *numbers = arguments
   process, processes, workers, first, steps, port = map(int, numbers)

@@ -16,7 +16,8 @@ from gfnet_jax.data.on_device.normalize import MEAN, STD, normalize
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.attacked_sheet import draw_attacked
 from gfnet_jax.inference.attacks import ATTACKS, ascend, attack_images, draw_starts, make_attack
-from gfnet_jax.inference.evaluate import evaluate, make_eval_step
+from gfnet_jax.inference.classification import make_eval_step
+from gfnet_jax.inference.evaluate import evaluate
 from gfnet_jax.inference.saved_model import SavedModel
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.sharding import make_mesh, replicate

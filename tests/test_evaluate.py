@@ -15,7 +15,8 @@ from gfnet_jax.data.pipeline import Reading
 from gfnet_jax.data.sources.tfds import TfdsSource
 from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.inference import evaluate
-from gfnet_jax.inference.evaluate import evaluate_params, make_eval_step
+from gfnet_jax.inference.classification import make_eval_step
+from gfnet_jax.inference.evaluate import evaluate_params
 from gfnet_jax.models.functional import split
 from gfnet_jax.sharding import BATCH_AXIS, make_mesh, replicated
 

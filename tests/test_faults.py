@@ -230,8 +230,9 @@ def poison(monkeypatch):
       objective = make_objective(*args)
 
       def poisoned(params, teacher_params, batch, key):
-        loss, gradients, logits = objective(params, teacher_params, batch, key)
-        return jnp.where((batch["label"] == labels).all(), jnp.nan, loss), gradients, logits
+        result = objective(params, teacher_params, batch, key)
+        poison = (batch["label"] == labels).all()
+        return result._replace(loss=jnp.where(poison, jnp.nan, result.loss))
 
       return poisoned
 

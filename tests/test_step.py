@@ -11,7 +11,7 @@ from helpers import collectives
 
 import gfnet_jax
 from configs.digits import get_config
-from gfnet_jax.inference.evaluate import make_eval_step
+from gfnet_jax.inference.classification import make_eval_step
 from gfnet_jax.models.functional import split
 from gfnet_jax.sharding import make_mesh, shard_state, split_batch
 from gfnet_jax.training import metrics

@@ -97,6 +97,7 @@ CONFIG_FIELDS = {  # those that evaluation and prediction go by
   "data.reading.prefetch": COUNT,
   "data.reading.workers": COUNT,
 }
+IN_PLACE_OF = {"top1": "miou", "ema_top1": "ema_miou"}  # where every pixel has a class
 OF_A_MODEL = ("format", "class_names")
 OF_A_RUN = ("model", "metrics", "evaluated", "next_batch", "skipped_batches", "keep")
 
@@ -155,6 +156,10 @@ def serialize_metadata(metadata: dict[str, Any]) -> str:
 
 
 def metric_of(metadata: Mapping[str, Any], metric: str) -> float | None:
-  """A metric of the evaluation after the step; None if there is none, or no finite one."""
-  value = metadata.get("metrics", {}).get(metric)
+  """A metric of the evaluation after the step, or what such a network has in place of it.
+
+  None if there is none, or no finite one.
+  """
+  metrics = metadata.get("metrics", {})
+  value = metrics.get(metric, metrics.get(IN_PLACE_OF.get(metric)))
   return value if value is not None and math.isfinite(value) else None

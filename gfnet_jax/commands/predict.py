@@ -21,6 +21,11 @@ Classes have the names in the checkpoint, those of ImageNet for the official wei
 in a file with one name per line; without any they are shown by index:
 
   gfnet-jax predict runs/mine photo.jpg --class-names names.txt
+
+A model that gives every pixel a class writes a coloured mask for each image, DIR/photo.png, whose
+values are the classes (docs/segmentation.md):
+
+  gfnet-jax predict runs/shapes photo.jpg --segment masks
 """
 
 import argparse
@@ -30,10 +35,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gfnet_jax.command_line import ArgumentParser, program
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
+
+if TYPE_CHECKING:
+  from gfnet_jax.inference.saved_model import SavedModel
 
 STANDARD_OUTPUT = Path("-")
 
@@ -49,27 +58,27 @@ def main(arguments: list[str]) -> None:
 
   for file in options.files:  # before the work, not after
     make_directory(file.parent)
+  if options.segment:
+    make_directory(options.segment)
   paths = [one for one in found if not isinstance(one, UserError)]
   for one in found:
     if isinstance(one, UserError):
       _warn(one)
-  good = _predict(paths, options) if paths else 0
+  answer = _segment if options.segment else _predict
+  good = answer(paths, options) if paths else 0
   if bad := len(found) - good:
     raise UserError(
       f"{bad} of {len(found)} images cannot be read (see the warnings above); repair or remove them"
     )
 
 
-def _predict(paths: list[Path], options: argparse.Namespace) -> int:
-  """Shows or writes the predictions of all images that can be read; returns their number."""
+def _load(options: argparse.Namespace) -> "SavedModel":
+  """The model, with the names of its classes that the flags ask for."""
   from gfnet_jax import startup
 
   startup.start()
   startup.check_devices()
-  from tqdm import tqdm
-
   import gfnet_jax
-  from gfnet_jax.inference.prediction_files import csv_file, json_file
 
   saved = gfnet_jax.load_model(
     options.model, options.which, precision=options.precision, ema=options.ema
@@ -77,6 +86,43 @@ def _predict(paths: list[Path], options: argparse.Namespace) -> int:
   if options.class_names:
     names = read_class_names(options.class_names, saved.config["num_classes"])
     saved = dataclasses.replace(saved, class_names=names)
+  return saved
+
+
+def _segment(paths: list[Path], options: argparse.Namespace) -> int:
+  """Writes the masks of all images that can be read, and shows their classes; returns how many."""
+  from gfnet_jax.inference.mask_files import mask_paths, shares, write_mask
+
+  targets = mask_paths(paths, options.segment)
+  saved = _load(options)
+  from gfnet_jax.inference.segment import check_segments, segment
+
+  check_segments(saved)
+  names, clipped, good = saved.class_names, [], 0
+  names = names or [str(i) for i in range(saved.config["num_classes"])]
+  for path, target in zip(paths, targets, strict=True):
+    try:
+      labels = segment(saved, path, clipped)
+    except UserError as error:
+      if len(paths) == 1:
+        raise
+      _warn(error)
+      continue
+    write_mask(target, labels)
+    good += 1
+    print(f"{printable(path, limit=4000)} -> {printable(target, limit=4000)}")
+    for name, share in shares(labels, names)[: options.top]:
+      print(f"  {share:7.2%}  {printable(name)}", flush=True)
+  return good
+
+
+def _predict(paths: list[Path], options: argparse.Namespace) -> int:
+  """Shows or writes the predictions of all images that can be read; returns their number."""
+  saved = _load(options)
+  from tqdm import tqdm
+
+  from gfnet_jax.inference.prediction_files import csv_file, json_file
+
   top = saved.config["num_classes"] if options.files else options.top
   predictions = saved.predict_each(paths, top=top, batch_size=options.batch_size)
   show, good = _show(options), 0
@@ -138,6 +184,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     metavar="FILE",
     help="write a .json or .jsonl file instead; without a name print an object per image",
   )
+  parser.add_argument(
+    "--segment", type=Path, metavar="DIR", help="write the class of every pixel as coloured masks"
+  )
   parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
   parser.add_argument("--which", default="last", help="last, best or a step (default: last)")
   parser.add_argument("--ema", action="store_true", help="take the averaged weights")
@@ -147,6 +196,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
   options = parser.parse_args(arguments)
   if options.top < 1 or options.batch_size < 1:
     parser.error("--top and --batch-size must be positive")
+  if options.segment and (options.csv or options.json):
+    parser.error("--segment writes masks, expected no --csv or --json beside it")
   options.files = [
     file for file in (options.csv, options.json) if file not in (None, STANDARD_OUTPUT)
   ]

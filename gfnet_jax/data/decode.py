@@ -61,6 +61,17 @@ def allow_reduced(image: Image.Image, at_least: tuple[int, int]) -> float:
   return drafted[1][2] / width if drafted else 1
 
 
+def load_values(image: Image.Image) -> Image.Image:
+  """Decodes an opened image in its own mode: of a mask, the values are what counts.
+
+  Raises:
+    BadImageError: if Pillow cannot decode it, with Pillow's reason.
+  """
+  with _reading_errors():
+    image.load()
+  return image
+
+
 def load_rgb(image: Image.Image) -> Image.Image:
   """Decodes an opened image as the official loader does (torchvision, folder.py).
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from gfnet_jax.data.decode import warn_of_clipping
 from gfnet_jax.data.on_device.erasing import Erasing
-from gfnet_jax.data.samples import EvalSamples, Share, TrainSamples
+from gfnet_jax.data.samples import LABELLED, Form, Share, TrainSamples
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
 from gfnet_jax.data.workers import iterate_batches
@@ -58,6 +58,7 @@ def train_batches(
   reading: Reading,
   repeats: int = 1,
   erasing: Erasing = NO_ERASING,
+  form: Form = LABELLED,
 ) -> Iterator[Batch]:
   """This process's rows of the global batches first_batch, ..., num_batches - 1.
 
@@ -75,11 +76,13 @@ def train_batches(
     reading: threads and processes.
     repeats: how many times an epoch shows an image; it shows 1 / repeats of the images.
     erasing: the boxes to draw for random erasing.
+    form: of the samples.
 
   Yields:
     {"image": (rows, height, width, 3) uint8, "label": (rows,) int32, "bad": (rows,) bool},
-    where bad marks replacements; if the probability of erasing is not 0, also
-    {"erase": (rows, max_count, 4) int32} as from `draw_erasing_boxes`.
+    where bad marks replacements; with masks "label" is (rows, height, width) uint8; if the
+    probability of erasing is not 0, also {"erase": (rows, max_count, 4) int32} as from
+    `draw_erasing_boxes`.
 
   Raises:
     UserError: if repeats does not fit the batch size.
@@ -97,6 +100,7 @@ def train_batches(
     skipped=skipped,
     repeats=repeats,
     erasing=erasing,
+    form=form,
   )
   skipped_before = sum(index < first_batch for index in set(skipped))
   batches = iterate_batches(samples, share.rows, first_batch - skipped_before, **reading._asdict())
@@ -104,19 +108,20 @@ def train_batches(
 
 
 def eval_batches(
-  source: Source, transform: EvalTransform, *, share: Share, reading: Reading
+  source: Source, transform: EvalTransform, *, share: Share, reading: Reading, form: Form = LABELLED
 ) -> Iterator[Batch]:
   """This process's rows of all batches of one evaluation; label PADDING marks padding.
 
   Yields:
     {"image": (rows, height, width, 3) uint8, "label": (rows,) int32}; of a source with `label_sets`
-    also {"shown": (rows, classes) bool}, all classes that an image shows.
+    also {"shown": (rows, classes) bool}, all classes that an image shows; of images with masks what
+    `MaskedEvalSamples` says, without "clipped".
 
   Raises:
     DataError: on iteration, for an image that cannot be read, a label out of range, or if
       a worker process dies.
   """
-  samples = EvalSamples(source, transform, share)
+  samples = form.eval_samples(source, transform, share)
   batches = iterate_batches(samples, share.rows, first_batch=0, **reading._asdict())
   return _reported(batches)
 

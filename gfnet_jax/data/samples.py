@@ -8,7 +8,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -57,10 +57,25 @@ def nth_batch(n: int, skipped: Collection[int]) -> int:
   return n
 
 
+class Form(NamedTuple):
+  """How the records of a source become samples: those of images with a label, or with a mask.
+
+  Attributes:
+    load: (source, index, transform) to a sample, as `load_labelled`; a function of a module, as
+      worker processes need it.
+    eval_samples: (source, transform, share) to the samples of an evaluation, as `EvalSamples`.
+    has_masks: whether the records have masks.
+  """
+
+  load: Callable[[Source, int, Callable], dict[str, Any]]
+  eval_samples: Callable[[Source, Any, Share], Any]
+  has_masks: bool
+
+
 class TrainSamples:
   """Augmented training samples of one process; every epoch is a new permutation of the source.
 
-  A sample is a row of the batches of `pipeline.train_batches`, and "clipped" of `_load`.
+  A sample is a row of the batches of `pipeline.train_batches`, and "clipped" of `load_labelled`.
 
   Args:
     source: the images.
@@ -71,6 +86,7 @@ class TrainSamples:
     skipped: indices of the batches to leave out; they are not read.
     repeats: how many times an epoch shows each of the images that it shows.
     erasing: the boxes to draw for random erasing.
+    form: of the samples; None for `LABELLED`.
   """
 
   def __init__(
@@ -84,7 +100,9 @@ class TrainSamples:
     skipped: Collection[int],
     repeats: int,
     erasing: Erasing,
+    form: Form | None = None,
   ):
+    self._load = (form or LABELLED).load
     self._source, self._transform, self._seed = source, transform, seed
     self._share, self._erasing = share, erasing
     self._skipped = sorted(index for index in set(skipped) if 0 <= index < num_batches)
@@ -110,8 +128,7 @@ class TrainSamples:
     )
 
   def _sample(self, index: int, rng: random.Random) -> dict:
-    record = self._source[index]
-    sample = _load(self._source, record, lambda image: self._transform(image, rng))
+    sample = self._load(self._source, index, lambda *opened: self._transform(*opened, rng))
     probability, max_count, _ = self._erasing
     if probability:
       size = sample["image"].shape[:2]
@@ -160,7 +177,7 @@ class EvalSamples:
       return {"image": blank, "label": np.int32(PADDING), "clipped": np.str_()} | self._shown(())
     try:
       record = self._source[index]
-      sample = _load(self._source, record, lambda image: self._transform(load_rgb(image)))
+      sample = _labelled(self._source, record, lambda image: self._transform(load_rgb(image)))
       return sample | self._shown(record.shown)
     except BadRecordError as error:
       # Neither left out nor replaced: that would be another test than the one asked for.
@@ -173,13 +190,21 @@ class EvalSamples:
     return {"shown": np.isin(np.arange(len(self._source.class_names)), labels)}
 
 
-def _load(source: Source, record: Record, transform: Callable[[Image.Image], np.ndarray]) -> dict:
+def load_labelled(
+  source: Source, index: int, transform: Callable[[Image.Image], np.ndarray]
+) -> dict[str, Any]:
   """One record as a sample; "clipped" is its name if decoding clips its values, else "".
 
   Raises:
-    BadRecordError: if it cannot be decoded, with its name.
+    BadRecordError: if it cannot be read or decoded, with its name.
     UserError: if its label is out of range, or the transform does not take it.
   """
+  return _labelled(source, source[index], transform)
+
+
+def _labelled(
+  source: Source, record: Record, transform: Callable[[Image.Image], np.ndarray]
+) -> dict[str, Any]:
   for label in (record.label, *record.shown):
     if not 0 <= label < len(source.class_names):
       raise UserError(
@@ -196,11 +221,24 @@ def _load(source: Source, record: Record, transform: Callable[[Image.Image], np.
     raise UserError(f"{record.name}: {error}") from error
 
 
+LABELLED = Form(load_labelled, EvalSamples, has_masks=False)
+
+
+def check_form(source: Source, form: Form) -> None:
+  """Raises UserError for records with masks where others are expected, and the other way round."""
+  if hasattr(source, "first_value") != form.has_masks:
+    found, expected = "no masks", "a network that classifies images (no model.decoder)"
+    if not form.has_masks:
+      found, expected = "masks", "a network that segments them (model.decoder='semantic-fpn')"
+    raise UserError(f"the images of the data set have {found}, which are for {expected}")
+
+
 def try_transforms(
   train: Source,
   train_transform: TrainTransform,
   evaluation: Source,
   eval_transform: EvalTransform,
+  form: Form = LABELLED,
 ) -> None:
   """Puts the first image of either split through its transform.
 
@@ -208,8 +246,8 @@ def try_transforms(
     UserError: if that cannot be done, which would otherwise show at the first evaluation.
   """
   with contextlib.suppress(BadRecordError):  # training replaces it
-    _load(train, train[0], lambda image: train_transform(image, random.Random(0)))
-  EvalSamples(evaluation, eval_transform, Share(1))[0]
+    form.load(train, 0, lambda *opened: train_transform(*opened, random.Random(0)))
+  form.eval_samples(evaluation, eval_transform, Share(1))[0]
 
 
 def sample_rng(seed: int, epoch: int, index: int, repetition: int = 0) -> random.Random:

@@ -3,19 +3,19 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
-from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from gfnet_jax.data import imagenet
 from gfnet_jax.data.pipeline import Reading, eval_batches
-from gfnet_jax.data.samples import Share
+from gfnet_jax.data.samples import Share, check_form
+from gfnet_jax.data.segmentation.transforms import MaskedEvalTransform
 from gfnet_jax.data.sources.copies import copied
 from gfnet_jax.data.sources.fingerprint import describe_images, fingerprint
 from gfnet_jax.data.sources.imagenet_sets import set_named
@@ -26,23 +26,16 @@ from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.distributed import say, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.attacks import Attack, make_attack
+from gfnet_jax.inference.classification import CLASSIFICATION
 from gfnet_jax.inference.match_classes import Matched, match_classes
-from gfnet_jax.inference.metrics import Averages, measure, summarize
 from gfnet_jax.inference.parts import summarize_parts
-from gfnet_jax.inference.report import write_report
 from gfnet_jax.inference.saved_model import SavedModel, load_model
-from gfnet_jax.inference.verdicts import JudgingStep, NumberedStep, Verdicts, compute_logits
+from gfnet_jax.inference.segmentation import SEGMENTATION
+from gfnet_jax.inference.task import Task
 from gfnet_jax.models import functional
 from gfnet_jax.models.functional import Params
 from gfnet_jax.models.precision import matmul_precision
-from gfnet_jax.sharding import (
-  Batch,
-  make_mesh,
-  replicate,
-  replicated,
-  split_batch,
-  to_devices,
-)
+from gfnet_jax.sharding import make_mesh, replicate, to_devices
 from gfnet_jax.text import printable
 
 DATA = dict(source="tfds", data_dir="", eval_split="validation", eval_batch_size=128, reading={})
@@ -82,10 +75,11 @@ def evaluate(
 
   Returns:
     What `inference.metrics.METRICS` lists, such as top1 and top5 in percent and loss,
-    images, images_per_second; for such data also their number of classes, classes_present,
-    and of those that were told apart, classes_compared; with an attack, what it was. Of
-    imagenet_real also real, in percent, and real_images, those that count; of data in parts, such
-    as imagenet_c, what `summarize_parts` returns.
+    images, images_per_second; of a network with a decoder, what PIXEL_METRICS lists there, such
+    as miou in percent. For data that hold only some of ImageNet's classes also their number,
+    classes_present, and of those that were told apart, classes_compared; with an attack, what it
+    was. Of imagenet_real also real, in percent, and real_images, those that count; of data in
+    parts, such as imagenet_c, what `summarize_parts` returns.
 
   Raises:
     UserError: if the data cannot be opened or read, or its classes are not the model's.
@@ -96,14 +90,18 @@ def evaluate(
   section = data_section(saved, name=data if data is None else str(data), **given)
   images = open_source(section, section.eval_split)
   _warn_of_change(images, saved, section)
+  task = task_of(saved.config)
+  check_form(images, task.form)
+  if attack is not None and task.form.has_masks:
+    raise UserError("the model segments images, expected one that classifies them for an attack")
   matched = match_classes(images, saved, section, classes)
   parts = getattr(images, "parts", {})
   judged = report is not None or bool(parts)
-  results, verdicts = _measure(saved, matched, section, attack, judged=judged, on_batch=on_batch)
+  results, step = _measure(saved, matched, section, attack, judged=judged, on_batch=on_batch)
   if report is not None:
-    _report(Path(report), verdicts, saved, matched)
+    _report(task, Path(report), step, saved, matched)
   if parts:
-    results |= summarize_parts(verdicts, parts, set_named(section))
+    results |= summarize_parts(step.verdicts(), parts, set_named(section))
   return results | matched.counts | ({"attack": str(attack)} if attack else {})
 
 
@@ -115,25 +113,28 @@ def _measure(
   *,
   judged: bool,
   on_batch: Callable[[], None],
-) -> tuple[dict[str, float | int], Verdicts | None]:
-  """As `evaluate_params`; where `judged`, also what every image is taken for."""
+) -> tuple[dict[str, float | int], Callable]:
+  """As `evaluate_params`, and its step: where `judged`, one that remembers what it measured."""
+  task = task_of(saved.config)
   structure, params = functional.split(saved.model)
   mesh = make_mesh()
+  make_step = task.make_judging_step if judged else task.make_step
   named = set_named(section)
-  make_step = JudgingStep if judged else make_eval_step
+  whole = {"whole": True} if named and named.cut_out else {}
   with jax.set_mesh(mesh), matmul_precision(saved.precision):
-    step = make_step(structure, mesh, matched.outputs, attack)
+    step = make_step(structure, mesh, matched.outputs, **({"attack": attack} if attack else {}))
     results = evaluate_params(
       step,
       replicate(params, mesh),
       matched.source,
-      EvalTransform(saved.model.image_size, whole=bool(named and named.cut_out)),
+      task.make_transform({**saved.config, "image_size": saved.model.image_size}, **whole),
+      task=task,
       batch_size=section.eval_batch_size,
       mesh=mesh,
       reading=Reading(**section.reading),
       on_batch=on_batch,
     )
-  return results, step.verdicts() if judged else None
+  return results, step
 
 
 def _warn_of_change(images: Source, saved: SavedModel, section: ml_collections.ConfigDict) -> None:
@@ -150,11 +151,13 @@ def _warn_of_change(images: Source, saved: SavedModel, section: ml_collections.C
     )
 
 
-def _report(directory: Path, verdicts: Verdicts, saved: SavedModel, matched: Matched) -> None:
+def _report(
+  task: Task, directory: Path, step: Callable, saved: SavedModel, matched: Matched
+) -> None:
   """Only one process writes, and the others learn of its errors."""
   known = None if matched.outputs else saved.class_names
   names = [imagenet.names().get(name, name) for name in known or matched.source.class_names]
-  write = functools.partial(write_report, directory, verdicts, matched.source, names)
+  write = functools.partial(task.write_report, directory, step, matched.source, saved, names)
   together(write if jax.process_index() == 0 else lambda: None)
 
 
@@ -189,8 +192,9 @@ def evaluate_params(
   eval_step: Callable,
   params: Params,
   source: Source,
-  transform: EvalTransform,
+  transform: EvalTransform | MaskedEvalTransform,
   *,
+  task: Task | None = None,
   batch_size: int,
   mesh: Mesh,
   reading: Reading,
@@ -199,10 +203,11 @@ def evaluate_params(
   """Evaluates parameters on all images of a source, with a progress bar.
 
   Args:
-    eval_step: of `make_eval_step`.
+    eval_step: of `Task.make_step`.
     params: by dotted name.
     source: the images.
     transform: gives the images that the model takes.
+    task: of the model; None for CLASSIFICATION.
     batch_size: of all devices together; rounded up to a multiple of their number.
     mesh: of `make_mesh`.
     reading: how to read.
@@ -212,9 +217,10 @@ def evaluate_params(
     As `evaluate`; images_per_second counts from when the first batch has been read and the
     step is compiled.
   """
+  task = task or CLASSIFICATION
   batch_size = -(-batch_size // mesh.size) * mesh.size
   share = Share(batch_size, jax.process_index(), jax.process_count())
-  batches = eval_batches(source, transform, share=share, reading=reading)
+  batches = eval_batches(source, transform, share=share, reading=reading, form=task.form)
   results, start = [], None
   with contextlib.closing(batches):
     for batch in _progress(to_devices(batches, mesh), source, batch_size):
@@ -223,34 +229,8 @@ def evaluate_params(
         start = time.monotonic()
       results.append(eval_step(params, batch))
       on_batch()
-  summary = summarize(jax.device_get(results))
+  summary = task.summarize(jax.device_get(results))
   return {**summary, "images_per_second": len(source) / (time.monotonic() - start)}
-
-
-def make_eval_step(
-  structure: nnx.GraphDef,
-  mesh: Mesh,
-  outputs: tuple[int, ...] | None = None,
-  attack: Attack | None = None,
-) -> Callable[[Params, Batch], Averages]:
-  """Compiles eval_step(params, batch) -> metrics of the batch, as `metrics.measure`.
-
-  Call it under `jax.set_mesh(mesh)`: the filter shards its transforms over the mesh.
-
-  Args:
-    structure: of the model.
-    mesh: of `make_mesh`.
-    outputs: as for `compute_logits`.
-    attack: as for `compute_logits`; the step then takes the batches of one evaluation in order.
-  """
-
-  def eval_step(params: Params, batch: Batch) -> Averages:
-    logits = compute_logits(structure, params, batch, outputs, attack)
-    return measure(logits, batch["label"], batch.get("shown"))
-
-  whole = replicated(mesh)
-  step = jax.jit(eval_step, in_shardings=(whole, split_batch(mesh)), out_shardings=whole)
-  return step if attack is None else NumberedStep(step, mesh)
 
 
 def _progress(batches: Iterator, source: Source, batch_size: int) -> Iterator:
@@ -262,3 +242,8 @@ def _progress(batches: Iterator, source: Source, batch_size: int) -> Iterator:
     for batch in batches:
       yield batch
       bar.update(min(batch_size, bar.total - bar.n))
+
+
+def task_of(model: Mapping[str, Any]) -> Task:
+  """What the model that `create_model` makes of these arguments is for."""
+  return SEGMENTATION if model.get("decoder") else CLASSIFICATION

@@ -24,13 +24,14 @@ class Metric(NamedTuple):
   """How an evaluation computes and shows a metric.
 
   Attributes:
-    compute: (logits (batch, num_classes) float32 or float64, labels (batch,) int32) to (batch,).
+    compute: (logits (batch, num_classes) float32 or float64, labels (batch,) int32) to (batch,);
+      None for one that is no mean over images (PIXEL_METRICS).
     title: on the screen.
     percent: whether its mean is a share, to be reported in percent.
     more_classes_than: of a model for which it is worth a place on the screen.
   """
 
-  compute: Callable[[jax.Array, jax.Array], jax.Array]
+  compute: Callable[[jax.Array, jax.Array], jax.Array] | None
   title: str
   percent: bool = False
   more_classes_than: int = 0
@@ -55,6 +56,14 @@ METRICS = {
   "top1": Metric(top1, "top-1", percent=True),
   "top5": Metric(top5, "top-5", percent=True, more_classes_than=5),
   "loss": Metric(loss, "loss"),
+}
+
+# Of all pixels together, see `pixels.scores_of`: how they are shown.
+PIXEL_METRICS = {
+  "miou": Metric(None, "mIoU", percent=True),
+  "pixel_accuracy": Metric(None, "pixels", percent=True),
+  "class_accuracy": Metric(None, "classes", percent=True),
+  "loss": Metric(None, "loss"),
 }
 
 
@@ -119,11 +128,12 @@ def format_results(results: dict[str, float | int], num_classes: int | None = No
 
 def format_means(means: dict[str, float], num_classes: int | None = None) -> str:
   """The means of an evaluation as a part of a line; no top-5 of five classes or fewer."""
+  table = PIXEL_METRICS if "miou" in means else METRICS
   return "   ".join(
     f"{metric.title} {means[name]:6.2f} %"
     if metric.percent
     else f"{metric.title} {means[name]:.4f}"
-    for name, metric in METRICS.items()
+    for name, metric in table.items()
     if num_classes is None or num_classes > metric.more_classes_than
   )
 

@@ -54,19 +54,22 @@ def draw_confusion(counts: np.ndarray, rows: Sequence[str], columns: Sequence[st
   return image
 
 
-def draw_sheet(images: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> Image.Image:
+def draw_sheet(
+  images: Sequence[Image.Image], captions: Sequence[Sequence[str]], per_row: int = PER_ROW
+) -> Image.Image:
   """Draws images as thumbnails, each above its caption.
 
   Args:
     images: mode RGB, of any size.
     captions: lines of each.
+    per_row: thumbnails in a row.
 
   Returns:
-    An image of mode RGB, with at most five thumbnails in a row.
+    An image of mode RGB.
   """
   font, line = _font(TEXT), TEXT + 4
   lines = max(map(len, captions))
-  columns = min(PER_ROW, len(images))
+  columns = min(per_row, len(images))
   width, height = THUMBNAIL + GAP, THUMBNAIL + lines * line + 2 * GAP
   sheet = Image.new(
     "RGB", (columns * width + GAP, -(-len(images) // columns) * height + GAP), WHITE

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -32,6 +32,7 @@ from gfnet_jax.weights.convert import official_classes, read_torch_model
 from gfnet_jax.weights.download import fetch
 
 ImageLike = str | Path | Image.Image | np.ndarray | jax.Array
+Result = TypeVar("Result")
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -104,6 +105,11 @@ class SavedModel:
     self, images: Sequence[ImageLike], *, top: int = 5, batch_size: int = 32
   ) -> Iterator[list[Prediction] | UserError]:
     """As `predict`, one image after the other; in place of a bad image, what is wrong with it."""
+    if self.config.get("decoder"):
+      raise UserError(
+        "the model segments images, expected one that classifies them; call gfnet_jax.segment, or "
+        "give predict --segment DIR"
+      )
     if not self.config["num_classes"]:
       raise UserError(
         "the model has no head (num_classes is 0), expected one with classes; take its features, "
@@ -234,11 +240,18 @@ def read_image(
   Raises:
     UserError: if it cannot be read, or is of another type or size.
   """
+  return read_with(image, lambda rgb: eval_transform(rgb, image_size), clipped)
+
+
+def read_with(
+  image: ImageLike, transform: Callable[[Image.Image], Result], clipped: list[str] | None = None
+) -> Result:
+  """What a transform makes of an image of mode RGB; the rest is as for `read_image`."""
   clipped = [] if clipped is None else clipped
   if isinstance(image, str | Path):
     try:
       with Path(image).open("rb") as file:  # Pillow takes of a large file only what it needs
-        return _to_pixels(open_image(file), image_size, str(image), clipped)
+        return _to_pixels(open_image(file), transform, str(image), clipped)
     except (OSError, BadImageError) as error:
       reason = getattr(error, "strerror", None) or error
       raise UserError(f"cannot read {image}: {reason}") from error
@@ -257,15 +270,18 @@ def read_image(
     )
   name = str(getattr(image, "filename", "") or "an image")
   try:
-    return _to_pixels(image, image_size, name, clipped)
+    return _to_pixels(image, transform, name, clipped)
   except BadImageError as error:
     raise UserError(f"{name} cannot be read: {error}") from error
 
 
 def _to_pixels(
-  image: Image.Image, image_size: tuple[int, int], name: str, clipped: list[str]
-) -> np.ndarray:
-  """An opened image through the evaluation transform, as `read_image`.
+  image: Image.Image,
+  transform: Callable[[Image.Image], Result],
+  name: str,
+  clipped: list[str],
+) -> Result:
+  """An opened image through a transform, as `read_with`.
 
   Raises:
     BadImageError: if it is damaged.
@@ -276,6 +292,6 @@ def _to_pixels(
       warn_of_clipping(name)
     clipped.append(name)
   try:
-    return eval_transform(load_rgb(image), image_size)
+    return transform(load_rgb(image))
   except UserError as error:
     raise UserError(f"{name}: {error}") from error

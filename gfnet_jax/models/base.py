@@ -32,7 +32,7 @@ class Network(nnx.Module):
       refuses them. May be set at any time.
     remat: whether the backward pass computes the inside of every block again.
     pos_embed: (rows, columns, channels), added to the tokens of the first stage.
-    norm: the final layer norm.
+    norm: the final layer norm; None in a trunk that others build on.
     head: the classifier; None in a model of 0 classes.
     settings: the constructor's arguments but `rngs`, as pairs; hashable, as NNX needs it.
   """
@@ -42,7 +42,7 @@ class Network(nnx.Module):
   dynamic_size: str | None = None
   remat: bool
   pos_embed: nnx.Param
-  norm: nnx.Module
+  norm: nnx.Module | None
   head: Linear | None
   settings: tuple[tuple[str, object], ...]
 
@@ -63,6 +63,11 @@ class Network(nnx.Module):
       i: number of the stage, from 0.
     """
     raise NotImplementedError
+
+  @property
+  def trunk(self) -> "Network":
+    """The network itself, as in one with a decoder (`SemanticFPN`) the network below it."""
+    return self
 
   @property
   def num_classes(self) -> int:

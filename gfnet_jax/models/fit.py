@@ -24,11 +24,12 @@ from gfnet_jax.text import printable
 
 if TYPE_CHECKING:  # it calls `resize` for images of another size
   from gfnet_jax.models.base import Network
+  from gfnet_jax.models.semantic_fpn import SemanticFPN
 
 Arrays = dict[str, Array]
 Shape = tuple[int, ...]
 
-HEAD = ("head.kernel", "head.bias")
+HEAD, NORM = ("head.kernel", "head.bias"), ("norm.scale", "norm.bias")
 LISTED = 8  # names of each kind in an error message
 
 
@@ -85,16 +86,16 @@ def fit_params(
 
   Equal shapes are copied. What depends on the token grid is resized if the grids differ,
   blocks are stacked or separated as the target has them, and the head stays fresh, or is left out,
-  if the numbers of classes differ.
+  if the numbers of classes differ; so does the final norm if one of them has none.
 
   Args:
     source: the model whose parameters are taken.
     target: the model to find parameters for; may be abstract, as from `nnx.eval_shape`.
-    fresh: initial parameters of the target, of which the head may be taken.
+    fresh: initial parameters of the target, of which the head and the norm may be taken.
     rule: how to resize, see `resize`.
 
   Returns:
-    Parameters of the target by name, of its types: new arrays, but for a fresh head.
+    Parameters of the target by name, of its types: new arrays, but for what stays fresh.
 
   Raises:
     UserError: if the two are not the same network: another mixer, depth or width; or if
@@ -105,14 +106,15 @@ def fit_params(
       f"the weights are of a network with mixer {source.mixer!r}, the model has "
       f"{target.mixer!r}; create it with mixer={source.mixer!r}, or start from other weights"
     )
-  new_head = HEAD if source.num_classes != target.num_classes else ()
+  new = HEAD if source.num_classes != target.num_classes else ()
+  new += NORM if (source.norm is None) != (target.norm is None) else ()
   _, model_params = split(target)
-  params = {name: _value(v) for name, v in split(source)[1].items() if name not in new_head}
+  params = {name: _value(v) for name, v in split(source)[1].items() if name not in new}
   params = separate_blocks(params)
   expected = {
     name: value.shape
     for name, value in jax.eval_shape(separate_blocks, model_params).items()
-    if name not in new_head
+    if name not in new
   }
   _check(*({n: v for n, v in d.items() if not _is_on_grid(n)} for d in (params, expected)))
   grids = [patch_embed.grid for patch_embed, _ in source.stages()]
@@ -133,7 +135,29 @@ def fit_params(
   fitted = {
     name: jnp.array(value, model_params[name].dtype, copy=True) for name, value in fitted.items()
   }
-  return fitted | {name: fresh[name] for name in new_head if target.head is not None}
+  return fitted | {name: fresh[name] for name in new if name in model_params}
+
+
+def carry_params(
+  source: "Network | SemanticFPN", target: "Network | SemanticFPN", fresh: Params
+) -> Params:
+  """As `fit_params`, for networks of which one or both may have a decoder.
+
+  A trunk below a decoder is resized by the rule by which it answers images of other sizes, and
+  other networks by the official one. Of the decoder, what has the same name and shape in both is
+  copied, and the rest stays fresh: the classifier, if the numbers of classes differ, or all of it.
+  """
+  if target.trunk is target:
+    return fit_params(source.trunk, target, fresh)
+  fitted = fit_params(source.trunk, target.trunk, {}, target.trunk.dynamic_size or "official")
+  params = {f"trunk.{name}": value for name, value in fitted.items()}
+  others = {} if source.trunk is source else split(source)[1]
+  for name, value in fresh.items():
+    if name not in params:
+      found = others.get(name)
+      same = found is not None and found.shape == value.shape
+      params[name] = jnp.array(found, value.dtype, copy=True) if same else value
+  return params
 
 
 def fit_to_grids(

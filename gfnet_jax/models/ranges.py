@@ -80,6 +80,8 @@ ARGUMENTS = {  # what else is wrong with them is found where they are used
   "embed_dims": _per_stage(1_000_000),
   "depth": _whole(1, MOST_BLOCKS),
   "depths": _per_stage(MOST_BLOCKS),
+  "decoder": TEXT,
+  "decoder_dims": _per_stage(1_000_000),
   "mlp_ratio": POSITIVE,
   "drop_path_rate": NUMBER,
   "layer_scale_init": NUMBER,

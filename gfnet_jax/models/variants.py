@@ -1,5 +1,9 @@
 """The seven published variants (paper, tables 1 and 2; official main_gfnet.py)."""
 
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -10,7 +14,10 @@ from gfnet_jax.models.gfnet import GFNet, GFNetPyramid
 from gfnet_jax.models.image_size import ImageSize
 from gfnet_jax.models.initializers import initial_rngs
 from gfnet_jax.models.ranges import check_arguments
+from gfnet_jax.models.semantic_fpn import DECODERS, DIMS, SemanticFPN, Trunk
 from gfnet_jax.names import look_up
+
+DYNAMIC_SIZE = "bilinear"  # of networks with a decoder: the authors' rule for segmentation
 
 
 def _isotropic(embed_dim, depth, drop_path_rate):
@@ -48,16 +55,22 @@ def create_model(
   *,
   image_size: ImageSize = 224,
   num_classes: int = 1000,
+  decoder: str | None = None,
+  decoder_dims: Sequence[int] | None = None,
   dtype: DTypeLike = jnp.float32,
   rngs: nnx.Rngs | None = None,
   **overrides,
-) -> Network:
+) -> Network | SemanticFPN:
   """Creates one of the seven variants with fresh weights.
 
   Args:
     name: one of `list_models()`.
     image_size: side of the images, or (height, width), in pixels.
     num_classes: outputs of the head; 0 for a model without one, which returns features.
+    decoder: "semantic-fpn" for a network that gives every pixel a class (`SemanticFPN`), of a
+      hierarchical variant; None for one that classifies images. With it, images of other sizes
+      are answered by the rule "bilinear" unless `dynamic_size` says otherwise.
+    decoder_dims: channels of the decoder's pyramid and of its head; None for the published ones.
     dtype: type of the matrix products; parameters and results stay float32, or everything is
       float64 if it is that, for which JAX has to allow 64 bits (JAX_ENABLE_X64=1).
     rngs: source of the initial weights; nnx.Rngs(0) if None.
@@ -69,7 +82,9 @@ def create_model(
       `ranges.ARGUMENTS` allows, float64 where JAX would make float32 of it, or an image size
       that the patches do not divide.
   """
-  check_arguments({"name": name, "image_size": image_size, "num_classes": num_classes} | overrides)
+  arguments = {"name": name, "image_size": image_size, "num_classes": num_classes}
+  options = {"decoder": decoder, "decoder_dims": decoder_dims}
+  check_arguments(arguments | {n: v for n, v in options.items() if v is not None} | overrides)
   module, settings = look_up("model", name, VARIANTS)
   known = module.__init__.__kwdefaults__.keys() | set(module.__init__.__annotations__)
   unknown = sorted(overrides.keys() - known)
@@ -77,10 +92,30 @@ def create_model(
     raise UserError(
       f"unknown option {unknown[0]!r} of {name}, expected one of {', '.join(sorted(known))}"
     )
-  return module(
-    image_size,
-    **{**settings, **overrides},
-    num_classes=num_classes,
-    dtype=dtype,
-    rngs=initial_rngs(0) if rngs is None else rngs,
-  )
+  settings, rngs = {**settings, **overrides}, initial_rngs(0) if rngs is None else rngs
+  if decoder is None and decoder_dims is not None:
+    raise UserError("decoder_dims is set, but no decoder; expected decoder='semantic-fpn' with it")
+  if decoder is None:
+    return module(image_size, **settings, num_classes=num_classes, dtype=dtype, rngs=rngs)
+  make_decoded = look_up("decoder", decoder, DECODERS)
+  if module is not GFNetPyramid:
+    hierarchical = [other for other, (kind, _) in VARIANTS.items() if kind is GFNetPyramid]
+    raise UserError(
+      f"decoder is {decoder!r}, but {name} has a single stage, expected one of "
+      f"{', '.join(hierarchical)}"
+    )
+  settings = {"dynamic_size": DYNAMIC_SIZE} | settings
+  trunk = Trunk(image_size, **settings, num_classes=0, dtype=dtype, rngs=rngs)
+  return make_decoded(trunk, num_classes, decoder_dims=decoder_dims or DIMS, dtype=dtype, rngs=rngs)
+
+
+def coarsest_stride(model: Mapping[str, Any]) -> int:
+  """The pixels per token of the last stage of the model that these arguments make.
+
+  Args:
+    model: of `create_model`; uses name, patch_size and depths.
+  """
+  module, settings = look_up("model", model["name"], VARIANTS)
+  defaults = {name: one.default for name, one in signature(module.__init__).parameters.items()}
+  found = defaults | settings | {name: value for name, value in model.items() if value is not None}
+  return found["patch_size"] * 2 ** (len(found.get("depths") or [1]) - 1)

@@ -70,6 +70,10 @@ def _pair_or_none(value: Any) -> bool:
   )
 
 
+def _or_none(one: Range) -> Range:
+  return Range(lambda value: value is None or one.holds(value), f"{one.expected}, or None")
+
+
 ANY = Range(lambda value: True, "anything")  # checked where it is used
 TEXT = Range(lambda value: isinstance(value, str) and "\0" not in value, "text")
 TEXT_OR_NONE = Range(lambda value: value is None or TEXT.holds(value), "text or None")
@@ -115,6 +119,8 @@ RULES = {
   "model.embed_dims": Rule(ANY),
   "model.depths": Rule(ANY),
   "model.mixer": Rule(ANY),
+  "model.decoder": Rule(ANY),
+  "model.decoder_dims": Rule(ANY),
   "model.drop_path_rate": Rule(ANY),
   "model.backend": Rule(ANY),
   "model.filter_precision": Rule(ANY),
@@ -148,6 +154,7 @@ RULES = {
   "data.max_bad_fraction": Rule(SHARE, may_change=True),
   "data.fast_decode": Rule(FLAG),
   "data.verify_crc": Rule(FLAG, may_change=True),
+  "data.reduce_zero_label": Rule(FLAG_OR_NONE),
   "data.reading.threads": Rule(_integer(0, 1024), may_change=True),
   "data.reading.prefetch": Rule(_integer(0, 1024), may_change=True),
   "data.reading.workers": Rule(_integer(0, 1024), may_change=True, may_be_open=True),
@@ -157,6 +164,9 @@ RULES = {
   "augment.interpolation": Rule(TEXT),
   "augment.auto_augment": Rule(TEXT),
   "augment.color_jitter": Rule(_number(lambda value: 0 <= value <= 100, "0 to 100")),
+  "segmentation.scale": Rule(ANY),
+  "segmentation.max_class_share": Rule(_or_none(SHARE)),
+  "segmentation.distortion": Rule(_or_none(SHARE)),
   "mixing.mixup_alpha": Rule(AT_LEAST_ZERO),
   "mixing.cutmix_alpha": Rule(AT_LEAST_ZERO),
   "mixing.cutmix_minmax": Rule(PAIR_OF_SHARES),

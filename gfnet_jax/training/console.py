@@ -16,7 +16,8 @@ import ml_collections
 from tqdm import tqdm
 
 from gfnet_jax.buckets import BucketPath
-from gfnet_jax.inference.metrics import METRICS, format_means, format_results
+from gfnet_jax.inference.metrics import format_means, format_results
+from gfnet_jax.models.batch_norm import is_statistic
 from gfnet_jax.text import printable
 
 LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
@@ -48,6 +49,8 @@ def describe_parameters(parameters: dict[str, jax.ShapeDtypeStruct]) -> str:
   """How many parameters there are, and how many of them in each part of the network."""
   parts = {}
   for name, value in parameters.items():
+    if is_statistic(name):
+      continue
     part = re.match(r"(?:patch_embed|blocks)\.\d+(?=\.\d|\.stacked|\.proj)|[^.]+", name)[0]
     parts[part] = parts.get(part, 0) + value.size
   listed = ", ".join(f"{part} {count:,}" for part, count in parts.items())
@@ -105,8 +108,8 @@ class ProgressBar:
     """Prints a line above the bar, and another one for averaged weights."""
     if jax.process_index() == 0:
       self._bar.write(f"epoch {epoch:7.2f}   {format_results(results, self._num_classes)}")
-      averaged = {name: results.get(f"ema_{name}") for name in METRICS}
-      if None not in averaged.values():
+      averaged = {n.removeprefix("ema_"): v for n, v in results.items() if n.startswith("ema_")}
+      if averaged:
         self._bar.write(f"{'averaged':13}   {format_means(averaged, self._num_classes)}")
       sys.stdout.flush()  # a log file should show it at once
 

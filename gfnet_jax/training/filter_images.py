@@ -17,7 +17,7 @@ def write_filter_images(writer: MetricWriter, run: Run, state: TrainState, step:
   """Writes the effective magnitudes of each stage's filters; all processes take part."""
   params = run.program.gather(state.params)
   structure, _ = split(nnx.eval_shape(run.program.make_model))
-  for layers in by_stage(filter_layers(merge(structure, params))):
+  for layers in by_stage(filter_layers(merge(structure, params).trunk)):
     channels = list(range(min(COLUMNS, layers[0].kernel.shape[-1])))
     if jax.process_index() == 0:
       png, size = to_png(magnitudes(layers, channels))

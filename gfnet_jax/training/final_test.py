@@ -8,6 +8,7 @@ from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import to_json, write_atomically
 from gfnet_jax.inference.evaluate import evaluate
+from gfnet_jax.inference.metrics import format_means
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.text import printable
 from gfnet_jax.training.guards import Guards
@@ -19,7 +20,8 @@ FILE = "test.json"
 def write_final_test(run: Run, guards: Guards) -> dict[str, Any]:
   """Tests the best checkpoint on `data.test_split`, whose images are read only now.
 
-  The best one is that of the highest top-1 on `data.eval_split`; with moving averages, of theirs.
+  The best one is that of the highest top-1, or mIoU, on `data.eval_split`; with moving averages,
+  of theirs.
 
   Args:
     run: that is done, with its checkpoints written.
@@ -41,7 +43,7 @@ def write_final_test(run: Run, guards: Guards) -> dict[str, Any]:
   images = ", ".join(printable(name, 60) for name in found.get("parts", [data.test_split]))
   say(
     f"Test of step {saved.step}, the best on {data.eval_split}: "
-    f"top-1 {found['top1']:.2f} % of {found['images']} images of {images}"
+    f"{format_means(found, saved.config['num_classes'])} on {found['images']} images of {images}"
   )
   path = run.workdir / FILE
   try:

@@ -11,7 +11,7 @@ from gfnet_jax.distributed import say, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import SavedModel, load_model
 from gfnet_jax.models.base import Network
-from gfnet_jax.models.fit import fit_params
+from gfnet_jax.models.fit import carry_params
 from gfnet_jax.models.functional import Params, split
 from gfnet_jax.sharding import replicate, replicated
 from gfnet_jax.text import printable
@@ -22,9 +22,9 @@ def initial_params(
 ) -> Params:
   """Fresh parameters, or those of a checkpoint fitted to the model.
 
-  Position embedding and mixers are resized to the model's image size by the official
-  rule; the head stays fresh if the checkpoint has another number of classes. A line says
-  what was loaded and changed.
+  Position embedding and mixers are resized to the model's image size as `carry_params` says; the
+  head stays fresh if the checkpoint has another number of classes. A line says what was loaded and
+  changed.
 
   Args:
     make_model: creates the model with fresh parameters.
@@ -44,7 +44,7 @@ def initial_params(
   def fitted() -> tuple[SavedModel, Params]:
     saved = load_model(init_checkpoint, precision=precision)
     try:
-      return saved, fit_params(saved.model, model, fresh)
+      return saved, carry_params(saved.model, model, fresh)
     except UserError as error:
       name = saved.config["name"]
       raise UserError(

@@ -8,7 +8,8 @@ import ml_collections
 
 from gfnet_jax.data.on_device.erasing import Erasing
 from gfnet_jax.data.pipeline import Batch, Reading, check_fills_a_batch, train_batches
-from gfnet_jax.data.samples import Share, try_transforms
+from gfnet_jax.data.samples import Share, check_form, try_transforms
+from gfnet_jax.data.segmentation.transforms import MaskedEvalTransform, MaskedTrainTransform
 from gfnet_jax.data.sources.fingerprint import fingerprint
 from gfnet_jax.data.sources.open import (
   check_classes,
@@ -18,8 +19,10 @@ from gfnet_jax.data.sources.open import (
 )
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
+from gfnet_jax.inference.evaluate import task_of
 from gfnet_jax.training.choices import advise_batch, choose_from_data
 from gfnet_jax.training.optimizer import Schedule, make_schedule
+from gfnet_jax.training.tasks import learning_of
 
 
 class Inputs(NamedTuple):
@@ -29,7 +32,7 @@ class Inputs(NamedTuple):
     train_source: of the training images.
     eval_source: of the evaluation's.
     train_transform: augments a training image.
-    eval_transform: crops an image of the evaluation.
+    eval_transform: crops or resizes an image of the evaluation.
     reading: how both are read.
     fingerprints: of the images, "train" and "eval"; see `fingerprint`.
     steps_per_epoch: global batches in the training images, with a fraction.
@@ -39,8 +42,8 @@ class Inputs(NamedTuple):
 
   train_source: Source
   eval_source: Source
-  train_transform: TrainTransform
-  eval_transform: EvalTransform
+  train_transform: TrainTransform | MaskedTrainTransform
+  eval_transform: EvalTransform | MaskedEvalTransform
   reading: Reading
   fingerprints: dict[str, Any]
   steps_per_epoch: float
@@ -67,6 +70,8 @@ def open_inputs(
   data, model = config.data, config.model
   train_source = open_source(data, data.train_split)
   eval_source = open_source(data, data.eval_split)
+  task = task_of(model)
+  check_form(train_source, task.form)
   fingerprints = {"train": fingerprint(train_source), "eval": fingerprint(eval_source)}
   train_source = in_class_order(train_source, class_names or train_source.class_names)
   eval_source = in_class_order(eval_source, train_source.class_names)
@@ -79,11 +84,9 @@ def open_inputs(
   images = len(train_source)
   choose_from_data(config, images, devices)
   check_fills_a_batch(train_source, data.batch_size, advise_batch(config, images, devices))
-  train_transform = TrainTransform(
-    image_size=model.image_size, fast_decode=data.fast_decode, **config.augment
-  )
-  eval_transform = EvalTransform(model.image_size)
-  try_transforms(train_source, train_transform, eval_source, eval_transform)
+  train_transform = learning_of(model).make_train_transform(config)
+  eval_transform = task.make_transform(model)
+  try_transforms(train_source, train_transform, eval_source, eval_transform, task.form)
   steps_per_epoch = images / data.batch_size
   return Inputs(
     train_source,
@@ -130,4 +133,5 @@ def batches_from(
     reading=inputs.reading,
     repeats=config.data.repeats,
     erasing=Erasing(**config.erasing),
+    form=task_of(config.model).form,
   )

@@ -11,8 +11,7 @@ from gfnet_jax.config_files import load_config
 from gfnet_jax.data.pipeline import DataError, check_bad_fraction
 from gfnet_jax.distributed import Preemption, say, together
 from gfnet_jax.files import make_directory
-from gfnet_jax.inference.evaluate import evaluate_params
-from gfnet_jax.inference.metrics import METRICS as EVAL_METRICS
+from gfnet_jax.inference.evaluate import evaluate_params, task_of
 from gfnet_jax.models.functional import Params
 from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.sharding import make_mesh, to_devices
@@ -61,7 +60,7 @@ def train(
       directory, or one in a store: gs://bucket/run.
 
   Returns:
-    The last evaluation: top1 and top5 in percent, loss, images, images_per_second, and with a
+    The last evaluation, see `evaluate`: top1 and top5 in percent, for instance, and loss; with a
     test_split test_top1 and so on; None if the run was stopped by a signal. Called outside of
     the main thread, it leaves signals to the program.
 
@@ -240,7 +239,7 @@ def evaluate_and_save(
   results = evaluate(run, state.params, guards)
   if state.ema:
     averaged = evaluate(run, state.ema, guards)
-    results |= {f"ema_{name}": averaged[name] for name in EVAL_METRICS}
+    results |= {f"ema_{name}": averaged[name] for name in task_of(run.config.model).metrics}
   epoch = progress.step / run.inputs.steps_per_epoch
   values = {"epoch": epoch} | {f"eval_{name}": value for name, value in results.items()}
   speed = {"eval_images_per_second": values.pop("eval_images_per_second")}
@@ -265,6 +264,7 @@ def evaluate(run: Run, params: Params, guards: Guards) -> Results:
       run.program.gather(params),
       run.inputs.eval_source,
       run.inputs.eval_transform,
+      task=task_of(run.config.model),
       batch_size=run.config.data.eval_batch_size,
       mesh=run.mesh,
       reading=run.inputs.reading,

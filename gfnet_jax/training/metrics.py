@@ -22,8 +22,9 @@ class Outcome(NamedTuple):
 
   Attributes:
     loss: of the batch, a scalar, float32 or float64.
-    logits: (batch, num_classes), of the same type.
-    labels: (batch,), int32; of the images before mixing.
+    logits: (batch, num_classes), of the same type; of pixels (batch, height, width, num_classes).
+    labels: (batch,), int32; of the images before mixing; of pixels (batch, height, width), negative
+      for no class.
     params: before the step, by dotted name.
     gradients: by dotted name, before clipping.
     gradient_norm: of all gradients together, a scalar.
@@ -45,8 +46,13 @@ def loss(outcome: Outcome) -> jax.Array:
 
 
 def accuracy(outcome: Outcome) -> jax.Array:
-  """1 where the most probable class is the label, else 0: (batch,), of the logits' type."""
-  return (outcome.logits.argmax(-1) == outcome.labels).astype(outcome.logits.dtype)
+  """1 where the most probable class is the label, else 0: (batch,), of the logits' type.
+
+  Of pixels, the share of an image's that are right, of those that have a class.
+  """
+  right, pixels = outcome.logits.argmax(-1) == outcome.labels, range(1, outcome.labels.ndim)
+  known = (outcome.labels >= 0).sum(tuple(pixels)).clip(1).astype(outcome.logits.dtype)
+  return right.sum(tuple(pixels)).astype(outcome.logits.dtype) / known
 
 
 def gradient_norm(outcome: Outcome) -> jax.Array:

@@ -1,30 +1,48 @@
 """What is minimised: the loss of a batch after erasing and mixing, and its gradients."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from gfnet_jax.data.on_device.erasing import erase
-from gfnet_jax.data.on_device.mixing import Mixing
-from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.errors import UserError
-from gfnet_jax.losses import KINDS, cross_entropy, distillation_loss
+from gfnet_jax.losses import KINDS, distillation_loss
+from gfnet_jax.models.batch_norm import is_statistic, running_statistics
 from gfnet_jax.models.functional import Params, merge
-from gfnet_jax.models.precision import parameter_dtype
 from gfnet_jax.sharding import Batch
+from gfnet_jax.training.tasks import learning_of
 
-Result = tuple[jax.Array, Params, jax.Array]
+HEADS = ("head.", "pyramid.", "decoder.")  # of the names of what is not the trunk
+
+
+class Result(NamedTuple):
+  """What an objective returns.
+
+  Attributes:
+    loss: of the batch, a scalar.
+    gradients: of the `trained_params`.
+    logits: (batch, ..., num_classes).
+    labels: (batch, ...), int32; of the images before mixing, negative for pixels of no class.
+    statistics: the running statistics of batch norms after the batch, by name; {} without any.
+  """
+
+  loss: jax.Array
+  gradients: Params
+  logits: jax.Array
+  labels: jax.Array
+  statistics: Params
+
+
 Objective = Callable[[Params, Params, Batch, jax.Array], Result]
-Preparation = Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def make_objective(
   structure: nnx.GraphDef, config: ml_collections.ConfigDict, teacher: nnx.GraphDef | None = None
 ) -> Objective:
-  """Builds objective(params, teacher_params, batch, key) -> (loss, gradients, logits).
+  """Builds objective(params, teacher_params, batch, key) -> `Result`.
 
   The gradients are of the `trained_params` alone: none is computed for a frozen trunk.
 
@@ -38,74 +56,62 @@ def make_objective(
   Raises:
     UserError: for an unknown mixing mode, distillation kind or group size.
   """
-  prepare = make_preparation(config)
+  learning = learning_of(config.model)
+  prepare = learning.make_preparation(config)
   distillation, parts = config.distillation, config.optimizer.accumulate_steps
   if distillation.kind not in KINDS:
     raise UserError(f"distillation.kind is {distillation.kind!r}, expected {' or '.join(KINDS)}")
 
   def mean_loss(trained, params, teacher_params, images, targets, key):
-    logits = merge(structure, params | trained)(images, key=key)
-    loss = cross_entropy(logits, targets)
+    model = merge(structure, params | trained)
+    logits = model(images, key=key)
+    loss = learning.loss(logits, targets)
     if teacher is not None:
       teacher_logits = merge(teacher, teacher_params)(images).astype(logits.dtype)
       distilled = distillation_loss(
         logits, teacher_logits, kind=distillation.kind, temperature=distillation.temperature
       )
       loss = (1 - distillation.alpha) * loss + distillation.alpha * distilled
-    return loss.mean(), logits
+    return loss.mean(), (logits, running_statistics(model))
 
   compute = jax.value_and_grad(mean_loss, has_aux=True)
 
   def objective(params: Params, teacher_params: Params, batch: Batch, key: jax.Array) -> Result:
     data_key, model_key = jax.random.split(key)
-    images, targets = prepare(batch, data_key)
+    images, targets, labels = prepare(batch, data_key)
     trained = trained_params(params, config)
     if parts == 1:
-      (loss, logits), gradients = compute(
+      (loss, (logits, statistics)), gradients = compute(
         trained, params, teacher_params, images, targets, model_key
       )
-      return loss, gradients, logits
+      return Result(loss, gradients, logits, labels, statistics)
 
     def add_part(sums, part):
-      (loss, logits), gradients = compute(trained, params, teacher_params, *part)
-      return jax.tree.map(jnp.add, sums, (loss, gradients)), logits
+      (loss, others), gradients = compute(trained, params, teacher_params, *part)
+      return jax.tree.map(jnp.add, sums, (loss, gradients)), others
 
     taken_apart = (*_take_apart((images, targets), parts), jax.random.split(model_key, parts))
     zeros = (jnp.zeros((), images.dtype), jax.tree.map(jnp.zeros_like, trained))
-    sums, logits = jax.lax.scan(add_part, zeros, taken_apart)
+    sums, (logits, statistics) = jax.lax.scan(add_part, zeros, taken_apart)
     loss, gradients = jax.tree.map(lambda x: x / parts, sums)
-    return loss, gradients, logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
+    logits = logits.swapaxes(0, 1).reshape(-1, *logits.shape[2:])
+    statistics = jax.tree.map(lambda x: x.mean(0), statistics)  # each part moved them once
+    return Result(loss, gradients, logits, labels, statistics)
 
   return objective
 
 
 def trained_params(params: Params, config: ml_collections.ConfigDict) -> Params:
-  """The parameters that are trained: all, or those of the head on a frozen trunk."""
-  if not config.get("freeze_trunk"):
-    return params
-  return {name: value for name, value in params.items() if name.startswith("head.")}
+  """The parameters that are trained: all, or those of the head or decoder on a frozen trunk.
 
-
-def make_preparation(config: ml_collections.ConfigDict) -> Preparation:
-  """Builds prepare(batch, key) -> (images, targets): normalised, erased, mixed.
-
-  Args:
-    config: of the run; uses model.num_classes, precision, mixing, erasing.
-
-  Raises:
-    UserError: for an unknown mixing mode or group size.
+  The running statistics of batch norms are no part of them.
   """
-  dtype = parameter_dtype(config.precision)
-  mixing = Mixing(num_classes=config.model.num_classes, **config.mixing)
-
-  def prepare(batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    erase_key, mix_key = jax.random.split(key)
-    images = normalize(batch["image"], dtype)
-    if "erase" in batch:
-      images = erase(images, batch["erase"], erase_key, mode=config.erasing.mode)
-    return mixing(images, batch["label"], mix_key)
-
-  return prepare
+  frozen = config.get("freeze_trunk")
+  return {
+    name: value
+    for name, value in params.items()
+    if not is_statistic(name) and (not frozen or name.startswith(HEADS))
+  }
 
 
 def _take_apart(arrays: tuple[jax.Array, ...], parts: int) -> tuple[jax.Array, ...]:

@@ -13,6 +13,7 @@ from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import Params
 
 Schedule = Callable[[int], float]
+POWER = 0.9  # of the schedule "poly"
 
 
 def cosine_schedule(
@@ -52,6 +53,26 @@ def official_schedule(
 
   first = initial if warmup_epochs else peak
   return lambda epoch: at(epoch - 1) if epoch else first
+
+
+def poly_schedule(
+  *, peak: float, warmup_steps: int, num_steps: int, initial: float, final: float
+) -> Schedule:
+  """Linear warm-up from `initial` to `peak`, then down to `final` by a power of what is left.
+
+  That is (1 - progress) ** POWER, as mmsegmentation's "poly" policy.
+
+  Returns:
+    A function of the step (0, ..., num_steps - 1) to its learning rate, in float64.
+  """
+
+  def learning_rate(step: int) -> float:
+    if step < warmup_steps:
+      return initial + (peak - initial) * step / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return final + (peak - final) * (1 - progress) ** POWER
+
+  return learning_rate
 
 
 def decays(name: str) -> bool:
@@ -118,8 +139,8 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> 
     batch_size, reference = config.data.batch_size, optimizer.reference_batch_size
     rates |= {name: rates[name] * batch_size / reference for name in scaled}
   _warn_of_rising(config, rates)
-  if optimizer.schedule == "cosine":
-    return cosine_schedule(
+  if optimizer.schedule in PER_STEP:
+    return PER_STEP[optimizer.schedule](
       warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch),
       num_steps=round(num_epochs * steps_per_epoch),
       **rates,
@@ -129,7 +150,12 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: float) -> 
       warmup_epochs=optimizer.warmup_epochs, num_epochs=num_epochs, **rates
     )
     return lambda step: per_epoch(int(step / steps_per_epoch + 1e-9))  # up to rounding
-  raise UserError(f"optimizer.schedule is {optimizer.schedule!r}, expected one of official, cosine")
+  raise UserError(
+    f"optimizer.schedule is {optimizer.schedule!r}, expected one of official, {', '.join(PER_STEP)}"
+  )
+
+
+PER_STEP = {"cosine": cosine_schedule, "poly": poly_schedule}
 
 
 def _warn_of_rising(config: ml_collections.ConfigDict, rates: dict[str, float]) -> None:

@@ -9,8 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gfnet_jax.inference.evaluate import make_eval_step
-from gfnet_jax.inference.metrics import Averages
+from gfnet_jax.inference.evaluate import task_of
 from gfnet_jax.models.functional import Params, split
 from gfnet_jax.models.initializers import initial_rngs
 from gfnet_jax.models.precision import compute_dtype
@@ -33,7 +32,7 @@ class Program(NamedTuple):
     shardings: of that state.
     teacher_params: of the model to distil from; {} for none.
     train: one training step, of `make_train_step`.
-    evaluate: the metrics of a batch, of `make_eval_step`.
+    evaluate: what an evaluation counts of a batch, of `Task.make_step`.
     parameter_norm: the norm of all parameters together.
     gather: parameters to the same, whole on every device.
     empty_metrics: sums and counts of nothing yet, for the state.
@@ -45,7 +44,7 @@ class Program(NamedTuple):
   shardings: TrainState
   teacher_params: Params
   train: Callable[[TrainState, Params, Batch, float], TrainState]
-  evaluate: Callable[[Params, Batch], Averages]
+  evaluate: Callable[[Params, Batch], Any]
   parameter_norm: Callable[[Params], jax.Array]
   gather: Callable[[Params], Params]
   empty_metrics: Callable[[], metrics.Metrics]
@@ -86,7 +85,7 @@ def build_program(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
     shardings,
     teacher_params,
     train=make_train_step(objective, optimizer, config, mesh, shardings),
-    evaluate=make_eval_step(structure, mesh),
+    evaluate=task_of(config.model).make_step(structure, mesh),
     parameter_norm=jax.jit(optax.tree.norm, out_shardings=whole),
     gather=jax.jit(lambda params: params, out_shardings=whole),
     empty_metrics=jax.jit(lambda: metrics.empty(params), out_shardings=whole),

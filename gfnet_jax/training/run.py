@@ -30,6 +30,7 @@ from gfnet_jax.training.mirror import Mirror
 from gfnet_jax.training.program import Program, build_program, model_config
 from gfnet_jax.training.resume import Progress, restore_run, trained_classes
 from gfnet_jax.training.step import TrainState
+from gfnet_jax.training.tasks import learning_of
 from gfnet_jax.training.trackers import check_trackers
 from gfnet_jax.views.filters import check_has_filters
 
@@ -69,11 +70,12 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _check(config: ml_collections.ConfigDict) -> None:
   check_config(config, may_be_open=True)
   choose_model(config)
+  learning_of(config.model).check(config)
   model = model_config(config) | {"num_classes": config.model.num_classes or 1}
   dtype = compute_dtype(config.precision)
   abstract = nnx.eval_shape(lambda: create_model(**model, dtype=dtype))
   if config.filters_every_steps:
-    check_has_filters(abstract)
+    check_has_filters(abstract.trunk)
   check_trackers(config)
   for source in (config.init_checkpoint, config.distillation.teacher):
     if source:

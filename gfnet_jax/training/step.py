@@ -87,18 +87,18 @@ def make_train_step(
   ) -> TrainState:
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     params = jax.lax.with_sharding_constraint(state.params, whole)  # gathered once if sharded
-    loss, gradients, logits = objective(params, teacher_params, batch, key)
+    loss, gradients, logits, labels, statistics = objective(params, teacher_params, batch, key)
     gradients = jax.lax.with_sharding_constraint(gradients, trained_shardings)
     norm = optax.tree.norm(gradients)
     trained = trained_params(state.params, config)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
     trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
-    outcome = metrics.Outcome(loss, logits, batch["label"], state.params, gradients, norm, updates)
+    outcome = metrics.Outcome(loss, logits, labels, state.params, gradients, norm, updates)
     why = jnp.where(jnp.isfinite(loss), jnp.where(jnp.isfinite(norm), 0, 2), 1)
     after = TrainState(
       step=state.step + 1,
-      params=state.params | trained,
-      ema=average(state.ema, trained, config.ema_decay),
+      params=state.params | trained | statistics,
+      ema=average(state.ema, trained | statistics, config.ema_decay),
       optimizer=optimizer_state,
       metrics=metrics.update(state.metrics, outcome),
       bad_steps=state.bad_steps,

@@ -18,6 +18,7 @@ STYLES = ("-", "--", ":")  # of a panel's metrics, in their order
 PANELS = {
   "loss": {"train_loss": 1, "eval_loss": 1, "eval_ema_loss": 1},
   "accuracy in %": {"train_accuracy": 100, "eval_top1": 1, "eval_ema_top1": 1},
+  "mIoU in %": {"eval_miou": 1, "eval_ema_miou": 1},
   "learning rate": {"learning_rate": 1},
   "images per second": {"images_per_second": 1},
 }

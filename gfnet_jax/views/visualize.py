@@ -46,7 +46,7 @@ def visualize_filters(
   """
   if not page_only:
     import_pyplot()  # before the model is read
-  found = filter_layers(load_model(source, which, ema=ema).model)
+  found = filter_layers(load_model(source, which, ema=ema).model.trunk)
   chosen = found if layers is None else select_layers(found, layers)
   if channels is not None:
     check_channels(chosen, channels)

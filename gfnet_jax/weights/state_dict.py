@@ -105,7 +105,7 @@ def to_torch_state_dict(model: Network) -> dict[str, np.ndarray]:
   They are float32, or float64 if the model is that.
 
   Raises:
-    UserError: if the model's mixer is not the global filter.
+    UserError: if the model has a decoder, or its mixer is not the global filter.
   """
   params = {name: np.asarray(value) for name, value in split(model)[1].items()}
   params = separate_blocks(params)
@@ -233,6 +233,11 @@ def _token_grid(state_dict: StateDict) -> tuple[int, int] | None:
 
 def _grids(model: Network, first: Grid | None = None) -> list[Grid]:
   """The token grid of every stage, if that of the first were another than the model's."""
+  if model.trunk is not model:
+    raise UserError(
+      "the official format has no networks with a decoder, expected one that classifies images; "
+      "training starts from official weights with config.init_checkpoint"
+    )
   grids = [patch_embed.grid for patch_embed, _ in model.stages()]
   if first is None:
     return grids

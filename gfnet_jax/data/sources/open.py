@@ -35,6 +35,8 @@ SOURCES: dict[str, str | Opener] = {
   "photos": "gfnet_jax.data.sources.photos:open_photos",
   "imagenet_set": "gfnet_jax.data.sources.imagenet_sets:open_imagenet_set",
   "domains": "gfnet_jax.data.sources.domains:open_domains",
+  "masks": "gfnet_jax.data.sources.masks:open_masks",
+  "shapes": "gfnet_jax.data.sources.shapes:open_shapes",
 }
 DEFAULT = "tfds"
 
@@ -47,9 +49,10 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
       For 'tfds' (ArrayRecord) and 'tfrecord', name is that of a TFDS data set or the
       directory of one, and data_dir is where TFDS names are looked up; with verify_crc
       (default: off), 'tfrecord' checks the checksum of every record it reads. For
-      'folder', name is the directory of the splits; for 'photos', that of the classes. For
-      'imagenet_set', name is one of `IMAGENET_SETS`, to be found in data_dir; for 'domains', see
-      `open_domains`. A directory in a store, gs://..., is copied first, see `copies`.
+      'folder', name is the directory of the splits; for 'photos', that of the classes; for
+      'masks', that of images/ and annotations/. For 'imagenet_set', name is one of
+      `IMAGENET_SETS`, to be found in data_dir; for 'domains', see `open_domains`. A directory in
+      a store, gs://..., is copied first, see `copies`.
     split: name of the split; for 'folder' a directory below name, or ''; for 'photos' train
       or val, for 'domains' test as well.
 
@@ -107,9 +110,17 @@ def in_class_order(source: Source, class_names: list[str]) -> Source:
   """The source with the classes in another order, if they are the same; else as it is.
 
   A run of an earlier version has classes named by integers in the order of text, and a data
-  set of TFDS has them in any order.
+  set of TFDS has them in any order. The values in masks stand for themselves, in one order.
+
+  Raises:
+    UserError: for masks with the same classes in another order.
   """
   same = Counter(source.class_names) == Counter(class_names)
+  if same and source.class_names != class_names and hasattr(source, "first_value"):
+    raise UserError(
+      "the data set has the classes that the weights were trained with in another order, expected "
+      "the same; give the values in its masks, and its class names, that order"
+    )
   if source.class_names == class_names or not same or max(Counter(class_names).values()) > 1:
     return source
   return Relabelled(source, class_names)

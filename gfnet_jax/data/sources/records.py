@@ -19,6 +19,14 @@ class Record(NamedTuple):
   shown: tuple[int, ...] = ()
 
 
+class MaskedRecord(NamedTuple):
+  """One stored image with the class of every pixel: the bytes of both files, and its name."""
+
+  image: bytes
+  mask: bytes
+  name: str
+
+
 class Source(Protocol):
   """One split of a data set, with random access to its records.
 
@@ -41,6 +49,29 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Record: ...
+
+
+class MaskedSource(Protocol):
+  """A source whose records are images with masks: a `Source` of `MaskedRecord`, and two more.
+
+  Attributes:
+    class_names: of all classes, in the order of their values in a mask.
+    first_value: that of the first class. Pixels of a lower value, or of 255, are of no class.
+  """
+
+  class_names: list[str]
+  first_value: int
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> MaskedRecord: ...
+
+  def sizes(self) -> list[tuple[int, int]]:
+    """(height, width) of every image, in pixels; reads no more of them than that takes.
+
+    Raises:
+      UserError: for an image that cannot be read.
+    """
 
 
 class BadRecordError(ValueError):
