@@ -76,10 +76,9 @@ def evaluate(
     on_batch: called after every batch; what it raises ends the evaluation.
 
   Returns:
-    What `inference.metrics.METRICS` lists, such as top1 and top5 in percent and loss,
-    images, images_per_second; of a network with a decoder, what PIXEL_METRICS lists there,
-    such as miou in percent. For such data also their number of classes, classes_present,
-    and of those that were told apart, classes_compared.
+    What `inference.metrics` lists, METRICS or of pixels PIXEL_METRICS, such as top1 in percent and
+    loss; images and images_per_second. For data that hold some classes only also their number,
+    classes_present, and of those that were told apart, classes_compared.
 
   Raises:
     UserError: if the data cannot be opened or read, or its classes are not the model's.
@@ -87,10 +86,8 @@ def evaluate(
   saved = saved if isinstance(saved, SavedModel) else load_model(saved)
   given = dict(source=source, eval_split=split, data_dir=data_dir, eval_batch_size=batch_size)
   section = data_section(saved, name=data if data is None else str(data), **given)
-  images = open_source(section, section.eval_split)
-  _warn_of_change(images, saved, section)
   task = task_of(saved.config)
-  check_form(images, task.form)
+  images = _open(section, saved, task)
   matched = match_classes(images, saved, section, classes)
   structure, params = functional.split(saved.model)
   mesh = make_mesh()
@@ -111,6 +108,13 @@ def evaluate(
   if report is not None:
     _report(task, Path(report), step, saved, matched)
   return results | matched.counts
+
+
+def _open(section: ml_collections.ConfigDict, saved: SavedModel, task: Task) -> Source:
+  images = open_source(section, section.eval_split)
+  check_form(images, task.form)
+  _warn_of_change(images, saved, section)
+  return images
 
 
 def _warn_of_change(images: Source, saved: SavedModel, section: ml_collections.ConfigDict) -> None:
