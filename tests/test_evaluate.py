@@ -15,7 +15,7 @@ from gfnet_jax.data.pipeline import Reading
 from gfnet_jax.data.sources.tfds import TfdsSource
 from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.inference import evaluate
-from gfnet_jax.inference.classification import make_eval_step
+from gfnet_jax.inference.classification import CLASSIFICATION, make_eval_step
 from gfnet_jax.inference.evaluate import evaluate_params
 from gfnet_jax.models.functional import split
 from gfnet_jax.sharding import BATCH_AXIS, make_mesh, replicated
@@ -99,9 +99,9 @@ def test_the_rate_has_neither_compiling_nor_the_start_of_workers(monkeypatch, ba
   monkeypatch.setattr(evaluate.time, "monotonic", lambda: clock.now)
   monkeypatch.setattr(evaluate, "eval_batches", read)
   monkeypatch.setattr(evaluate, "to_devices", lambda batches, mesh: batches)
-  monkeypatch.setattr(evaluate, "summarize", lambda results: {"batches": len(results)})
+  task = CLASSIFICATION._replace(summarize=lambda results: {"batches": len(results)})
   images = range(8 * batches)
   results = evaluate_params(
-    *(Step(), {}, images, None), batch_size=8, mesh=make_mesh(), reading=Reading()
+    *(Step(), {}, images, None), task=task, batch_size=8, mesh=make_mesh(), reading=Reading()
   )
   assert results == {"batches": batches, "images_per_second": 4.0}

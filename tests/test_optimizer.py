@@ -144,6 +144,7 @@ CONFIGS = {
     "imagenet": ["gfnet-xs", "gfnet-h-b"],
     "imagenet_384": ["gfnet-xs"],
     "transfer": [*transfer.DATASETS, "digits"],
+    "segmentation": ["gfnet-h-b", "shapes"],
   }.items()
   for argument in arguments
 }

@@ -74,9 +74,8 @@ def evaluate(
     on_batch: called after every batch; what it raises ends the evaluation.
 
   Returns:
-    What `inference.metrics.METRICS` lists, such as top1 and top5 in percent and loss,
-    images, images_per_second; of a network with a decoder, what PIXEL_METRICS lists there, such
-    as miou in percent. For data that hold only some of ImageNet's classes also their number,
+    What `inference.metrics` lists, METRICS or of pixels PIXEL_METRICS, such as top1 in percent and
+    loss; images and images_per_second. For data that hold some classes only also their number,
     classes_present, and of those that were told apart, classes_compared; with an attack, what it
     was. Of imagenet_real also real, in percent, and real_images, those that count; of data in
     parts, such as imagenet_c, what `summarize_parts` returns.
@@ -86,14 +85,12 @@ def evaluate(
   """
   saved = saved if isinstance(saved, SavedModel) else load_model(saved)
   attack = make_attack(attack) if isinstance(attack, str) else attack
-  given = dict(source=source, eval_split=split, data_dir=data_dir, eval_batch_size=batch_size)
-  section = data_section(saved, name=data if data is None else str(data), **given)
-  images = open_source(section, section.eval_split)
-  _warn_of_change(images, saved, section)
   task = task_of(saved.config)
-  check_form(images, task.form)
   if attack is not None and task.form.has_masks:
     raise UserError("the model segments images, expected one that classifies them for an attack")
+  given = dict(source=source, eval_split=split, data_dir=data_dir, eval_batch_size=batch_size)
+  section = data_section(saved, name=data if data is None else str(data), **given)
+  images = _open(section, saved, task)
   matched = match_classes(images, saved, section, classes)
   parts = getattr(images, "parts", {})
   judged = report is not None or bool(parts)
@@ -135,6 +132,13 @@ def _measure(
       on_batch=on_batch,
     )
   return results, step
+
+
+def _open(section: ml_collections.ConfigDict, saved: SavedModel, task: Task) -> Source:
+  images = open_source(section, section.eval_split)
+  check_form(images, task.form)
+  _warn_of_change(images, saved, section)
+  return images
 
 
 def _warn_of_change(images: Source, saved: SavedModel, section: ml_collections.ConfigDict) -> None:
