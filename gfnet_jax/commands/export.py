@@ -1,0 +1,51 @@
+"""Exports a model in a format that other programs read.
+
+The weights by their official names, for PyTorch and whatever reads safetensors:
+
+  gfnet-jax export runs/digits digits.safetensors --format safetensors
+  gfnet-jax export runs/digits digits.pth --format torch
+
+The model is a work directory of training, a checkpoint, an official file or its name:
+
+  gfnet-jax export gfnet-xs xs.safetensors --format safetensors
+  gfnet-jax export runs/mine mine.pth --format torch --which best --ema
+"""
+
+import argparse
+
+from gfnet_jax.command_line import ArgumentParser, program
+from gfnet_jax.export.formats import FORMATS, check_destination
+from gfnet_jax.text import printable
+
+
+def main(arguments: list[str]) -> None:
+  options = vars(_parse(arguments))
+  checkpoint, path, format = (options.pop(name) for name in ("checkpoint", "out", "format"))
+  check_destination(path, format)  # before the work, not after
+  reading = {name: options.pop(name) for name in ("which", "ema", "precision")}
+  from gfnet_jax import startup
+
+  startup.check_devices()
+  import gfnet_jax
+
+  saved = gfnet_jax.load_model(checkpoint, **reading)
+  report = gfnet_jax.export_model(saved, path, format, **options)
+  size = f"{report.pop('bytes'):,} bytes"
+  described = ", ".join([size, *(f"{name} {value}" for name, value in report.items())])
+  print(f"Wrote {printable(path, 1000)}: {described}")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+  parser = ArgumentParser(prog=program("export"), description=__doc__)
+  parser.add_argument(
+    "checkpoint", help="work directory of training, a checkpoint, an official file or its name"
+  )
+  parser.add_argument("out", help="new file, whose name ends as the format has it")
+  purposes = "; ".join(f"{name}: {format.purpose}" for name, format in FORMATS.items())
+  parser.add_argument("--format", choices=FORMATS, required=True, help=purposes)
+  parser.add_argument("--which", default="last", help="last, best or a step (default: last)")
+  parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+  parser.add_argument(
+    "--precision", help="highest, default, bf16 or float64 (default: as in training)"
+  )
+  return parser.parse_args(arguments)
