@@ -9,9 +9,15 @@ The model is a work directory of training, a checkpoint, an official file or its
 
   gfnet-jax export gfnet-xs xs.safetensors --format safetensors
   gfnet-jax export runs/mine mine.pth --format torch --which best --ema
+
+A program for ONNX Runtime and others, and a folder that classifies images in a browser:
+
+  gfnet-jax export runs/mine mine.onnx --format onnx
+  gfnet-jax export runs/mine page --format web
 """
 
 import argparse
+from pathlib import Path
 
 from gfnet_jax.command_line import ArgumentParser, program
 from gfnet_jax.export.formats import FORMATS, check_destination
@@ -48,4 +54,27 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
   parser.add_argument(
     "--precision", help="highest, default, bf16 or float64 (default: as in training)"
   )
+  _add_flags_of_formats(parser)
   return parser.parse_args(arguments)
+
+
+def _add_flags_of_formats(parser: argparse.ArgumentParser) -> None:
+  # Without a default they are absent unless given, and refused by the other formats.
+  group = parser.add_argument_group("onnx and web", argument_default=argparse.SUPPRESS)
+  group.add_argument(
+    "--weights",
+    metavar="TYPE",
+    help="of dense layers: float32, float16 or int8 (default: float32)",
+  )
+  group.add_argument(
+    "--input",
+    metavar="TYPE",
+    help="of onnx: uint8, for RGB images of 0 to 255, or float32, for normalised ones (default: "
+    "uint8)",
+  )
+  group.add_argument(
+    "--runtime",
+    type=Path,
+    metavar="PATH",
+    help="of web: the package onnxruntime-web, packed or a folder (default: fetched with npm)",
+  )

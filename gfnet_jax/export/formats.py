@@ -39,6 +39,10 @@ class Format(NamedTuple):
 FORMATS = {
   "safetensors": Format("state_dict:write", ".safetensors", "weights by their official names"),
   "torch": Format("state_dict:write", ".pth", "the same for PyTorch and the official code"),
+  "onnx": Format(
+    "onnx:write", ".onnx", "for ONNX Runtime and others", options=("input", "weights")
+  ),
+  "web": Format("web:write", "", "a folder for a browser", options=("weights", "runtime")),
 }
 
 

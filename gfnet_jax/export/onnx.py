@@ -1,6 +1,7 @@
 """Models as ONNX files: standard operators alone, for any batch size."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,17 +30,18 @@ IR_VERSION = 9  # of the same release of ONNX
 INPUTS = ("uint8", "float32")
 
 
-def export_onnx(
-  saved: SavedModel, path: Path, *, input: str = "uint8", weight_type: str = "float32"
-) -> None:
+def write(
+  saved: SavedModel, path: Path, *, input: str = "uint8", weights: str = "float32"
+) -> dict[str, Any]:
   """Writes a model as an ONNX file, see `to_onnx`, atomically."""
-  proto = to_onnx(saved, input=input, weight_type=weight_type)
+  content = to_onnx(saved, input=input, weights=weights).SerializeToString()
   with open_atomically(path) as file:
-    file.write(proto.SerializeToString())
+    file.write(content)
+  return {"opset": OPSET, "input": input, "weights": weights, "bytes": len(content)}
 
 
 def to_onnx(
-  saved: SavedModel, *, input: str = "uint8", weight_type: str = "float32"
+  saved: SavedModel, *, input: str = "uint8", weights: str = "float32"
 ) -> onnx.ModelProto:
   """A model as an ONNX graph of opset 20, checked by `onnx.checker`.
 
@@ -47,21 +49,21 @@ def to_onnx(
   "features" (batch, channels) if the model has no head. Its metadata are those of `describe`.
 
   Args:
-    saved: the model; of whatever type, the file computes in float32 but for `weight_type`.
+    saved: the model; of whatever type, the file computes in float32 but for `weights`.
     input: "uint8" for RGB images of 0 to 255, which the graph normalises, or "float32" for
       normalised ones.
-    weight_type: of the dense layers, see `onnx_graph.Graph`.
+    weights: of the dense layers, see `onnx_graph.Graph`.
 
   Raises:
-    UserError: for an unknown input or weight_type, a mixer without operators, weights beyond the
+    UserError: for an unknown input or weights, a mixer without operators, weights beyond the
       range of float16, or a model that is not of RGB images if the input is "uint8".
   """
-  if input not in INPUTS or weight_type not in WEIGHT_TYPES:
+  if input not in INPUTS or weights not in WEIGHT_TYPES:
     raise UserError(
-      f"input is {input!r} and weight_type is {weight_type!r}, expected one of "
+      f"input is {input!r} and weights is {weights!r}, expected one of "
       f"{', '.join(INPUTS)}, and one of {', '.join(WEIGHT_TYPES)}"
     )
-  model, graph = saved.model, Graph(weight_type)
+  model, graph = saved.model, Graph(weights)
   channels = next(iter(model.stages()))[0].in_dim
   images = _normalize(graph, channels) if input == "uint8" else "images"
   name = "features" if model.head is None else "logits"
@@ -82,12 +84,12 @@ def to_onnx(
     producer_name="gfnet_jax",
     producer_version=gfnet_jax.__version__,
   )
-  onnx.helper.set_model_props(proto, describe(saved, input, weight_type))
+  onnx.helper.set_model_props(proto, describe(saved, input, weights))
   onnx.checker.check_model(proto, full_check=True)
   return proto
 
 
-def describe(saved: SavedModel, input: str, weight_type: str) -> dict[str, str]:
+def describe(saved: SavedModel, input: str, weights: str) -> dict[str, str]:
   """What a user of the file has to know, as text by name; lists and numbers are JSON.
 
   `class_names` are as `predict` shows them; of ImageNet, `wnids` are the WordNet ids.
@@ -97,16 +99,21 @@ def describe(saved: SavedModel, input: str, weight_type: str) -> dict[str, str]:
     "input": input,
     "mean": list(MEAN),
     "std": list(STD),
-    "weight_type": weight_type,
+    "weights": weights,
   }
   if saved.class_names:
-    names = imagenet.names()
-    facts["class_names"] = [names.get(name, name) for name in saved.class_names]
+    facts["class_names"] = class_names(saved)
     if saved.class_names == imagenet.wnids():
       facts["wnids"] = saved.class_names
   return {
     name: value if isinstance(value, str) else to_json(value) for name, value in facts.items()
   }
+
+
+def class_names(saved: SavedModel) -> list[str] | None:
+  """As `predict` shows them; None where the model has none."""
+  names = imagenet.names()
+  return [names.get(name, name) for name in saved.class_names] if saved.class_names else None
 
 
 def _normalize(graph: Graph, channels: int) -> str:

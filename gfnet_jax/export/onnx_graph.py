@@ -17,7 +17,7 @@ class Graph:
   """Nodes and constants. Values are strings, the names that nodes give their results.
 
   Args:
-    weight_type: of the dense layers, in WEIGHT_TYPES; everything else is float32. "float16"
+    weights: of the dense layers, in WEIGHT_TYPES; everything else is float32. "float16"
       multiplies in 16 bits; "int8" has weights of 8 bits with a scale per output, and rounds
       their inputs to 8 bits by the range that these happen to have ("dynamic quantisation").
 
@@ -26,8 +26,8 @@ class Graph:
     constants: weights, matrices and shapes, by name.
   """
 
-  def __init__(self, weight_type: str = "float32"):
-    self.weight_type = weight_type
+  def __init__(self, weights: str = "float32"):
+    self.weights = weights
     self.nodes: list[onnx.NodeProto] = []
     self.constants: dict[str, onnx.TensorProto] = {}
     self._scope = ""
@@ -94,7 +94,7 @@ class Graph:
       "float32": self._product,
       "float16": self._product_of_halves,
       "int8": self._product_of_bytes,
-    }[self.weight_type](x, kernel)
+    }[self.weights](x, kernel)
     return self.add("Add", product, self.weight("bias", bias))
 
   def _product(self, x: str, kernel: np.ndarray) -> str:

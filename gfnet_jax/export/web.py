@@ -5,11 +5,51 @@ from pathlib import Path
 from typing import Any
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.export.onnx import describe, to_onnx
+from gfnet_jax.export.onnx import class_names, to_onnx
 from gfnet_jax.export.web_runtime import find_runtime
 from gfnet_jax.files import to_json
 from gfnet_jax.inference.saved_model import SavedModel
-from gfnet_jax.text import printable
 
 PAGE = Path(__file__).with_name("page")
 MODEL, WASM = "model.onnx", "ort-wasm-simd-threaded.wasm"
+
+
+def write(
+  saved: SavedModel, path: Path, *, weights: str = "float32", runtime: Path | None = None
+) -> dict[str, Any]:
+  """Writes a new folder: the page, the model as an ONNX file, and what runs it.
+
+  Args:
+    saved: the model, with classes.
+    path: of the folder.
+    weights: see `to_onnx`.
+    runtime: see `find_runtime`.
+
+  Raises:
+    UserError: as those, and for a model without a head.
+  """
+  if not saved.model.num_classes:
+    raise UserError(
+      "the model has no head (num_classes is 0), which a page that names classes needs; expected "
+      "one with classes, or export it as onnx"
+    )
+  proto = to_onnx(saved, weights=weights)
+  files = {MODEL: proto.SerializeToString(), **find_runtime(runtime)}
+  facts = {
+    "title": f"{saved.config.get('name', 'GFNet')}: what is in the image?",
+    "image_size": list(saved.model.image_size),
+    "class_names": class_names(saved),
+    "files": [{"name": name, "bytes": len(files[name])} for name in (MODEL, WASM)],
+  }
+  temporary = path.with_name(path.name + ".tmp")
+  shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+  try:
+    shutil.copytree(PAGE, temporary)
+    for name, content in files.items():
+      (temporary / name).write_bytes(content)
+    (temporary / "model.json").write_text(to_json(facts), encoding="utf-8")
+    temporary.rename(path)
+  except BaseException:  # an interruption, too
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+  return {"bytes": sum(file.stat().st_size for file in path.iterdir())}

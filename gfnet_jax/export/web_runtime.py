@@ -50,8 +50,8 @@ def _fetch(directory: Path) -> Path:
     return next(directory.glob("*.tgz"))
   except FileNotFoundError as error:
     raise UserError(
-      f"the page runs on {PACKAGE}, which is fetched with npm, but there is no npm; install Node.js, "
-      "or fetch the package elsewhere and name it with --runtime"
+      f"the page needs {PACKAGE}, which npm fetches, but there is no npm; install Node.js, or fetch "
+      "the package elsewhere and name it with --runtime"
     ) from error
   except (OSError, subprocess.CalledProcessError, StopIteration) as error:
     reason = printable(getattr(error, "stderr", None) or error, 400)
@@ -71,6 +71,4 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
 
 def _read_package(path: Path) -> dict[str, bytes]:
   with tarfile.open(path, "r:gz") as package:
-    return {
-      name: package.extractfile(f"package/dist/{name}").read(MOST_BYTES) for name in SHA256
-    }
+    return {name: package.extractfile(f"package/dist/{name}").read(MOST_BYTES) for name in SHA256}
