@@ -50,8 +50,8 @@ def _fetch(directory: Path) -> Path:
     return next(directory.glob("*.tgz"))
   except FileNotFoundError as error:
     raise UserError(
-      f"the page needs {PACKAGE}, which npm fetches, but there is no npm; install Node.js, or fetch "
-      "the package elsewhere and name it with --runtime"
+      f"the page needs {PACKAGE}, which npm fetches, but there is no npm; install Node.js, or "
+      "fetch the package elsewhere and name it with --runtime"
     ) from error
   except (OSError, subprocess.CalledProcessError, StopIteration) as error:
     reason = printable(getattr(error, "stderr", None) or error, 400)
