@@ -1,11 +1,9 @@
 // Image files to pixels as Pillow's convert("RGB") gives them: colours as they are in the file, not
 // turned by EXIF, and transparency dropped.
 
-const AS_IN_THE_FILE = {
-  imageOrientation: "none",
-  premultiplyAlpha: "none",
-  colorSpaceConversion: "none",
-};
+import { withoutExif } from "./exif.js";
+
+const AS_IN_THE_FILE = { premultiplyAlpha: "none", colorSpaceConversion: "none" };
 const MAX_PIXELS = 120_000_000;
 
 /**
@@ -17,7 +15,7 @@ const MAX_PIXELS = 120_000_000;
 export async function decode(file) {
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file, AS_IN_THE_FILE);
+    bitmap = await createImageBitmap(await withoutExif(file), AS_IN_THE_FILE);
   } catch {
     throw new Error(
       file.size
