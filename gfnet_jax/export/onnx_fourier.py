@@ -1,7 +1,7 @@
 """Fourier transforms as ONNX operators: products with constant matrices, which layers share.
 
 No runtime needs a DFT operator for them. Tokens are (batch, height, width, channels); the two parts
-of a half spectrum are (batch, height * columns, channels) each.
+of a half spectrum are (batch, height, columns * channels) each.
 """
 
 import numpy as np
@@ -11,10 +11,6 @@ from gfnet_jax.models import fourier_matrices as matrices
 from gfnet_jax.models import fourier_mixing
 
 Shape = tuple[int, int, int]  # (height, width, channels) of tokens
-
-# Up to so many tokens, one matrix transforms a whole grid. That of a larger grid would need more
-# room than weights do.
-DENSE_TOKENS = 196
 
 
 def global_filter(graph: Graph, weight: np.ndarray, x: str, shape: Shape) -> str:
@@ -26,12 +22,9 @@ def global_filter(graph: Graph, weight: np.ndarray, x: str, shape: Shape) -> str
     x: tokens.
     shape: of the tokens of an image.
   """
-  height, width, channels = shape
-  dense = height * width <= DENSE_TOKENS
-  transform, invert = (_dense, _invert_dense) if dense else (_separable, _invert_separable)
-  real, imaginary = transform(graph, x, shape)
-  product = _multiply(graph, real, imaginary, weight.reshape(2, -1, channels))
-  return invert(graph, product, shape)
+  real, imaginary = _transform(graph, x, shape)
+  product = _multiply(graph, real, imaginary, weight.reshape(2, shape[0], -1))
+  return _invert(graph, product, shape)
 
 
 def _multiply(graph: Graph, a: str, b: str, weight: np.ndarray) -> tuple[str, str]:
@@ -41,47 +34,27 @@ def _multiply(graph: Graph, a: str, b: str, weight: np.ndarray) -> tuple[str, st
   return real, graph.add("Add", graph.add("Mul", a, d), graph.add("Mul", b, c))
 
 
-def _dense(graph: Graph, x: str, shape: Shape) -> list[str]:
-  """The two parts of the half spectrum, (batch, height * columns, channels) each."""
-  height, width, channels = shape
-  x = graph.reshape(x, height * width, channels)
-  pair = matrices.grid_pair(height, width)
-  return [_times(graph, f"transform/{height}x{width}/{i}", pair[i], x) for i in (0, 1)]
-
-
-def _invert_dense(graph: Graph, parts: tuple[str, str], shape: Shape) -> str:
-  height, width, channels = shape
-  pair = matrices.inverse_grid_pair(height, width)
-  name = f"inverse/{height}x{width}"
-  terms = [_times(graph, f"{name}/{i}", pair[i], parts[i]) for i in (0, 1)]
-  return graph.reshape(graph.add("Add", *terms), height, width, channels)
-
-
-def _separable(graph: Graph, x: str, shape: Shape) -> list[str]:
-  """The same as `_dense`, along the width and then along the height."""
+def _transform(graph: Graph, x: str, shape: Shape) -> list[str]:
+  """The two parts of the spectrum: along the width, then along the height."""
   height, width, channels = shape
   columns = width // 2 + 1
   along_width = matrices.width_pair(width).reshape(2 * columns, width)
   x = _times(graph, f"transform/{width}", along_width, x)  # (batch, height, 2 * columns, channels)
   x = graph.reshape(x, 2 * height, columns * channels)  # rows are (height, part)
-  parts = [
+  return [
     _times(graph, f"transform/{height}/{i}", matrix, x)
     for i, matrix in enumerate(_of_columns(height))
   ]
-  return [graph.reshape(part, height * columns, channels) for part in parts]
 
 
-def _invert_separable(graph: Graph, parts: tuple[str, str], shape: Shape) -> str:
+def _invert(graph: Graph, parts: tuple[str, str], shape: Shape) -> str:
+  """Undoes `_transform`."""
   height, width, channels = shape
-  columns = width // 2 + 1
   terms = [
-    # Unitary: the transpose inverts.
-    _times(
-      graph, f"inverse/{height}/{i}", matrix.T, graph.reshape(part, height, columns * channels)
-    )
+    _times(graph, f"inverse/{height}/{i}", matrix.T, part)  # unitary: the transpose inverts
     for i, (matrix, part) in enumerate(zip(_of_columns(height), parts, strict=True))
   ]
-  x = graph.reshape(graph.add("Add", *terms), height, 2 * columns, channels)
+  x = graph.reshape(graph.add("Add", *terms), height, -1, channels)
   along_width = np.concatenate(matrices.inverse_width_pair(width), axis=1)
   return _times(graph, f"inverse/{width}", along_width, x)
 
