@@ -5,6 +5,10 @@ The weights by their official names, for PyTorch and whatever reads safetensors:
   gfnet-jax export runs/digits digits.safetensors --format safetensors
   gfnet-jax export runs/digits digits.pth --format torch
 
+A program for any batch size, which jax alone runs on CPUs, GPUs and TPUs:
+
+  gfnet-jax export gfnet-xs xs.stablehlo --format stablehlo
+
 The model is a work directory of training, a checkpoint, an official file or its name:
 
   gfnet-jax export gfnet-xs xs.safetensors --format safetensors
@@ -48,4 +52,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
   parser.add_argument(
     "--precision", help="highest, default, bf16 or float64 (default: as in training)"
   )
+  _add_flags_of_formats(parser)
   return parser.parse_args(arguments)
+
+
+def _add_flags_of_formats(parser: argparse.ArgumentParser) -> None:
+  # Without a default they are absent unless given, and refused by the other formats.
+  group = parser.add_argument_group("stablehlo", argument_default=argparse.SUPPRESS)
+  group.add_argument(
+    "--input",
+    metavar="TYPE",
+    help="uint8, for RGB images of 0 to 255, or float32, for normalised ones (default: uint8)",
+  )
