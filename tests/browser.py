@@ -110,9 +110,7 @@ class Page:
 
   def evaluate(self, script: str) -> Any:
     """The value of an expression in the page, of a promise once it is there."""
-    result = self.call(
-      "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
-    )
+    result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
     assert "exceptionDetails" not in result, result["exceptionDetails"]
     return result["result"].get("value")
 

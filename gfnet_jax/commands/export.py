@@ -5,15 +5,19 @@ The weights by their official names, for PyTorch and whatever reads safetensors:
   gfnet-jax export runs/digits digits.safetensors --format safetensors
   gfnet-jax export runs/digits digits.pth --format torch
 
+A program for any batch size, which jax alone runs on CPUs, GPUs and TPUs:
+
+  gfnet-jax export gfnet-xs xs.stablehlo --format stablehlo
+
+A program for ONNX Runtime and other runtimes, and a folder that classifies images in a browser:
+
+  gfnet-jax export gfnet-xs xs.onnx --format onnx
+  gfnet-jax export gfnet-xs page --format web
+
 The model is a work directory of training, a checkpoint, an official file or its name:
 
   gfnet-jax export gfnet-xs xs.safetensors --format safetensors
   gfnet-jax export runs/mine mine.pth --format torch --which best --ema
-
-A program for ONNX Runtime and others, and a folder that classifies images in a browser:
-
-  gfnet-jax export runs/mine mine.onnx --format onnx
-  gfnet-jax export runs/mine page --format web
 """
 
 import argparse
@@ -60,17 +64,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _add_flags_of_formats(parser: argparse.ArgumentParser) -> None:
   # Without a default they are absent unless given, and refused by the other formats.
-  group = parser.add_argument_group("onnx and web", argument_default=argparse.SUPPRESS)
-  group.add_argument(
-    "--weights",
-    metavar="TYPE",
-    help="of dense layers: float32, float16 or int8 (default: float32)",
-  )
+  group = parser.add_argument_group("stablehlo, onnx and web", argument_default=argparse.SUPPRESS)
   group.add_argument(
     "--input",
     metavar="TYPE",
-    help="of onnx: uint8, for RGB images of 0 to 255, or float32, for normalised ones (default: "
-    "uint8)",
+    help="of stablehlo and onnx: uint8, for RGB images of 0 to 255, or float32, for normalised "
+    "ones (default: uint8)",
+  )
+  group.add_argument(
+    "--weights",
+    metavar="TYPE",
+    help="of onnx and web: of dense layers, float32, float16 or int8 (default: float32)",
   )
   group.add_argument(
     "--runtime",

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.export.onnx import class_names, to_onnx
+from gfnet_jax.export.facts import describe
+from gfnet_jax.export.onnx import to_onnx
 from gfnet_jax.export.web_runtime import find_runtime
 from gfnet_jax.files import to_json
 from gfnet_jax.inference.saved_model import SavedModel
@@ -35,10 +36,8 @@ def write(
     )
   proto = to_onnx(saved, weights=weights)
   files = {MODEL: proto.SerializeToString(), **find_runtime(runtime)}
-  facts = {
+  facts = describe(saved, "uint8") | {
     "title": f"{saved.config.get('name', 'GFNet')}: what is in the image?",
-    "image_size": list(saved.model.image_size),
-    "class_names": class_names(saved),
     "files": [{"name": name, "bytes": len(files[name])} for name in (MODEL, WASM)],
   }
   temporary = path.with_name(path.name + ".tmp")
