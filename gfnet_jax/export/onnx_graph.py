@@ -63,7 +63,7 @@ class Graph:
   def constant(self, name: str, array: np.ndarray) -> str:
     """A constant that all nodes share which ask for that name."""
     if name not in self.constants:
-      self.constants[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+      self.constants[name] = onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
     return name
 
   def integers(self, *values: int) -> str:
