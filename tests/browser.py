@@ -49,9 +49,10 @@ class Page:
   Args:
     profile: an empty directory for the browser.
     address: of the page.
+    script: runs in the page before its own.
   """
 
-  def __init__(self, profile: Path, address: str):
+  def __init__(self, profile: Path, address: str, script: str = ""):
     # The browser reads commands from descriptor 3, and writes to 4.
     from_us, self._to = os.pipe()
     self._from, to_us = os.pipe()
@@ -71,6 +72,7 @@ class Page:
     target = next(target["targetId"] for target in targets if target["type"] == "page")
     self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
     self.call("Page.enable")
+    self.call("Page.addScriptToEvaluateOnNewDocument", source=script)
     self.call("Page.navigate", url=address)
     while "Page.loadEventFired" not in self._events:
       self._read()

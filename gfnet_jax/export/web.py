@@ -16,7 +16,7 @@ MODEL, WASM = "model.onnx", "ort-wasm-simd-threaded.wasm"
 
 
 def write(
-  saved: SavedModel, path: Path, *, weights: str = "float32", runtime: Path | None = None
+  saved: SavedModel, path: Path, *, weights: str = "float32", runtime: Path | str | None = None
 ) -> dict[str, Any]:
   """Writes a new folder: the page, the model as an ONNX file, and what runs it.
 
@@ -34,8 +34,8 @@ def write(
       "the model has no head (num_classes is 0), which a page that names classes needs; expected "
       "one with classes, or export it as onnx"
     )
-  proto = to_onnx(saved, weights=weights)
-  files = {MODEL: proto.SerializeToString(), **find_runtime(runtime)}
+  model = to_onnx(saved, weights=weights).SerializeToString()
+  files = {MODEL: model, **find_runtime(None if runtime is None else Path(runtime))}
   facts = describe(saved, "uint8") | {
     "title": f"{saved.config.get('name', 'GFNet')}: what is in the image?",
     "files": [{"name": name, "bytes": len(files[name])} for name in (MODEL, WASM)],

@@ -5,8 +5,12 @@ import { decode } from "./decode.js";
 import { evaluationCrop } from "./resize.js";
 
 const TOP = 5;
+const downloads = new AbortController();
 const loaded = load();
-loaded.catch((error) => postMessage({ kind: "failed", message: error.message }));
+loaded.catch((error) => {
+  downloads.abort();
+  postMessage({ kind: "failed", message: error.message });
+});
 
 async function load() {
   const facts = await (await get("model.json")).json();
@@ -44,7 +48,7 @@ async function load() {
 async function get(name) {
   let response;
   try {
-    response = await fetch(name);
+    response = await fetch(name, { signal: downloads.signal });
   } catch (error) {
     throw new Error(`cannot load ${name} (${error.message}); is the server still there?`);
   }
