@@ -24,7 +24,7 @@ from gfnet_jax.models.base import Network
 from gfnet_jax.models.fit import describe_misfits
 from gfnet_jax.models.functional import split, update
 from gfnet_jax.models.image_size import as_height_width
-from gfnet_jax.models.precision import compute_dtype, parameter_dtype
+from gfnet_jax.models.precision import PRECISIONS, compute_dtype, parameter_dtype
 from gfnet_jax.models.stage import separate_blocks, stack_blocks
 from gfnet_jax.text import printable
 from gfnet_jax.weights.files import read_state_dict, write_state_dict
@@ -148,6 +148,8 @@ def _read_config(directory: Path) -> dict:
     for name, kind in (("model", dict), ("precision", str), ("measured", dict), ("sha256", dict)):
       if not isinstance(config.get(name), kind):
         raise ValueError(f"{name} is missing or of another kind")
+    if config["precision"] not in PRECISIONS:
+      raise ValueError(f"precision is {printable(repr(config['precision']), 80)}")
     if not all(map(FIELDS["metrics"].holds, config["measured"].values())):
       raise ValueError("measured holds what is no evaluation")
   except OSError as error:
