@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ find
   from gfnet_jax.data.on_device.normalize import normalize as normalize
   from gfnet_jax.errors import UserError as UserError
   from gfnet_jax.export.formats import export_model as export_model
+  from gfnet_jax.export.pretrained import from_pretrained as from_pretrained
+  from gfnet_jax.export.pretrained import save_pretrained as save_pretrained
   from gfnet_jax.inference.evaluate import evaluate as evaluate
   from gfnet_jax.inference.saved_model import SavedModel as SavedModel
   from gfnet_jax.inference.saved_model import load_model as load_model
@@ -36,6 +38,7 @@ _MODULES = {
   "create_model": "models.variants",
   "evaluate": "inference.evaluate",
   "export_model": "export.formats",
+  "from_pretrained": "export.pretrained",
   "list_models": "models.variants",
   "load_config": "config_files",
   "load_model": "inference.saved_model",
@@ -43,6 +46,7 @@ _MODULES = {
   "normalize": "data.on_device.normalize",
   "resize": "models.fit",
   "save_model": "checkpoints.model",
+  "save_pretrained": "export.pretrained",
   "to_torch_state_dict": "weights.state_dict",
   "train": "training.loop",
 }

@@ -39,6 +39,7 @@ class Format(NamedTuple):
 FORMATS = {
   "safetensors": Format("state_dict:write", ".safetensors", "weights by their official names"),
   "torch": Format("state_dict:write", ".pth", "the same for PyTorch and the official code"),
+  "pretrained": Format("pretrained:write", "", "a directory for the Hugging Face hub"),
   "stablehlo": Format("stablehlo:write", ".stablehlo", "a program for jax", options=("input",)),
   "onnx": Format(
     "onnx:write", ".onnx", "for ONNX Runtime and others", options=("input", "weights")

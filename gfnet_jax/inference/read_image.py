@@ -1,0 +1,89 @@
+"""One image as a model is evaluated on it."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from gfnet_jax.data.decode import (
+  BadImageError,
+  is_clipped,
+  load_rgb,
+  open_image,
+  warn_of_clipping,
+)
+from gfnet_jax.data.transforms import eval_transform
+from gfnet_jax.errors import UserError
+
+ImageLike = str | Path | Image.Image | np.ndarray | jax.Array
+
+
+def try_to_read(
+  image: ImageLike, image_size: tuple[int, int], clipped: list[str]
+) -> np.ndarray | UserError:
+  """`read_image`, or what it raises."""
+  try:
+    return read_image(image, image_size, clipped)
+  except UserError as error:
+    return error
+
+
+def read_image(
+  image: ImageLike, image_size: tuple[int, int], clipped: list[str] | None = None
+) -> np.ndarray:
+  """An image as the model is evaluated on it, (height, width, 3), uint8.
+
+  Args:
+    image: a path, a Pillow image or an array.
+    image_size: of the result.
+    clipped: receives the image's name if `is_clipped`; the first one is warned of.
+
+  Raises:
+    UserError: if it cannot be read, or is of another type or size.
+  """
+  clipped = [] if clipped is None else clipped
+  if isinstance(image, str | Path):
+    try:
+      with Path(image).open("rb") as file:  # Pillow takes of a large file only what it needs
+        return _to_pixels(open_image(file), image_size, str(image), clipped)
+    except (OSError, BadImageError) as error:
+      reason = getattr(error, "strerror", None) or error
+      raise UserError(f"cannot read {image}: {reason}") from error
+  if isinstance(image, np.ndarray | jax.Array):
+    if image.dtype != np.uint8 or not (
+      image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+    ):
+      raise UserError(
+        f"an image is an array {image.shape} of {image.dtype}, expected (height, width, 3) or "
+        "(height, width) of uint8"
+      )
+    image = Image.fromarray(np.asarray(image))
+  if not isinstance(image, Image.Image):
+    raise UserError(
+      f"an image is of type {type(image).__name__}, expected a path, a Pillow image or an array"
+    )
+  name = str(getattr(image, "filename", "") or "an image")
+  try:
+    return _to_pixels(image, image_size, name, clipped)
+  except BadImageError as error:
+    raise UserError(f"{name} cannot be read: {error}") from error
+
+
+def _to_pixels(
+  image: Image.Image, image_size: tuple[int, int], name: str, clipped: list[str]
+) -> np.ndarray:
+  """An opened image through the evaluation transform, as `read_image`.
+
+  Raises:
+    BadImageError: if it is damaged.
+    UserError: if it is not of a size that the transform takes.
+  """
+  if is_clipped(image):
+    if not clipped:
+      warn_of_clipping(name)
+    clipped.append(name)
+  try:
+    return eval_transform(load_rgb(image), image_size)
+  except UserError as error:
+    raise UserError(f"{name}: {error}") from error
