@@ -18,7 +18,8 @@ from PIL import Image
 import gfnet_jax
 from gfnet_jax.errors import UserError
 from gfnet_jax.export import web_runtime
-from gfnet_jax.inference.saved_model import SavedModel, read_image
+from gfnet_jax.inference.read_image import read_image
+from gfnet_jax.inference.saved_model import SavedModel
 from gfnet_jax.weights.files import write_state_dict
 from gfnet_jax.weights.state_dict import to_torch_state_dict
 
