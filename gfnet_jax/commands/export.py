@@ -5,6 +5,10 @@ The weights by their official names, for PyTorch and whatever reads safetensors:
   gfnet-jax export runs/digits digits.safetensors --format safetensors
   gfnet-jax export runs/digits digits.pth --format torch
 
+A directory for the Hugging Face hub, with a model card, which predict and the others take, too:
+
+  gfnet-jax export runs/digits digits --format pretrained
+
 A program for any batch size, which jax alone runs on CPUs, GPUs and TPUs:
 
   gfnet-jax export gfnet-xs xs.stablehlo --format stablehlo
@@ -14,7 +18,8 @@ A program for ONNX Runtime and other runtimes, and a folder that classifies imag
   gfnet-jax export gfnet-xs xs.onnx --format onnx
   gfnet-jax export gfnet-xs page --format web
 
-The model is a work directory of training, a checkpoint, an official file or its name:
+The model is a work directory of training, a checkpoint, an official file or its name, or
+hf://OWNER/NAME of the hub:
 
   gfnet-jax export gfnet-xs xs.safetensors --format safetensors
   gfnet-jax export runs/mine mine.pth --format torch --which best --ema
@@ -50,7 +55,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
   parser.add_argument(
     "checkpoint", help="work directory of training, a checkpoint, an official file or its name"
   )
-  parser.add_argument("out", help="new file, whose name ends as the format has it")
+  parser.add_argument("out", help="new file, whose name ends as the format has it, or directory")
   purposes = "; ".join(f"{name}: {format.purpose}" for name, format in FORMATS.items())
   parser.add_argument("--format", choices=FORMATS, required=True, help=purposes)
   parser.add_argument("--which", default="last", help="last, best or a step (default: last)")
