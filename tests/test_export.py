@@ -1,6 +1,8 @@
 """gfnet-jax export: from which models, in which formats, and what is refused in a line."""
 
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -85,6 +87,15 @@ def test_what_a_run_measured_is_of_the_weights_that_were_taken(run, tmp_path):
   assert again.class_names == NAMES and again.step == 10
   for name in ("config.json", "README.md"):  # of the machine there is nothing
     assert "somebody" not in (tmp_path / "model" / name).read_text()
+
+
+def test_a_run_stays_one_with_exported_weights_in_its_directory(run, tmp_path):
+  directory = Path(shutil.copytree(run, tmp_path / "run"))
+  (directory / "config.json").write_text("{}")
+  gfnet_jax.export_model(
+    gfnet_jax.load_model(directory), directory / "model.safetensors", "safetensors"
+  )
+  assert gfnet_jax.load_model(directory).step == 20
 
 
 def test_every_source_gives_the_same_bytes(tmp_path, in_process):

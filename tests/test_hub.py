@@ -14,8 +14,10 @@ from hub_server import COMMIT, serving
 from PIL import Image
 
 import gfnet_jax
+from gfnet_jax.config_files import load_config
 from gfnet_jax.inference.saved_model import SavedModel, check_source
 from gfnet_jax.models.functional import split
+from gfnet_jax.training.run import class_order
 from gfnet_jax.weights.hub import parse_address
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -57,12 +59,15 @@ def test_a_model_by_its_name_downloaded_once(saved, hub):
   ]
 
 
-def test_a_revision_and_an_address(saved, hub):
+def test_a_revision_and_an_address(saved, hub, tmp_path):
   assert gfnet_jax.from_pretrained("owner/tiny", revision="v1").class_names == NAMES
   assert any("/v1/" in path for _, path in hub.asked)
   for address in ("hf://owner/tiny", "hf://owner/tiny@v1", f"hf://owner/tiny@{COMMIT}"):
     assert gfnet_jax.load_model(address).class_names == NAMES
     check_source(address)
+    config = load_config("digits")
+    config.init_checkpoint = address
+    assert class_order(config, tmp_path / "none") == NAMES
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,14 @@ from flax import nnx
 from PIL import Image
 
 import gfnet_jax
+from gfnet_jax.config_files import load_config
 from gfnet_jax.data import imagenet
 from gfnet_jax.export.model_card import model_card
 from gfnet_jax.inference.saved_model import SavedModel
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.mixers import MIXERS
+from gfnet_jax.text import printable
+from gfnet_jax.training.run import class_order
 
 MAIN = "gfnet_jax/__main__.py"
 CONFIG = dict(
@@ -270,8 +273,27 @@ def test_damage_is_one_line(name, directory, in_process, tmp_path):
 
 
 @pytest.mark.slow
+def test_any_config_is_a_model_or_one_line(directory):
+  """Bytes of it changed, removed and doubled: what is loaded has the weights that were saved."""
+  path = directory / "config.json"
+  content, rng = path.read_bytes(), np.random.default_rng(0)
+  expected = bits(saved_model().model)
+  for _ in range(400):
+    start = int(rng.integers(len(content)))
+    end = start + int(rng.integers(1, 20))
+    piece = rng.choice([b"", bytes([rng.integers(256)]), content[start:end] * 2, b"1e999", b"[]"])
+    path.write_bytes(content[:start] + piece + content[end:])
+    try:
+      loaded = gfnet_jax.from_pretrained(directory)
+    except gfnet_jax.UserError as error:
+      assert "\n" not in printable(error, limit=4000)
+    else:
+      assert bits(loaded.model) == expected
+      model_card(loaded)
+
+
+@pytest.mark.slow
 def test_every_byte_of_the_weights_counts(directory):
-  """And of the config every one that is not a space, but for those that say other things."""
   path = directory / "model.safetensors"
   content = path.read_bytes()
   for position in np.random.default_rng(0).integers(0, len(content), 60).tolist():
@@ -302,6 +324,12 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     gfnet_jax.save_pretrained(saved_model(), tmp_path / "new")
   assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_starts_from_one_has_its_classes_in_their_order(kept, tmp_path):
+  config = load_config("digits")
+  config.init_checkpoint = str(kept)
+  assert class_order(config, tmp_path / "none") == NAMES
 
 
 def test_a_revision_is_only_of_the_hub(kept):

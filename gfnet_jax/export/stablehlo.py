@@ -76,7 +76,7 @@ def to_stablehlo(saved: SavedModel, *, input: str = "uint8") -> bytes:
   (batch,) = export.symbolic_shape("batch")
   shape = (batch, *saved.model.image_size, channels(saved))
   images = jax.ShapeDtypeStruct(shape, input)
-  # The same bytes from any machine: no form of another platform, no paths of source files.
+  # The same from any machine: in the forms for a CPU, without the paths of source files.
   with jax.default_device("cpu"), _no_locations(), matmul_precision(saved.precision):
     exported = export.export(jax.jit(_network(saved, input)), platforms=PLATFORMS)(images)
   return bytes(exported.serialize())

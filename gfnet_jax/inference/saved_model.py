@@ -167,11 +167,9 @@ def load_model(
   Raises:
     UserError: if there is no model, it is damaged, or the precision is unknown.
   """
-  if address := parse_address(source):
-    return load_pretrained(fetch_from_hub(*address), precision)
+  if directory := find_pretrained(source):
+    return load_pretrained(directory, precision)
   path = as_directory(source)
-  if isinstance(path, Path) and holds_pretrained(path):
-    return load_pretrained(path, precision)
   if _is_variant(source):
     if jax.process_count() > 1:
       raise UserError(
@@ -196,6 +194,20 @@ def load_model(
     fingerprints=metadata.get("data"),
     measured=_measured(metadata, ema),
   )
+
+
+def find_pretrained(source: Path | str) -> Path | None:
+  """The directory of `save_pretrained` that a source of `load_model` means, fetched from the hub.
+
+  None if it means something else.
+
+  Raises:
+    UserError: as `fetch_from_hub`.
+  """
+  if address := parse_address(source):
+    return fetch_from_hub(*address)
+  path = as_directory(source)
+  return path if isinstance(path, Path) and holds_pretrained(path) else None
 
 
 def load_pretrained(directory: Path, precision: str | None = None) -> SavedModel:

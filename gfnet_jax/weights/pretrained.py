@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gfnet_jax.checkpoints.checksums import LARGEST_TEXT, parse_json
+from gfnet_jax.checkpoints.finding import list_steps
 from gfnet_jax.checkpoints.metadata import FIELDS, check_metadata
 from gfnet_jax.checkpoints.model import build_model, check_class_names
 from gfnet_jax.errors import UserError
@@ -41,9 +42,13 @@ PICKLES = ("pytorch_model.bin", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl", "*.
 
 
 def holds_pretrained(directory: Path) -> bool:
-  """Whether a directory is meant to be one of these: the weights tell, in any format."""
-  return any(
-    (directory / name).is_file() for name in (WEIGHTS, f"{WEIGHTS}.index.json", PICKLES[0])
+  """Whether a directory is meant to be one of these: the weights tell, in any format.
+
+  One that holds checkpoints is not, though somebody may have put exported weights there.
+  """
+  weights = (WEIGHTS, f"{WEIGHTS}.index.json", PICKLES[0])
+  return any((directory / name).is_file() for name in weights) and not (
+    list_steps(directory / "checkpoints") or list_steps(directory)
   )
 
 
@@ -92,7 +97,7 @@ def read_pretrained(directory: Path, precision: str | None = None) -> tuple[Netw
   Raises:
     UserError: if a file is missing, damaged or of another kind, or the two do not go together.
   """
-  metadata = _read_config(directory)
+  metadata = read_config(directory)
   _check_weights(directory, metadata["sha256"])
   precision = precision or metadata["precision"]
   dtype = compute_dtype(precision)
@@ -132,7 +137,12 @@ def _fill(model: Network, weights: Mapping[str, np.ndarray]) -> None:
   update(model, {name: jnp.array(x, model.dtype, copy=True) for name, x in stacked.items()})
 
 
-def _read_config(directory: Path) -> dict:
+def read_config(directory: Path) -> dict:
+  """What config.json says, as far as it can be told without the weights.
+
+  Raises:
+    UserError: if it is missing, or none of ours.
+  """
   path = directory / CONFIG
   expected = "a directory of gfnet_jax.save_pretrained"
   try:
