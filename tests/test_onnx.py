@@ -1,13 +1,16 @@
 """Models as ONNX files, computed by ONNX Runtime."""
 
 import json
+import re
 import sys
 
 import jax
 import numpy as np
 import pytest
-from helpers import compiled
+from helpers import ROOT, compiled
 from own_mixer import register
+from PIL import Image
+from scipy.special import softmax
 from test_mixer_values import make
 
 import gfnet_jax
@@ -232,6 +235,22 @@ def test_smaller_weights_give_nearly_the_same(name, weights, at_most):
     run(to_onnx(saved, input="float32", weights=kind), images) for kind in ("float32", weights)
   )
   assert 0 < np.linalg.norm(rounded - exact) < at_most * np.linalg.norm(exact)
+
+
+def test_the_recipe_of_the_documents(tmp_path, monkeypatch, capsys):
+  """Of a photo of the size to which others are scaled, so that its centre is cut out as it is."""
+  saved = saved_model(image_size=224, patch_size=32, depth=1)
+  gfnet_jax.export_model(saved, tmp_path / "xs.onnx", "onnx")
+  pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+  Image.fromarray(pixels).save(tmp_path / "photo.png")
+  section = (ROOT / "docs/deploy.md").read_text().partition("## ONNX")[2].partition("\n## ")[0]
+  code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1].replace("photo.jpg", "photo.png")
+  monkeypatch.chdir(tmp_path)
+  exec(code, {})
+  (logits,) = run(to_onnx(saved), pixels[None, 16:240, 16:240])
+  probabilities = softmax(logits)
+  best = np.argsort(-probabilities)[:5]
+  assert capsys.readouterr().out == "".join(f"{probabilities[i]:.2%} {NAMES[i]}\n" for i in best)
 
 
 def test_models_that_cannot_be_exported_as_asked(monkeypatch):
