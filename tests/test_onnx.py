@@ -14,6 +14,8 @@ from scipy.special import softmax
 from test_mixer_values import make
 
 import gfnet_jax
+from gfnet_jax.checkpoints.model import model_metadata
+from gfnet_jax.checkpoints.store import Checkpoints
 from gfnet_jax.data import imagenet
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import SavedModel
@@ -251,6 +253,33 @@ def test_the_recipe_of_the_documents(tmp_path, monkeypatch, capsys):
   probabilities = softmax(logits)
   best = np.argsort(-probabilities)[:5]
   assert capsys.readouterr().out == "".join(f"{probabilities[i]:.2%} {NAMES[i]}\n" for i in best)
+
+
+def test_the_command_takes_what_a_run_has(tmp_path, in_process):
+  """Its averages, of stacked blocks, with the names of its head; the same bytes from anywhere."""
+  config = CONFIG | dict(scan=True)
+  saved = saved_model(scan=True)
+  _, params = split(saved.model)
+  checkpoints = Checkpoints(tmp_path / "run/checkpoints")
+  metadata = dict(
+    config={}, metrics={}, evaluated=False, next_batch=1, skipped_batches=[], keep=False
+  )
+  trees = {"params": jax.tree.map(jax.numpy.zeros_like, params), "ema": params}
+  checkpoints.save(1, trees, model_metadata(config, NAMES) | metadata)
+  checkpoints.close()
+  path = tmp_path / "w.onnx"
+  flags = ("--format", "onnx", "--ema", "--weights", "int8", "--input", "float32")
+  code, output, errors = in_process(
+    "gfnet_jax/__main__.py", "export", tmp_path / "run", path, *flags
+  )
+  assert (code, errors) == (0, "")
+  size = path.stat().st_size
+  assert output == f"Wrote {path}: {size:,} bytes, opset 20, input float32, weights int8\n"
+  images = random_images(2, 20, 28)
+  expected = to_onnx(saved, weights="int8", input="float32")
+  np.testing.assert_array_equal(run(onnx.load(path), images), run(expected, images))
+  taken = gfnet_jax.load_model(tmp_path / "run", ema=True)
+  assert path.read_bytes() == to_onnx(taken, weights="int8", input="float32").SerializeToString()
 
 
 def test_models_that_cannot_be_exported_as_asked(monkeypatch):

@@ -1,5 +1,6 @@
 """The page that classifies images: how its folder is made, and what a real browser shows."""
 
+import base64
 import dataclasses
 import hashlib
 import io
@@ -16,6 +17,7 @@ from browser import Page, in_a_browser, serve
 from PIL import Image
 
 import gfnet_jax
+from gfnet_jax.data.transforms import eval_transform
 from gfnet_jax.errors import UserError
 from gfnet_jax.export import web_runtime
 from gfnet_jax.inference.read_image import read_image
@@ -24,6 +26,8 @@ from gfnet_jax.weights.files import write_state_dict
 from gfnet_jax.weights.state_dict import to_torch_state_dict
 
 pytest.importorskip("onnx", reason="no onnx; pip install onnx")
+
+from gfnet_jax.export import web
 
 CONFIG = dict(
   name="gfnet-ti", image_size=(40, 48), num_classes=7, patch_size=8, embed_dim=8, depth=1
@@ -123,9 +127,13 @@ def test_npm_fetches_the_runtime(tmp_path, package, monkeypatch):
     web_runtime.find_runtime()
 
 
-def test_a_page_needs_classes(tmp_path):
-  with pytest.raises(UserError, match=r"no head \(num_classes is 0\).* export it as onnx"):
-    gfnet_jax.export_model(saved_model(num_classes=0), tmp_path / "page", "web")
+def test_a_page_needs_classes_and_colours(tmp_path):
+  for changes, reason in (
+    (dict(num_classes=0), r"no head \(num_classes is 0\).* export it as onnx"),
+    (dict(in_dim=1), r"images of 1 channels, .* export it as onnx, with --input float32"),
+  ):
+    with pytest.raises(UserError, match=reason):
+      gfnet_jax.export_model(saved_model(**changes), tmp_path / "page", "web")
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path, package, monkeypatch):
@@ -204,6 +212,38 @@ def text(page: Page, name: str) -> str:
 def wait_for_result(page: Page, file: Path) -> None:
   page.wait_until(f"""document.getElementById("name").textContent === "{file.name}"
     && !document.getElementById("result").classList.contains("stale")""")
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_images_are_resized_as_by_pillow_to_the_bit(tmp_path):
+  """Of many shapes, for many image sizes: larger, smaller, thin, of noise with full contrast."""
+  rng = np.random.default_rng(0)
+  with serve(web.PAGE) as (address, _), Page(tmp_path / "profile", address) as page:
+    page.evaluate("""(async () => {
+      const { evaluationCrop } = await import("./resize.js");
+      window.resize = (text, ...sizes) => btoa(String.fromCharCode(...evaluationCrop(
+        Uint8ClampedArray.from(atob(text), (one) => one.charCodeAt(0)), ...sizes)));
+    })()""")
+
+    def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+      height, width, _ = pixels.shape
+      rgba = base64.b64encode(np.dstack([pixels, pixels[:, :, :1]]).tobytes()).decode()
+      result = page.evaluate(f'resize("{rgba}", {width}, {height}, {list(size)})')
+      return np.frombuffer(base64.b64decode(result), np.uint8).reshape(*size, 3)
+
+    for _ in range(100):
+      height, width = (int(side) for side in np.exp(rng.uniform(0, 6, 2)))
+      size = tuple(int(side) for side in rng.integers(33, 150, 2))
+      pixels = rng.choice([0, 255], (height, width, 3)).astype(np.uint8)
+      expected = eval_transform(Image.fromarray(pixels), size)
+      np.testing.assert_array_equal(
+        resize(pixels, size), expected, err_msg=f"{pixels.shape}, {size}"
+      )
+    pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    np.testing.assert_array_equal(resize(pixels, (8, 8)), pixels)
+    with pytest.raises(AssertionError, match=r"an image of 8x8 \(height x width\), expected 8x16"):
+      resize(pixels, (8, 16))
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gfnet_jax.data.on_device.normalize import MEAN
 from gfnet_jax.errors import UserError
-from gfnet_jax.export.facts import describe
+from gfnet_jax.export.facts import channels, describe
 from gfnet_jax.export.onnx import to_onnx
 from gfnet_jax.export.web_runtime import find_runtime
 from gfnet_jax.files import to_json
@@ -27,12 +28,17 @@ def write(
     runtime: see `find_runtime`.
 
   Raises:
-    UserError: as those, and for a model without a head.
+    UserError: as those, and for a model without a head or of images that are not RGB.
   """
   if not saved.model.num_classes:
     raise UserError(
       "the model has no head (num_classes is 0), which a page that names classes needs; expected "
       "one with classes, or export it as onnx"
+    )
+  if channels(saved) != len(MEAN):
+    raise UserError(
+      f"the model takes images of {channels(saved)} channels, but a browser's have RGB; export it "
+      "as onnx, with --input float32"
     )
   model = to_onnx(saved, weights=weights).SerializeToString()
   files = {MODEL: model, **find_runtime(None if runtime is None else Path(runtime))}
