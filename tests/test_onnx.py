@@ -267,7 +267,7 @@ def test_the_command_takes_what_a_run_has(tmp_path, in_process):
   trees = {"params": jax.tree.map(jax.numpy.zeros_like, params), "ema": params}
   checkpoints.save(1, trees, model_metadata(config, NAMES) | metadata)
   checkpoints.close()
-  path = tmp_path / "w.onnx"
+  path, file = tmp_path / "w.onnx", tmp_path / "names.txt"
   flags = ("--format", "onnx", "--ema", "--weights", "int8", "--input", "float32")
   code, output, errors = in_process(
     "gfnet_jax/__main__.py", "export", tmp_path / "run", path, *flags
@@ -280,6 +280,12 @@ def test_the_command_takes_what_a_run_has(tmp_path, in_process):
   np.testing.assert_array_equal(run(onnx.load(path), images), run(expected, images))
   taken = gfnet_jax.load_model(tmp_path / "run", ema=True)
   assert path.read_bytes() == to_onnx(taken, weights="int8", input="float32").SerializeToString()
+  path.unlink()
+  file.write_text("\n".join(map(str.upper, NAMES)))
+  arguments = (tmp_path / "run", path, "--format", "onnx", "--class-names", file)
+  assert in_process("gfnet_jax/__main__.py", "export", *arguments)[0] == 0
+  facts = {one.key: one.value for one in onnx.load(path).metadata_props}
+  assert json.loads(facts["class_names"]) == [name.upper() for name in NAMES]
 
 
 def test_models_that_cannot_be_exported_as_asked(monkeypatch):

@@ -26,9 +26,11 @@ hf://OWNER/NAME of the hub:
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from gfnet_jax.command_line import ArgumentParser, program
+from gfnet_jax.commands.predict import read_class_names
 from gfnet_jax.export.formats import FORMATS, check_destination
 from gfnet_jax.text import printable
 
@@ -37,6 +39,7 @@ def main(arguments: list[str]) -> None:
   options = vars(_parse(arguments))
   checkpoint, path, format = (options.pop(name) for name in ("checkpoint", "out", "format"))
   check_destination(path, format)  # before the work, not after
+  class_names = options.pop("class_names")
   reading = {name: options.pop(name) for name in ("which", "ema", "precision")}
   from gfnet_jax import startup
 
@@ -44,6 +47,9 @@ def main(arguments: list[str]) -> None:
   import gfnet_jax
 
   saved = gfnet_jax.load_model(checkpoint, **reading)
+  if class_names:
+    names = read_class_names(class_names, saved.config["num_classes"])
+    saved = dataclasses.replace(saved, class_names=names)
   report = gfnet_jax.export_model(saved, path, format, **options)
   size = f"{report.pop('bytes'):,} bytes"
   described = ", ".join([size, *(f"{name} {value}" for name, value in report.items())])
@@ -62,6 +68,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
   parser.add_argument("--ema", action="store_true", help="take the averaged weights")
   parser.add_argument(
     "--precision", help="highest, default, bf16 or float64 (default: as in training)"
+  )
+  parser.add_argument(
+    "--class-names",
+    type=Path,
+    metavar="FILE",
+    help="with one name per line, or imagenet for its 1000, in place of the model's; weights by "
+    "their official names alone hold none",
   )
   _add_flags_of_formats(parser)
   return parser.parse_args(arguments)
