@@ -33,6 +33,7 @@ CONFIG = dict(
   name="gfnet-ti", image_size=(40, 48), num_classes=7, patch_size=8, embed_dim=8, depth=1
 )
 NAMES = ["ant", "bee", "cat", "dog", "<b>eel</b>", "fox", "gnu"]
+NO_IMAGE = "no image, damaged, or of a kind that this browser cannot read; try a JPEG or a PNG"
 RUNTIME = os.environ.get("ONNXRUNTIME_WEB")  # the real package, of which the tests fetch nothing
 
 
@@ -329,8 +330,12 @@ def test_loading_dropping_pasting_and_files_that_are_no_images(converted, tmp_pa
       page.evaluate(f'hand({how}, document.getElementById("test").files)')
       wait_for_result(page, photo_file)
       assert text(page, "error") == "" and next(iter(shown(page))) == best
+    half = tmp_path / "half.jpg"
+    Image.fromarray(photo(300, 400)).save(half)
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
     for file, reason in (
-      (notes, "no image, damaged, or of a kind that this browser cannot read; try a JPEG or a PNG"),
+      (half, NO_IMAGE),
+      (notes, NO_IMAGE),
       (empty, "an empty file"),
     ):
       page.choose("#file", file)
