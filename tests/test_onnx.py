@@ -23,6 +23,7 @@ from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.mixers import MIXERS
 
 onnx = pytest.importorskip("onnx", reason="no onnx; pip install onnx onnxruntime")
+pytest.importorskip("onnx.reference")
 onnxruntime = pytest.importorskip("onnxruntime", reason="no onnxruntime; pip install onnxruntime")
 
 from gfnet_jax.export import onnx_graph, onnx_mixers  # noqa: E402
@@ -237,6 +238,17 @@ def test_smaller_weights_give_nearly_the_same(name, weights, at_most):
     run(to_onnx(saved, input="float32", weights=kind), images) for kind in ("float32", weights)
   )
   assert 0 < np.linalg.norm(rounded - exact) < at_most * np.linalg.norm(exact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", onnx_graph.WEIGHT_TYPES)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_second_runtime_agrees(mixer, weights):
+  """The one with which ONNX defines its operators, in NumPy; it computes differently in halves."""
+  proto = to_onnx(saved_model(mixer=mixer, depth=1), weights=weights)
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 28, 3), np.uint8)
+  (logits,) = onnx.reference.ReferenceEvaluator(proto).run(None, {"images": pixels})
+  check(run(proto, pixels), logits, {"float32": 1e-5, "float16": 5e-3, "int8": 2e-2}[weights])
 
 
 def test_the_recipe_of_the_documents(tmp_path, monkeypatch, capsys):

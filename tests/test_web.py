@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from browser import Page, in_a_browser, serve
 from PIL import Image
+from scipy.special import softmax
 
 import gfnet_jax
 from gfnet_jax.data.transforms import eval_transform
@@ -284,6 +285,29 @@ def test_the_page_says_what_predict_says(converted, tmp_path):
     loaded = page.evaluate("performance.getEntriesByType('resource').map(({ name }) => name)")
     assert all(name.startswith(address) for name in loaded)
   assert {line.partition(" ")[2] for line in asked} == {"200"}
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.skipif(not RUNTIME, reason=f"ONNXRUNTIME_WEB names no package; {web_runtime.ADVICE}")
+@pytest.mark.parametrize("weights", ["float16", "int8"])
+def test_smaller_weights_in_a_browser(weights, tmp_path):
+  onnxruntime = pytest.importorskip("onnxruntime")
+  saved = saved_model()
+  gfnet_jax.export_model(saved, tmp_path / "page", "web", runtime=RUNTIME, weights=weights)
+  file = tmp_path / "photo.png"
+  Image.fromarray(photo(100, 120)).save(file)
+  session = onnxruntime.InferenceSession(tmp_path / "page/model.onnx")
+  pixels = read_image(file, (40, 48))
+  expected = dict(
+    zip(NAMES, softmax(session.run(None, {"images": pixels[None]})[0][0]), strict=True)
+  )
+  with serve(tmp_path / "page") as (address, _), Page(tmp_path / "profile", address) as page:
+    page.choose("#file", file)
+    wait_for_result(page, file)
+    found = shown(page)
+  for name, probability in found.items():
+    assert abs(probability - expected[name]) < 2e-3
 
 
 @pytest.mark.slow
