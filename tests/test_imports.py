@@ -44,6 +44,7 @@ ROOMS = {  # of libraries
   "tensorflow_datasets": "data",
   "orbax": "checkpoints",
   "torch": "weights",
+  "huggingface_hub": "weights",
 }
 MODULE_LINES, FUNCTION_LINES = 300, 60
 

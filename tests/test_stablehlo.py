@@ -1,6 +1,8 @@
 """Models as StableHLO, run by processes that cannot import this project."""
 
+import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -143,6 +145,29 @@ def test_every_mixer_and_stacked_blocks(mixer, scan):
   images = np.random.default_rng(0).standard_normal((3, 48, 40, 3)).astype(np.float32)
   program = export.deserialize(to_stablehlo(saved, input="float32"))
   check_logits(jax.jit(program.call)(images), np.asarray(compiled(saved.model)(images)), 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("topology", "compiler"), [("v5e:2x2", "libtpu"), ("h100:1", "jax_cuda12_plugin")]
+)
+def test_the_compilers_for_accelerators_take_the_same_file(topology, compiler, tmp_path):
+  if importlib.util.find_spec(compiler) is None:
+    pytest.skip(f"{compiler} is not installed (requirements-ahead.txt)")
+  path = tmp_path / "tiny.stablehlo"
+  gfnet_jax.export_model(saved_model(), path, "stablehlo")
+  environment = {  # without what the tests set for themselves
+    name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))
+  }
+  done = subprocess.run(
+    [sys.executable, ROOT / "tests/compile_stablehlo.py", topology, path],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=HANGS,
+  )
+  assert done.stdout.endswith("(8, 7)\n")
 
 
 def expected_logits(name, model, weights, images):
