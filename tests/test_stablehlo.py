@@ -1,5 +1,6 @@
 """Models as StableHLO, run by processes that cannot import this project."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -135,6 +136,25 @@ def test_no_backend_but_a_portable_one_is_exported(backend):
   assert "dot_general" in operations and "fft" not in operations
   called = re.findall(r"custom_call @(\w+)", program.mlir_module())
   assert set(called) <= {"shape_assertion"}  # that the batch is not empty
+
+
+def test_products_have_the_precision_of_the_run():
+  """Of those in the first of "highest", none may be of TF32 or bfloat16 on an accelerator."""
+  saved = saved_model(depth=1)
+  for precision, expected in (("highest", True), ("default", False)):
+    program = export.deserialize(to_stablehlo(dataclasses.replace(saved, precision=precision)))
+    products = re.findall(r"stablehlo\.dot_general.*", program.mlir_module())
+    assert products and all("[HIGHEST, HIGHEST]" in product for product in products) == expected
+
+
+@pytest.mark.slow
+def test_products_of_bfloat16():
+  saved = saved_model(dtype="bfloat16")
+  images = np.random.default_rng(0).standard_normal((3, 48, 40, 3)).astype(np.float32)
+  program = export.deserialize(to_stablehlo(saved, input="float32"))
+  expected = np.asarray(compiled(saved.model)(images))
+  check_logits(jax.jit(program.call)(images), expected, 1e-6)
+  assert np.abs(np.asarray(compiled(saved_model().model)(images)) - expected).max() > 1e-5
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
-from gfnet_jax.weights.pretrained import CONFIG, WEIGHTS
+from gfnet_jax.weights.pretrained import CONFIG, WEIGHTS, read_config
 
 # As pathlib makes hf:/owner/name of it.
 _ADDRESS = re.compile(r"hf:/{1,2}([^@]*)(?:@(.*))?", re.DOTALL)
@@ -35,7 +35,7 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
 
   Raises:
     UserError: if huggingface_hub is not installed, the hub cannot be reached, or has no such
-      model, revision or file for us.
+      model, revision or file for us, or it is no model of `save_pretrained`.
   """
   if not is_name(name):
     raise UserError(f"{printable(name)} is no model of the hub, expected OWNER/NAME")
@@ -49,6 +49,7 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
   where = f"{name} at revision {printable(revision)}" if revision else name
   try:
     config = Path(hf_hub_download(name, CONFIG, revision=revision))
+    read_config(config.parent)  # before the weights of another library come
     # Of the same commit, should there be a new one meanwhile.
     hf_hub_download(name, WEIGHTS, revision=config.parent.name)
   except errors.GatedRepoError as error:
