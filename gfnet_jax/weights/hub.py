@@ -1,6 +1,8 @@
 """Models of the Hugging Face hub, by its own library (the extra `hub`)."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gfnet_jax.errors import UserError
@@ -40,18 +42,29 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
   if not is_name(name):
     raise UserError(f"{printable(name)} is no model of the hub, expected OWNER/NAME")
   try:
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import hf_hub_download
   except ImportError as error:
     raise UserError(
       f"models of the hub, such as {name}, need huggingface_hub; pip install huggingface_hub (the "
       "extra hub), or give a directory"
     ) from error
-  where = f"{name} at revision {printable(revision)}" if revision else name
-  try:
+  with _asking(name, revision):
     config = Path(hf_hub_download(name, CONFIG, revision=revision))
-    read_config(config.parent)  # before the weights of another library come
+  read_config(config.parent)  # before the weights of another library come
+  with _asking(name, revision):
     # Of the same commit, should there be a new one meanwhile.
     hf_hub_download(name, WEIGHTS, revision=config.parent.name)
+  return config.parent
+
+
+@contextmanager
+def _asking(name: str, revision: str | None) -> Iterator[None]:
+  """Raises UserError for what the hub refuses, or if it cannot be asked."""
+  from huggingface_hub import errors
+
+  where = f"{name} at revision {printable(revision)}" if revision else name
+  try:
+    yield
   except errors.GatedRepoError as error:
     raise UserError(f"{name} is gated; ask for access on its page, and set HF_TOKEN") from error
   except errors.RepositoryNotFoundError as error:
@@ -71,4 +84,3 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
       f"cannot get {where} from the hub ({reason}); see whether it can be reached, or download "
       "the model by other means and give its directory"
     ) from error
-  return config.parent
