@@ -90,6 +90,13 @@ def test_what_the_hub_refuses_is_one_line(hub, tmp_path, source, revision, expec
   assert "\n" not in str(caught.value)
 
 
+def test_weights_of_another_library_are_not_downloaded(hub):
+  (hub.models["owner/tiny"] / "config.json").write_text('{"model_type": "vit"}')
+  with pytest.raises(gfnet_jax.UserError, match="model_type is 'vit', expected 'gfnet'"):
+    gfnet_jax.from_pretrained("owner/tiny")
+  assert all(path.endswith("config.json") for _, path in hub.asked)
+
+
 def test_a_private_model_needs_the_token(saved, hub, monkeypatch):
   hub.token = "hf_secret"
   with pytest.raises(gfnet_jax.UserError, match="set HF_TOKEN"):

@@ -45,6 +45,7 @@ ROOMS = {  # of libraries
   "orbax": "checkpoints",
   "torch": "weights",
   "onnx": "export",
+  "huggingface_hub": "weights",
 }
 MODULE_LINES, FUNCTION_LINES = 300, 60
 

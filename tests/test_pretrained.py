@@ -152,7 +152,8 @@ def test_the_model_card(kept):
     ("loss", 0.25),
   ]
   assert "On 360 images of `digits, test`, after 12 steps" in text
-  assert "| top-1 accuracy (%) | 97.5000 |" in text
+  assert "| top-1 accuracy (%) | 97.50 |" in text and "| loss | 0.2500 |" in text
+  assert "built like gfnet-ti, with patch_size=8, embed_dim=8, depth=2." in text
   parameters = sum(x.size for x in split(saved_model().model)[1].values())
   assert f"{parameters:,} parameters" in text and "ant, bee, cat" in text
 

@@ -1,6 +1,9 @@
 """Models as StableHLO, run by processes that cannot import this project."""
 
+import dataclasses
+import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -135,6 +138,25 @@ def test_no_backend_but_a_portable_one_is_exported(backend):
   assert set(called) <= {"shape_assertion"}  # that the batch is not empty
 
 
+def test_products_have_the_precision_of_the_run():
+  """Of those in the first of "highest", none may be of TF32 or bfloat16 on an accelerator."""
+  saved = saved_model(depth=1)
+  for precision, expected in (("highest", True), ("default", False)):
+    program = export.deserialize(to_stablehlo(dataclasses.replace(saved, precision=precision)))
+    products = re.findall(r"stablehlo\.dot_general.*", program.mlir_module())
+    assert products and all("[HIGHEST, HIGHEST]" in product for product in products) == expected
+
+
+@pytest.mark.slow
+def test_products_of_bfloat16():
+  saved = saved_model(dtype="bfloat16")
+  images = np.random.default_rng(0).standard_normal((3, 48, 40, 3)).astype(np.float32)
+  program = export.deserialize(to_stablehlo(saved, input="float32"))
+  expected = np.asarray(compiled(saved.model)(images))
+  check_logits(jax.jit(program.call)(images), expected, 1e-6)
+  assert np.abs(np.asarray(compiled(saved_model().model)(images)) - expected).max() > 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -143,6 +165,29 @@ def test_every_mixer_and_stacked_blocks(mixer, scan):
   images = np.random.default_rng(0).standard_normal((3, 48, 40, 3)).astype(np.float32)
   program = export.deserialize(to_stablehlo(saved, input="float32"))
   check_logits(jax.jit(program.call)(images), np.asarray(compiled(saved.model)(images)), 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("topology", "compiler"), [("v5e:2x2", "libtpu"), ("h100:1", "jax_cuda12_plugin")]
+)
+def test_the_compilers_for_accelerators_take_the_same_file(topology, compiler, tmp_path):
+  if importlib.util.find_spec(compiler) is None:
+    pytest.skip(f"{compiler} is not installed (requirements-ahead.txt)")
+  path = tmp_path / "tiny.stablehlo"
+  gfnet_jax.export_model(saved_model(), path, "stablehlo")
+  environment = {  # without what the tests set for themselves
+    name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))
+  }
+  done = subprocess.run(
+    [sys.executable, ROOT / "tests/compile_stablehlo.py", topology, path],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=HANGS,
+  )
+  assert done.stdout.endswith("(8, 7)\n")
 
 
 def expected_logits(name, model, weights, images):

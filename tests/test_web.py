@@ -100,7 +100,13 @@ def test_another_runtime_is_refused_and_leaves_nothing(tmp_path, package):
 
   damaged = tmp_path / "damaged.tgz"
   damaged.write_bytes(package.read_bytes()[:-100])
-  for place in (damaged, tmp_path / "none.tgz", tmp_path):
+  folder = tmp_path / "folder.tgz"
+  with tarfile.open(folder, "w:gz") as file:
+    for name in web_runtime.SHA256:
+      member = tarfile.TarInfo(f"package/dist/{name}")
+      member.type = tarfile.DIRTYPE
+      file.addfile(member)
+  for place in (damaged, folder, tmp_path / "none.tgz", tmp_path):
     with pytest.raises(UserError, match=r"^cannot read .*; expected onnxruntime-web 1\.30\.0, as"):
       export(place)
   web_runtime.SHA256["ort.wasm.bundle.min.mjs"] = "0" * 64

@@ -59,7 +59,8 @@ def main(arguments: list[str]) -> None:
 def _parse(arguments: list[str]) -> argparse.Namespace:
   parser = ArgumentParser(prog=program("export"), description=__doc__)
   parser.add_argument(
-    "checkpoint", help="work directory of training, a checkpoint, an official file or its name"
+    "checkpoint",
+    help="work directory of training, a checkpoint, an official file or its name, or hf://OWNER/NAME",
   )
   parser.add_argument("out", help="new file, whose name ends as the format has it, or directory")
   purposes = "; ".join(f"{name}: {format.purpose}" for name, format in FORMATS.items())

@@ -13,6 +13,7 @@ from gfnet_jax.models.functional import split
 from gfnet_jax.text import printable
 
 SHOWN = 20  # names of classes
+USUAL = ("name", "image_size", "num_classes")  # what else is in a config makes another network
 
 
 def model_card(saved: SavedModel) -> str:
@@ -31,6 +32,10 @@ def _results(saved: SavedModel, values: Mapping[str, float]) -> dict[str, float]
     for name, metric in METRICS.items()
     if name in values and saved.model.num_classes > metric.more_classes_than
   }
+
+
+def _shown(title: str, value: float) -> str:
+  return f"{value:.2f}" if "%" in title else f"{value:.4f}"
 
 
 def _front_matter(saved: SavedModel) -> list[str]:
@@ -62,6 +67,7 @@ def _text(saved: SavedModel) -> list[str]:
   size = " x ".join(map(str, facts["image_size"]))
   parameters = sum(x.size for x in jax.tree.leaves(split(saved.model)[1]))
   classes = saved.model.num_classes
+  others = ", ".join(f"{name}={x}" for name, x in saved.config.items() if name not in USUAL)
   scaled = "Images have that size"
   if facts["resize_to"]:
     covered = " x ".join(map(str, facts["resize_to"]))
@@ -71,6 +77,7 @@ def _text(saved: SavedModel) -> list[str]:
     "",
     f"A Global Filter Network (arXiv:2107.00645) of {parameters:,} parameters. It takes images of",
     f"{size} pixels (height x width){f' and knows {classes:,} classes' if classes else ''}.",
+    *([f"It is built like {saved.config['name']}, with {printable(others)}."] if others else []),
     "",
     "```python",
     "import gfnet_jax",
@@ -110,7 +117,9 @@ def _measured(saved: SavedModel) -> list[str]:
       "",
       "| metric | value |",
       "|---|---|",
-      *(f"| {title} | {value:.4f} |" for title, value in _results(saved, values).items()),
+      *(
+        f"| {title} | {_shown(title, value)} |" for title, value in _results(saved, values).items()
+      ),
       "",
     ]
   return lines

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import export
 
 import gfnet_jax
 from gfnet_jax.data.on_device.normalize import normalize
@@ -65,8 +66,6 @@ def to_stablehlo(saved: SavedModel, *, input: str = "uint8") -> bytes:
   Raises:
     UserError: as `check_input`, or for a model in float64.
   """
-  from jax import export  # imports what only serialisation needs
-
   check_input(saved, input)
   if saved.model.dtype == jnp.float64:
     raise UserError(

@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 from gfnet_jax.errors import UserError
@@ -33,7 +34,7 @@ def find_runtime(source: Path | None = None) -> dict[str, bytes]:
       return find_runtime(_fetch(Path(directory)))
   try:
     files = _read_folder(source) if source.is_dir() else _read_package(source)
-  except (OSError, EOFError, KeyError, tarfile.TarError) as error:
+  except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
     reason = getattr(error, "strerror", None) or printable(error)
     raise UserError(f"cannot read {printable(source, 1000)} ({reason}); {ADVICE}") from error
   for name, content in files.items():
@@ -71,4 +72,7 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
 
 def _read_package(path: Path) -> dict[str, bytes]:
   with tarfile.open(path, "r:gz") as package:
-    return {name: package.extractfile(f"package/dist/{name}").read(MOST_BYTES) for name in SHA256}
+    members = {name: package.extractfile(f"package/dist/{name}") for name in SHA256}
+    if None in members.values():
+      raise tarfile.TarError("it has a folder in the place of a file")
+    return {name: member.read(MOST_BYTES) for name, member in members.items()}

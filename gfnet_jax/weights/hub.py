@@ -1,11 +1,13 @@
 """Models of the Hugging Face hub, by its own library (the extra `hub`)."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
-from gfnet_jax.weights.pretrained import CONFIG, WEIGHTS
+from gfnet_jax.weights.pretrained import CONFIG, WEIGHTS, read_config
 
 # As pathlib makes hf:/owner/name of it.
 _ADDRESS = re.compile(r"hf:/{1,2}([^@]*)(?:@(.*))?", re.DOTALL)
@@ -35,22 +37,34 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
 
   Raises:
     UserError: if huggingface_hub is not installed, the hub cannot be reached, or has no such
-      model, revision or file for us.
+      model, revision or file for us, or it is no model of `save_pretrained`.
   """
   if not is_name(name):
     raise UserError(f"{printable(name)} is no model of the hub, expected OWNER/NAME")
   try:
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import hf_hub_download
   except ImportError as error:
     raise UserError(
       f"models of the hub, such as {name}, need huggingface_hub; pip install huggingface_hub (the "
       "extra hub), or give a directory"
     ) from error
-  where = f"{name} at revision {printable(revision)}" if revision else name
-  try:
+  with _asking(name, revision):
     config = Path(hf_hub_download(name, CONFIG, revision=revision))
+  read_config(config.parent)  # before the weights of another library come
+  with _asking(name, revision):
     # Of the same commit, should there be a new one meanwhile.
     hf_hub_download(name, WEIGHTS, revision=config.parent.name)
+  return config.parent
+
+
+@contextmanager
+def _asking(name: str, revision: str | None) -> Iterator[None]:
+  """Raises UserError for what the hub refuses, or if it cannot be asked."""
+  from huggingface_hub import errors
+
+  where = f"{name} at revision {printable(revision)}" if revision else name
+  try:
+    yield
   except errors.GatedRepoError as error:
     raise UserError(f"{name} is gated; ask for access on its page, and set HF_TOKEN") from error
   except errors.RepositoryNotFoundError as error:
@@ -70,4 +84,3 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
       f"cannot get {where} from the hub ({reason}); see whether it can be reached, or download "
       "the model by other means and give its directory"
     ) from error
-  return config.parent
