@@ -21,6 +21,7 @@ BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chr
 FLAGS = (
   *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
   *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+  "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 in_a_browser = pytest.mark.skipif(
   not BROWSER, reason="no Chromium; on Debian: apt-get install chromium"

@@ -10,10 +10,12 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import hypothesis
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from browser import Page, in_a_browser, serve
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.special import softmax
 
@@ -115,6 +117,27 @@ def test_another_runtime_is_refused_and_leaves_nothing(tmp_path, package):
   ):
     export(str(package))
   assert not list(tmp_path.glob("page*"))
+
+
+@pytest.mark.slow
+@hypothesis.settings(
+  max_examples=500, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.given(st.data())
+def test_a_damaged_package_is_refused_in_a_line(package, data):
+  """One changed byte, or a cut: the same files, or a refusal."""
+  content = bytearray(package.read_bytes())
+  place = data.draw(st.integers(0, len(content) - 1))
+  if data.draw(st.booleans()):
+    content[place] ^= data.draw(st.integers(1, 255))
+  else:
+    del content[place:]
+  damaged = package.with_name("damaged.tgz")
+  damaged.write_bytes(content)
+  try:
+    assert web_runtime.find_runtime(damaged) == web_runtime.find_runtime(package)
+  except UserError as error:
+    assert "\n" not in str(error) and web_runtime.ADVICE in str(error)
 
 
 def test_npm_fetches_the_runtime(tmp_path, package, monkeypatch):
