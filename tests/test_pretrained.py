@@ -333,6 +333,12 @@ def test_a_run_that_starts_from_one_has_its_classes_in_their_order(kept, tmp_pat
   assert class_order(config, tmp_path / "none") == NAMES
 
 
+@pytest.mark.parametrize("options", [dict(ema=True), dict(which="best"), dict(which=3)])
+def test_weights_that_are_not_there_are_not_replaced_by_others(kept, options):
+  with pytest.raises(gfnet_jax.UserError, match=r"holds one set of weights.*leave out"):
+    gfnet_jax.load_model(kept, **options)
+
+
 def test_a_revision_is_only_of_the_hub(kept):
   with pytest.raises(gfnet_jax.UserError, match=r"revision is 'main', but .* is no model of the"):
     gfnet_jax.from_pretrained(kept, revision="main")
