@@ -118,6 +118,7 @@ def test_every_source_gives_the_same_bytes(tmp_path, in_process):
     assert path.read_bytes() == (tmp_path / "own.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_file_for_pytorch(tmp_path, in_process):
   torch = pytest.importorskip("torch")
   gfnet_jax.save_model(tmp_path / "model", make_model(), CONFIG, NAMES)

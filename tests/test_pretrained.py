@@ -84,12 +84,8 @@ def test_the_inverse_to_the_bit(kept, tmp_path):
     assert (kept / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize(
-  "changes",
-  [dict(config=PYRAMID, scan=True), dict(mixer="attention", scan=True, num_classes=0)],
-)
-def test_other_networks(changes, tmp_path):
-  saved = saved_model(**changes)
+def test_another_mixer_stacked_and_without_a_head(tmp_path):
+  saved = saved_model(mixer="attention", scan=True, num_classes=0)
   gfnet_jax.save_pretrained(saved, tmp_path / "model")
   check_same(saved, gfnet_jax.from_pretrained(tmp_path / "model"))
 
@@ -331,6 +327,12 @@ def test_a_run_that_starts_from_one_has_its_classes_in_their_order(kept, tmp_pat
   config = load_config("digits")
   config.init_checkpoint = str(kept)
   assert class_order(config, tmp_path / "none") == NAMES
+
+
+@pytest.mark.parametrize("options", [dict(ema=True), dict(which="best"), dict(which=3)])
+def test_weights_that_are_not_there_are_not_replaced_by_others(kept, options):
+  with pytest.raises(gfnet_jax.UserError, match=r"holds one set of weights.*leave out"):
+    gfnet_jax.load_model(kept, **options)
 
 
 def test_a_revision_is_only_of_the_hub(kept):

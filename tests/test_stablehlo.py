@@ -11,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from helpers import HANGS, ROOT, compiled, script_environment
 from jax import export
 from PIL import Image
@@ -18,6 +19,7 @@ from PIL import Image
 import gfnet_jax
 from gfnet_jax.export.stablehlo import to_stablehlo
 from gfnet_jax.inference.saved_model import SavedModel
+from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.mixers import MIXERS
 from gfnet_jax.weights.state_dict import (
   load_torch_state_dict,
@@ -32,8 +34,15 @@ NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
 
 
 def saved_model(**changes):
+  """With weights of NumPy's: initial ones would be compiled."""
   config = CONFIG | changes
-  return SavedModel(gfnet_jax.create_model(**config), config, class_names=NAMES)
+  structure, shapes = split(nnx.eval_shape(lambda: gfnet_jax.create_model(**config)))
+  rng = np.random.default_rng(0)
+  params = {
+    name: jax.numpy.asarray(0.2 * rng.standard_normal(x.shape), x.dtype)
+    for name, x in shapes.items()
+  }
+  return SavedModel(merge(structure, params), config, class_names=NAMES)
 
 
 def check_logits(actual, expected, at_most):
@@ -58,14 +67,14 @@ def run_elsewhere(directory, *batches):
 
 
 def test_one_file_gives_the_same_logits_for_any_batch_size_elsewhere(tmp_path):
-  saved = saved_model()
+  saved = saved_model(depth=1)
   report = gfnet_jax.export_model(saved, tmp_path / "tiny.stablehlo", "stablehlo")
   assert report["bytes"] == (tmp_path / "tiny.stablehlo").stat().st_size
   pixels = np.random.default_rng(0).integers(0, 256, (3, 48, 40, 3), np.uint8)
   np.save(tmp_path / "tiny.npy", pixels)
-  found = run_elsewhere(tmp_path, 1, 3, 5)["tiny"]
+  found = run_elsewhere(tmp_path, 1, 3)["tiny"]
   expected = np.asarray(compiled(saved.model)(gfnet_jax.normalize(jax.numpy.asarray(pixels))))
-  assert found.keys() == {1, 3, 5}
+  assert found.keys() == {1, 3}
   for batch, logits in found.items():
     check_logits(logits, np.resize(expected, (batch, 7)), 1e-6)
 
@@ -89,6 +98,7 @@ def test_what_stands_beside_a_program(tmp_path):
     gfnet_jax.export_model(saved, tmp_path / "xs.stablehlo", "stablehlo")
 
 
+@pytest.mark.slow
 def test_the_recipe_of_the_documents_says_what_predict_says(tmp_path, monkeypatch, capsys):
   """Of a photo of the size to which others are scaled, so that its pixels are the same."""
   saved = saved_model(image_size=224, patch_size=32, depth=1)
@@ -123,7 +133,7 @@ def test_models_that_cannot_be_exported_as_asked(tmp_path):
   with pytest.raises(gfnet_jax.UserError, match=r"'float16', expected one of uint8, float32"):
     to_stablehlo(grey, input="float16")
   with jax.enable_x64(True):
-    double = SavedModel(gfnet_jax.create_model(**CONFIG, dtype="float64"), CONFIG)
+    double = saved_model(dtype="float64")
     with pytest.raises(gfnet_jax.UserError, match=r"float64.* --precision default"):
       to_stablehlo(double)
 

@@ -168,6 +168,11 @@ def load_model(
     UserError: if there is no model, it is damaged, or the precision is unknown.
   """
   if directory := find_pretrained(source):
+    if ema or which != "last":
+      raise UserError(
+        f"{source} holds one set of weights, with neither averages nor other steps beside them; "
+        "leave out what asks for those (--ema, --which)"
+      )
     return load_pretrained(directory, precision)
   path = as_directory(source)
   if _is_variant(source):
