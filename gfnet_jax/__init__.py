@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ find
   from gfnet_jax.config_files import load_config as load_config
   from gfnet_jax.data.on_device.normalize import normalize as normalize
   from gfnet_jax.errors import UserError as UserError
+  from gfnet_jax.export.formats import export_model as export_model
+  from gfnet_jax.export.pretrained import from_pretrained as from_pretrained
+  from gfnet_jax.export.pretrained import save_pretrained as save_pretrained
   from gfnet_jax.inference.evaluate import evaluate as evaluate
   from gfnet_jax.inference.saved_model import SavedModel as SavedModel
   from gfnet_jax.inference.saved_model import load_model as load_model
@@ -35,6 +38,8 @@ _MODULES = {
   "UserError": "errors",
   "create_model": "models.variants",
   "evaluate": "inference.evaluate",
+  "export_model": "export.formats",
+  "from_pretrained": "export.pretrained",
   "list_models": "models.variants",
   "load_config": "config_files",
   "load_model": "inference.saved_model",
@@ -42,11 +47,12 @@ _MODULES = {
   "normalize": "data.on_device.normalize",
   "resize": "models.fit",
   "save_model": "checkpoints.model",
+  "save_pretrained": "export.pretrained",
   "segment": "inference.segment",
   "to_torch_state_dict": "weights.state_dict",
   "train": "training.loop",
 }
-_PACKAGES = ("checkpoints", "data", "inference", "models", "training", "weights")
+_PACKAGES = ("checkpoints", "data", "export", "inference", "models", "training", "weights")
 __all__ = sorted(_MODULES)
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
   "eval": Command("measure accuracy on a data set", "--checkpoint runs/digits"),
   "predict": Command("name what images show", "gfnet-xs photo.jpg holidays/"),
   "convert": Command("PyTorch weights in, and out again", "gfnet-xs.pth runs/gfnet-xs"),
+  "export": Command("write a model for other programs", "runs/digits digits.pth --format torch"),
   "prepare": Command("write a data set for TFDS", "~/imagenet --output ~/tensorflow_datasets"),
   "plot": Command("draw training runs on one sheet", "runs/digits runs/wide"),
   "filters": Command("draw the filters of a model", "runs/digits --output filters"),

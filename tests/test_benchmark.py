@@ -161,6 +161,32 @@ def test_layer(script, tmp_path):
   assert absent == {("attention", "8x8")}, "its scores take 33 kB, the kernel of the MLP 16 kB"
 
 
+@pytest.mark.slow
+def test_onnx(script, tmp_path):
+  pytest.importorskip("onnxruntime")
+  pytest.importorskip("torch")
+  rows = run(script, tmp_path, "onnx", *SMALL, "--image-size", 32, "--batch-sizes", 1, 2)
+  assert [row["batch"] for row in rows] == [1, 2]
+  for row in rows:
+    assert row["weights_mb"] < row["float32_mb"] < 1.1 * row["weights_mb"]
+    assert row["int8_mb"] < row["float16_mb"] < row["float32_mb"]
+    assert 0 < row["float16_off"] < row["int8_off"] < row["deviation"]
+
+
+@pytest.mark.slow
+def test_accuracy_of_onnx(script, tmp_path):
+  pytest.importorskip("onnxruntime")
+  options = ("--config.num_epochs=1", "--config.optimizer.warmup_epochs=0")
+  done = script("train.py", "--workdir", tmp_path / "run", *options)
+  assert done.returncode == 0, done.stderr
+  rows = run(script, tmp_path, "onnx_accuracy", "--checkpoint", tmp_path / "run")
+  assert [row["weights"] for row in rows] == ["jax", "float32", "float16", "int8"]
+  last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+  assert rows[0]["top1"] == pytest.approx(last["eval_top1"])
+  assert rows[0]["images"] == 360
+  assert rows[1]["named_otherwise"] == 0 and rows[1]["largest_off"] < 1e-5
+
+
 def test_memory_that_a_call_adds_to_a_device_is_told_if_it_is_a_new_peak(monkeypatch):
   monkeypatch.syspath_prepend("tools")
   from benchmarks import _memory

@@ -162,8 +162,10 @@ def test_a_wheel_holds_every_package_and_the_configs():
   ]
   assert {"page.html", "py.typed"} < {path.name for path in files}
   for path in files:
-    package = ".".join(path.parent.relative_to(ROOT).parts)
-    assert any(map(path.match, project["package-data"].get(package, ()))), path
+    folder = next(parent for parent in path.parents if parent in folders)
+    package = ".".join(folder.relative_to(ROOT).parts)
+    patterns = project["package-data"].get(package, ())
+    assert any(map(path.relative_to(folder).match, patterns)), path
 
 
 def test_an_installed_copy_finds_the_configs(tmp_path):

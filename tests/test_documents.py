@@ -30,7 +30,7 @@ TAUGHT = [  # their docstrings hold commands
 ELSEWHERE = {
   *("configs/npz.py", "gfnet_jax/data/sources/npz.py", "gfnet_jax/training/filter_image.py"),
   *("mine.py", "main_gfnet.py", "main_gfnet_transfer.py", "prepare_tfds.py"),
-  *("tools/accelerator.sh", "data.DIR"),
+  *("tools/accelerator.sh", "data.DIR", "model.safetensors"),
 }
 NEW_FIELDS = {"filter_image_every_steps"}  # of the recipe
 FOLDERS = ("configs", "docs", "examples", "gfnet_jax", "tests", "tools")

@@ -16,6 +16,7 @@ from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.data.prepare.archives import imagenet_classes
 from gfnet_jax.inference import saved_model
 from gfnet_jax.inference.metrics import format_results
+from gfnet_jax.inference.read_image import read_image
 from gfnet_jax.weights.convert import import_weights, official_classes
 from gfnet_jax.weights.download import OFFICIAL_ADDRESSES
 from gfnet_jax.weights.files import write_state_dict
@@ -118,7 +119,7 @@ def some(tmp_path_factory):
     array = np.random.default_rng(i).integers(0, 256, (60, 70, 3), np.uint8)
     (directory / wnid).mkdir(exist_ok=True)
     Image.fromarray(array).save(directory / wnid / f"{i}.png")
-    pixels.append(saved_model.read_image(array, CONFIG["image_size"]))
+    pixels.append(read_image(array, CONFIG["image_size"]))
     wnids.append(wnid)
   return directory, np.stack(pixels), wnids
 

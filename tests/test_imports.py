@@ -32,6 +32,7 @@ FLOORS = (
   "checkpoints",
   "weights",
   "inference",
+  "export",
   "views",
   "training",
   "commands",
@@ -43,6 +44,8 @@ ROOMS = {  # of libraries
   "tensorflow_datasets": "data",
   "orbax": "checkpoints",
   "torch": "weights",
+  "onnx": "export",
+  "huggingface_hub": "weights",
 }
 MODULE_LINES, FUNCTION_LINES = 300, 60
 
@@ -153,6 +156,7 @@ def test_no_module_and_no_function_is_too_long():
     ("-m", "gfnet_jax", "--help"),
     ("-m", "gfnet_jax", "trian"),
     ("-m", "gfnet_jax", "eval", "--help"),
+    ("-m", "gfnet_jax", "export", "--help"),
     ("-m", "gfnet_jax", "models"),
     ("tools/compare_mixers.py", "--help"),
     ("tools/compile_ahead.py", "--help"),

@@ -3,28 +3,19 @@
 import base64
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import BROWSER, FLAGS, in_a_browser
 from helpers import HANGS
 
 from gfnet_jax.views import page
 from gfnet_jax.views.filters import FilterLayer, radial_profile
 from gfnet_jax.views.page import make_page
 
-BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
-# Nothing but the file: no network, no services of the desktop; as root, no sandbox.
-FLAGS = (
-  *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-  *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-  *("--allow-file-access-from-files", "--virtual-time-budget=20000", "--dump-dom"),
-)
-in_a_browser = pytest.mark.skipif(
-  not BROWSER, reason="no Chromium; on Debian: apt-get install chromium"
-)
+TO_A_FILE = ("--allow-file-access-from-files", "--virtual-time-budget=20000", "--dump-dom")
 
 
 def random_layers() -> list[FilterLayer]:
@@ -88,7 +79,7 @@ def test_a_page_of_too_many_filters_holds_the_first(monkeypatch):
 def browse(path: Path, *, anchor: str = "") -> str:
   """The elements of a page after its scripts, as text."""
   profile = path.parent / "profile"
-  command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", f"{path.as_uri()}{anchor}"]
+  command = [BROWSER, *FLAGS, *TO_A_FILE, f"--user-data-dir={profile}", f"{path.as_uri()}{anchor}"]
   return subprocess.run(command, capture_output=True, text=True, check=True, timeout=HANGS).stdout
 
 

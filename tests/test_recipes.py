@@ -18,7 +18,7 @@ from PIL import Image
 
 import gfnet_jax
 from gfnet_jax.data.sources.tfds import TfdsSource
-from gfnet_jax.inference.saved_model import read_image
+from gfnet_jax.inference.read_image import read_image
 
 RECIPES = (ROOT / "docs/architecture.md").read_text().split("## Recipe: ")[1:]
 SMALL = (

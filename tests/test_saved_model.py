@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 import gfnet_jax
 from gfnet_jax.inference import saved_model
+from gfnet_jax.inference.read_image import read_image
 from gfnet_jax.weights.files import write_state_dict
 
 CONFIG = dict(
@@ -39,7 +40,7 @@ def pixels():
 
 def test_predictions_are_the_best_of_the_softmax(saved, pixels):
   """Of images that need no resizing but the crop."""
-  exact = np.stack([saved_model.read_image(image, (48, 40)) for image in pixels])
+  exact = np.stack([read_image(image, (48, 40)) for image in pixels])
   logits = saved.model(gfnet_jax.normalize(jax.numpy.asarray(exact)))
   expected = np.asarray(jax.nn.softmax(logits))
   predictions = saved.predict(pixels, top=3)

@@ -162,7 +162,7 @@ def test_the_wrong_kind_of_source_is_named_with_the_right_one(sections):
     (
       "zip",
       r"unknown data\.source 'zip', expected one of tfds, tfrecord, folder, photos, "
-      "imagenet_set, domains$",
+      "imagenet_set, domains, masks, shapes$",
     ),
     ("tfrecords", r"did you mean tfrecord\?$"),
   ],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -50,16 +51,12 @@ def save_model(
       classes, or the directory cannot be written or holds a checkpoint.
   """
   directory = as_directory(directory)
-  described = nnx.eval_shape(lambda: create_model(**config))
-  _check_class_names(class_names, described)
-  (_, expected), (_, params) = split(described), split(model)
-  if misfits := describe_misfits(params, {name: x.shape for name, x in expected.items()}):
-    raise UserError(f"the config describes another model than the one to save: {misfits}")
+  check_description(model, config, class_names)
   if list_steps(directory / "checkpoints") or list_steps(directory):
     raise UserError(f"{directory} holds checkpoints already; choose another directory")
   new = not directory.exists()
   checkpoints = Checkpoints(directory / "checkpoints")
-  checkpoints.save(0, {"params": params}, model_metadata(config, class_names))
+  checkpoints.save(0, {"params": split(model)[1]}, model_metadata(config, class_names))
   try:
     checkpoints.close()
   except UserError:
@@ -120,8 +117,8 @@ def _read(
   if not all(isinstance(array, jax.ShapeDtypeStruct) for array in saved.values()):
     raise DamagedError(path, f"{tree} holds no arrays by name")
   try:
-    model = _build(metadata["model"], saved, dtype)
-    _check_class_names(metadata["class_names"], model)
+    model = build_model(metadata["model"], saved, dtype)
+    check_class_names(metadata["class_names"], model)
   except UserError as error:
     raise UserError(f"{path} does not describe its model: {error}") from error
   structure, shapes = split(model)
@@ -144,13 +141,20 @@ def saved_class_names(directory: Path) -> list[str] | None:
   return read_metadata(*find_checkpoint(directory, "last"))["class_names"]
 
 
-def _build(
-  arguments: Mapping[str, Any], saved: Mapping[str, jax.ShapeDtypeStruct], dtype: DTypeLike
+def build_model(
+  arguments: Mapping[str, Any],
+  saved: Mapping[str, jax.ShapeDtypeStruct | np.ndarray],
+  dtype: DTypeLike,
 ) -> nnx.Module:
-  """The model that a checkpoint describes, without its arrays.
+  """A model as `create_model` makes it of untrusted arguments, without its arrays.
+
+  Args:
+    arguments: those of `create_model`.
+    saved: the shapes of the arrays to fill it with, by name.
+    dtype: of the model.
 
   Raises:
-    UserError: if there is none, or it has more blocks than the checkpoint has arrays for.
+    UserError: if there is no such model, or it has more blocks than there are arrays for.
   """
   if "name" not in arguments or {"dtype", "rngs"} & arguments.keys():
     raise UserError(f"expected the arguments of create_model, found {', '.join(arguments)}")
@@ -163,7 +167,19 @@ def _build(
   return nnx.eval_shape(lambda: create_model(**arguments, dtype=dtype))
 
 
-def _check_class_names(class_names: list[str] | None, model: nnx.Module) -> None:
+def check_description(
+  model: nnx.Module, config: Mapping[str, Any], class_names: list[str] | None
+) -> None:
+  """Raises UserError unless a config and names of classes are those of a model to be saved."""
+  described = nnx.eval_shape(lambda: create_model(**config))
+  check_class_names(class_names, described)
+  (_, expected), (_, params) = split(described), split(model)
+  if misfits := describe_misfits(params, {name: x.shape for name, x in expected.items()}):
+    raise UserError(f"the config describes another model than the one to save: {misfits}")
+
+
+def check_class_names(class_names: list[str] | None, model: nnx.Module) -> None:
+  """Raises UserError unless there is a name for every class of a model, or none at all."""
   if class_names is not None and len(class_names) != model.num_classes:
     raise UserError(
       f"there are {len(class_names)} class names for a model of {model.num_classes} classes; "

@@ -37,7 +37,7 @@ def eval_transform(image: Image.Image, image_size: ImageSize) -> np.ndarray:
     UserError: if a small image size differs from the image's.
   """
   size = as_height_width(image_size)
-  if max(size) <= RESIZE_FREE_SIZE:
+  if size_to_cover(size) is None:
     if size != (image.height, image.width):
       raise UserError(
         f"got an image of {image.height}x{image.width} (height x width), expected "
@@ -55,9 +55,21 @@ def eval_transform(image: Image.Image, image_size: ImageSize) -> np.ndarray:
   return np.array(image.resize((width, height), Image.Resampling.BICUBIC).crop(box))
 
 
+def size_to_cover(image_size: tuple[int, int]) -> tuple[int, int] | None:
+  """(height, width) that an image is to cover before its centre is cut out; None: as it is."""
+  if max(image_size) <= RESIZE_FREE_SIZE:
+    return None
+  return _enlarged(image_size)
+
+
+def _enlarged(size: tuple[int, int]) -> tuple[int, int]:
+  height, width = (int(256 / 224 * side) for side in size)
+  return height, width
+
+
 def _covering_width_height(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
   """(width, height) to which the image is resized before the centre crop of evaluation."""
-  height, width = (int(256 / 224 * side) for side in size)
+  height, width = _enlarged(size)
   if image.height * width <= image.width * height:
     return int(height * image.width / image.height), height
   return width, int(width * image.height / image.width)

@@ -3,36 +3,28 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
-from PIL import Image
 
 from gfnet_jax.buckets import BucketPath, as_directory
 from gfnet_jax.checkpoints.finding import find_checkpoint
 from gfnet_jax.checkpoints.model import read_model
 from gfnet_jax.data import imagenet
-from gfnet_jax.data.decode import (
-  BadImageError,
-  is_clipped,
-  load_rgb,
-  open_image,
-  warn_of_clipping,
-)
 from gfnet_jax.data.on_device.normalize import normalize
-from gfnet_jax.data.transforms import eval_transform
 from gfnet_jax.errors import UserError
+from gfnet_jax.inference.read_image import ImageLike, try_to_read
 from gfnet_jax.models.functional import Params, merge, split
 from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.models.variants import list_models
 from gfnet_jax.weights.convert import official_classes, read_torch_model
 from gfnet_jax.weights.download import fetch
+from gfnet_jax.weights.hub import fetch_from_hub, parse_address
+from gfnet_jax.weights.pretrained import holds_pretrained, read_pretrained
 
-ImageLike = str | Path | Image.Image | np.ndarray | jax.Array
-Result = TypeVar("Result")
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -66,6 +58,8 @@ class SavedModel:
     precision: for `matmul_precision`; the model's own dtype follows it already.
     fingerprints: of the images of the training run, "train" and "eval", see `fingerprint`; None
       for imported weights and runs of older versions.
+    measured: what `evaluate` returned for these weights, by a name of what it was evaluated on;
+      of a training run, for its data at that step.
   """
 
   model: nnx.Module
@@ -75,6 +69,7 @@ class SavedModel:
   run_config: dict | None = None
   precision: str = "default"
   fingerprints: dict | None = None
+  measured: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
   def predict(
     self, images: ImageLike | Iterable[ImageLike], *, top: int = 5, batch_size: int = 32
@@ -121,7 +116,7 @@ class SavedModel:
     clipped = []
     for start in range(0, len(images), batch_size or 1):
       chunk = [
-        _try_to_read(image, self.model.image_size, clipped) for image in images[start:][:batch_size]
+        try_to_read(image, self.model.image_size, clipped) for image in images[start:][:batch_size]
       ]
       pixels = [image for image in chunk if not isinstance(image, UserError)]
       predictions = iter(self._predict_batch(pixels, top, batch_size) if pixels else ())
@@ -166,8 +161,9 @@ def load_model(
 
   Args:
     source: a work directory of training, a directory of checkpoints or one checkpoint; a
-      .pth or .safetensors file of the official code; or the name of a variant, whose
-      official weights are then downloaded.
+      .pth or .safetensors file of the official code; the name of a variant, whose official
+      weights are then downloaded; a directory of `save_pretrained`; or hf://OWNER/NAME, perhaps
+      with @REVISION, a model of the Hugging Face hub.
     which: of the checkpoints: "last", "best" (by the top-1 accuracy of the weights that are
       taken) or a step.
     precision: see `compute_dtype`; None for that of the training run, or "default".
@@ -176,6 +172,13 @@ def load_model(
   Raises:
     UserError: if there is no model, it is damaged, or the precision is unknown.
   """
+  if directory := find_pretrained(source):
+    if ema or which != "last":
+      raise UserError(
+        f"{source} holds one set of weights, with neither averages nor other steps beside them; "
+        "leave out what asks for those (--ema, --which)"
+      )
+    return load_pretrained(directory, precision)
   path = as_directory(source)
   if _is_variant(source):
     if jax.process_count() > 1:
@@ -199,11 +202,51 @@ def load_model(
     run_config=metadata.get("config"),
     precision=metadata["precision"],
     fingerprints=metadata.get("data"),
+    measured=_measured(metadata, ema),
   )
 
 
+def find_pretrained(source: Path | str) -> Path | None:
+  """The directory of `save_pretrained` that a source of `load_model` means, fetched from the hub.
+
+  None if it means something else.
+
+  Raises:
+    UserError: as `fetch_from_hub`.
+  """
+  if address := parse_address(source):
+    return fetch_from_hub(*address)
+  path = as_directory(source)
+  return path if isinstance(path, Path) and holds_pretrained(path) else None
+
+
+def load_pretrained(directory: Path, precision: str | None = None) -> SavedModel:
+  """Loads a model from a directory of `save_pretrained`; raises UserError as `read_pretrained`."""
+  model, metadata = read_pretrained(directory, precision)
+  fields = ("class_names", "step", "precision", "measured")
+  return SavedModel(model, metadata["model"], **{name: metadata[name] for name in fields})
+
+
+def _measured(metadata: dict, ema: bool) -> dict[str, dict[str, float]]:
+  """See `SavedModel`; of the averaged weights, or of the others."""
+  found = metadata.get("metrics", {})
+  if ema:
+    results = {name.removeprefix("ema_"): x for name, x in found.items() if name.startswith("ema_")}
+    results |= {"images": found["images"]} if results and "images" in found else {}
+  else:
+    results = {name: x for name, x in found.items() if not name.startswith("ema_")}
+  data = metadata.get("config", {}).get("data", {})
+  # Of a path, which would tell of the machine, the last name.
+  name = PurePath(data.get("name", "")).name or data.get("source", "")
+  label = ", ".join(filter(None, (name, data.get("eval_split")))) or "data of the training run"
+  return {label: results} if results else {}
+
+
 def check_source(source: Path | str) -> None:
-  """Raises UserError if there is nothing that `load_model` could load."""
+  """Raises UserError if there is nothing that `load_model` could load; the hub is not asked."""
+  path = Path(source)
+  if parse_address(source) or holds_pretrained(path):
+    return
   if not (_is_variant(source) or as_directory(source).is_file()):
     find_checkpoint(source)
 
@@ -215,83 +258,3 @@ def _is_variant(source: Path | str) -> bool:
 def _is_file_of_weights(path: Path | BucketPath) -> bool:
   """Also where it is missing, for the better message."""
   return path.is_file() or (path.suffix in WEIGHT_FILES and not path.exists())
-
-
-def _try_to_read(
-  image: ImageLike, image_size: tuple[int, int], clipped: list[str]
-) -> np.ndarray | UserError:
-  """`read_image`, or what it raises."""
-  try:
-    return read_image(image, image_size, clipped)
-  except UserError as error:
-    return error
-
-
-def read_image(
-  image: ImageLike, image_size: tuple[int, int], clipped: list[str] | None = None
-) -> np.ndarray:
-  """An image as the model is evaluated on it, (height, width, 3), uint8.
-
-  Args:
-    image: a path, a Pillow image or an array.
-    image_size: of the result.
-    clipped: receives the image's name if `is_clipped`; the first one is warned of.
-
-  Raises:
-    UserError: if it cannot be read, or is of another type or size.
-  """
-  return read_with(image, lambda rgb: eval_transform(rgb, image_size), clipped)
-
-
-def read_with(
-  image: ImageLike, transform: Callable[[Image.Image], Result], clipped: list[str] | None = None
-) -> Result:
-  """What a transform makes of an image of mode RGB; the rest is as for `read_image`."""
-  clipped = [] if clipped is None else clipped
-  if isinstance(image, str | Path):
-    try:
-      with Path(image).open("rb") as file:  # Pillow takes of a large file only what it needs
-        return _to_pixels(open_image(file), transform, str(image), clipped)
-    except (OSError, BadImageError) as error:
-      reason = getattr(error, "strerror", None) or error
-      raise UserError(f"cannot read {image}: {reason}") from error
-  if isinstance(image, np.ndarray | jax.Array):
-    if image.dtype != np.uint8 or not (
-      image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
-    ):
-      raise UserError(
-        f"an image is an array {image.shape} of {image.dtype}, expected (height, width, 3) or "
-        "(height, width) of uint8"
-      )
-    image = Image.fromarray(np.asarray(image))
-  if not isinstance(image, Image.Image):
-    raise UserError(
-      f"an image is of type {type(image).__name__}, expected a path, a Pillow image or an array"
-    )
-  name = str(getattr(image, "filename", "") or "an image")
-  try:
-    return _to_pixels(image, transform, name, clipped)
-  except BadImageError as error:
-    raise UserError(f"{name} cannot be read: {error}") from error
-
-
-def _to_pixels(
-  image: Image.Image,
-  transform: Callable[[Image.Image], Result],
-  name: str,
-  clipped: list[str],
-) -> Result:
-  """An opened image through a transform, as `read_with`.
-
-  Raises:
-    BadImageError: if it is damaged.
-    UserError: if it is not of a size that the transform takes.
-  """
-  if is_clipped(image):
-    if not clipped:
-      warn_of_clipping(name)
-    clipped.append(name)
-  try:
-    return transform(load_rgb(image))
-  except UserError as error:
-    raise UserError(f"{name}: {error}") from error

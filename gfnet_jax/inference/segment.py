@@ -12,7 +12,8 @@ from gfnet_jax.data.segmentation.samples import rounded_up
 from gfnet_jax.data.segmentation.transforms import MaskedEvalTransform
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.pixels import logits_of_pixels
-from gfnet_jax.inference.saved_model import ImageLike, SavedModel, read_with
+from gfnet_jax.inference.read_image import ImageLike, read_with
+from gfnet_jax.inference.saved_model import SavedModel
 from gfnet_jax.models.functional import Params, split
 from gfnet_jax.models.image_size import as_height_width
 from gfnet_jax.models.precision import matmul_precision

@@ -54,7 +54,7 @@ class FourierMixing(nnx.Module):
     product = functools.partial(jnp.einsum, precision=precision)
     channels, rows, columns = (
       matrix.astype(self.dtype)
-      for matrix in (_of_real(dim), _of_complex(height), _real_part(height, width))
+      for matrix in (of_real(dim), of_complex(height), real_part(height, width))
     )
     # p and q count the real and the imaginary part.
     spectrum = product("bhwc,pcd->bphwd", tokens.astype(self.dtype), channels)
@@ -64,21 +64,21 @@ class FourierMixing(nnx.Module):
 
 
 @functools.cache
-def _of_real(size: int) -> np.ndarray:
+def of_real(size: int) -> np.ndarray:
   """(2, size, size): from real numbers to the two parts of their transform."""
   matrix = np.fft.fft(np.eye(size))
   return np.stack([matrix.real, matrix.imag])
 
 
 @functools.cache
-def _of_complex(size: int) -> np.ndarray:
+def of_complex(size: int) -> np.ndarray:
   """(2, 2, size, size): from the two parts of numbers to those of their transform."""
-  real, imaginary = _of_real(size)
+  real, imaginary = of_real(size)
   return np.array([[real, imaginary], [-imaginary, real]])
 
 
 @functools.cache
-def _real_part(height: int, width: int) -> np.ndarray:
+def real_part(height: int, width: int) -> np.ndarray:
   """(2, height, width, width): along the rows of a grid, whose columns are transformed.
 
   Cooley and Tukey's second step: the transform of all tokens as one sequence has, at frequency

@@ -16,7 +16,7 @@ from gfnet_jax.checkpoints.store import WRITE_TIMEOUT, Checkpoints
 from gfnet_jax.distributed import agree, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import write_atomically
-from gfnet_jax.inference.saved_model import check_source
+from gfnet_jax.inference.saved_model import check_source, find_pretrained
 from gfnet_jax.models.precision import compute_dtype
 from gfnet_jax.models.variants import create_model
 from gfnet_jax.sharding import check_batch_size
@@ -33,6 +33,7 @@ from gfnet_jax.training.step import TrainState
 from gfnet_jax.training.tasks import learning_of
 from gfnet_jax.training.trackers import check_trackers
 from gfnet_jax.views.filters import check_has_filters
+from gfnet_jax.weights.pretrained import read_config
 
 
 class Run(NamedTuple):
@@ -116,7 +117,10 @@ def class_order(config: ml_collections.ConfigDict, workdir: Path | BucketPath) -
   if names := trained_classes(workdir / "checkpoints"):
     return names
   for source in (config.distillation.teacher, config.init_checkpoint):
-    if source and as_directory(source).is_dir():
+    if source and (pretrained := find_pretrained(source)):
+      if names := read_config(pretrained)["class_names"]:
+        return names
+    elif source and as_directory(source).is_dir():
       directory, _ = find_checkpoint(source)
       if names := trained_classes(directory):
         return names

@@ -104,7 +104,7 @@ def warn_of_load(load: float, when: str) -> None:
 
 def machine() -> dict[str, object]:
   """Where and with what this runs; the loads show whether others were running too."""
-  packages = ("jax", "jaxlib", "flax", "numpy", "torch")
+  packages = ("jax", "jaxlib", "flax", "numpy", "torch", "onnx", "onnxruntime")
   return {
     "platform": jax.default_backend(),
     "device": jax.devices()[0].device_kind,

@@ -1,0 +1,92 @@
+// Loads the model and classifies images, beside the page, which stays responsive meanwhile.
+
+import * as ort from "./ort.wasm.bundle.min.mjs";
+import { decode } from "./decode.js";
+import { evaluationCrop } from "./resize.js";
+
+const TOP = 5;
+const downloads = new AbortController();
+const loaded = load();
+loaded.catch((error) => {
+  downloads.abort();
+  postMessage({ kind: "failed", message: error.message });
+});
+
+async function load() {
+  const facts = await (await get("model.json")).json();
+  postMessage({ kind: "model", facts });
+  const total = facts.files.reduce((sum, file) => sum + file.bytes, 0);
+  let received = 0;
+  const download = async ({ name }) => {
+    const chunks = [];
+    const response = await get(name);
+    try {
+      for (const reader = response.body.getReader(); ; ) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        chunks.push(value);
+        received += value.length;
+        postMessage({ kind: "progress", received, total });
+      }
+    } catch (error) {
+      throw new Error(`cannot load ${name} (${error.message}); load the page again`);
+    }
+    return new Blob(chunks).arrayBuffer();
+  };
+  const [model, wasm] = await Promise.all(facts.files.map(download));
+  postMessage({ kind: "starting" });
+  ort.env.wasm.wasmBinary = wasm;
+  try {
+    const session = await ort.InferenceSession.create(new Uint8Array(model));
+    postMessage({ kind: "ready" });
+    return { facts, session };
+  } catch (error) {
+    throw new Error(`cannot start the model (${error.message}); try a newer browser`);
+  }
+}
+
+async function get(name) {
+  let response;
+  try {
+    response = await fetch(name, { signal: downloads.signal });
+  } catch (error) {
+    throw new Error(`cannot load ${name} (${error.message}); is the server still there?`);
+  }
+  if (!response.ok) {
+    throw new Error(
+      `cannot load ${name} (${response.status} ${response.statusText}); copy the whole folder`);
+  }
+  return response;
+}
+
+let last = Promise.resolve();
+onmessage = ({ data }) => {
+  last = last.then(() => classify(data)); // one after the other
+};
+
+async function classify({ id, file }) {
+  const model = await loaded.catch(() => null);
+  if (!model) return; // reported already
+  try {
+    const { facts, session } = model;
+    const [height, width] = facts.image_size;
+    const image = await decode(file);
+    const rgb = evaluationCrop(image.pixels, image.width, image.height, facts.image_size);
+    const images = new ort.Tensor("uint8", rgb, [1, height, width, 3]);
+    const { logits } = await session.run({ images });
+    postMessage({ kind: "result", id, rgb, classes: best(logits.data, facts.class_names) });
+  } catch (error) {
+    postMessage({ kind: "error", id, message: error.message });
+  }
+}
+
+/** The most probable classes, best first. */
+function best(logits, names) {
+  const largest = Math.max(...logits);
+  const powers = Array.from(logits, (logit) => Math.exp(logit - largest));
+  const sum = powers.reduce((a, b) => a + b);
+  return powers
+    .map((power, i) => ({ name: names ? names[i] : String(i), probability: power / sum }))
+    .sort((a, b) => b.probability - a.probability)
+    .slice(0, TOP);
+}

@@ -1,0 +1,83 @@
+"""Models as the Hugging Face hub has them: to a directory, and from one or from the hub."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from gfnet_jax.buckets import BucketPath, as_directory
+from gfnet_jax.checkpoints.model import check_description, model_metadata
+from gfnet_jax.errors import UserError
+from gfnet_jax.export.facts import describe
+from gfnet_jax.export.formats import export_model
+from gfnet_jax.export.model_card import model_card
+from gfnet_jax.inference.saved_model import SavedModel, load_pretrained
+from gfnet_jax.text import printable
+from gfnet_jax.weights.hub import fetch_from_hub, is_name
+from gfnet_jax.weights.pretrained import write_pretrained
+
+PREPROCESSING = ("image_size", "resize_to", "mean", "std")
+
+
+def save_pretrained(saved: SavedModel, directory: Path | str) -> None:
+  """Saves a model as the Hugging Face hub has it, for `from_pretrained` and `load_model`.
+
+  The directory holds the weights as model.safetensors, by their official names where the mixer is
+  the global filter; config.json, with what describes the model, its classes and how images are
+  prepared, and a sum of the weights; and README.md, a model card with what was measured. Of the
+  training run they say neither the config nor where its data are.
+
+  Args:
+    saved: the model, of `load_model`. Evaluations of your own are
+      `dataclasses.replace(saved, measured={"name of the data": gfnet_jax.evaluate(saved, data)})`.
+    directory: a new one.
+
+  Raises:
+    UserError: as `export_model`, or if config or class names are not those of the model.
+  """
+  export_model(saved, directory, "pretrained")
+
+
+def from_pretrained(
+  source: Path | str, *, revision: str | None = None, precision: str | None = None
+) -> SavedModel:
+  """Loads a model of `save_pretrained`, from a directory or from the Hugging Face hub.
+
+  The weights are compared with their sum, and have the very bits that were saved, unless the
+  precision is another. The hub needs huggingface_hub, and is asked only if there is no such
+  directory; see `fetch_from_hub`.
+
+  Args:
+    source: the directory, or OWNER/NAME of a model on the hub.
+    revision: of a model on the hub: a branch, a tag or a commit; None for the newest.
+    precision: see `compute_dtype`; None for that of the saved model.
+
+  Raises:
+    UserError: as `read_pretrained` and `fetch_from_hub`.
+  """
+  path = as_directory(source)
+  if isinstance(path, BucketPath):
+    raise UserError(f"{path} is in a store; copy the directory to a disk, and name that")
+  if path.exists() or not is_name(str(source)):
+    if revision is not None:
+      raise UserError(
+        f"revision is {printable(repr(revision))}, but {path} is no model of the hub; leave it out"
+      )
+    return load_pretrained(path, precision)
+  return load_pretrained(fetch_from_hub(str(source), revision), precision)
+
+
+def write(saved: SavedModel, path: Path) -> dict[str, Any]:
+  """Writes a directory, see `save_pretrained`."""
+  check_description(saved.model, saved.config, saved.class_names)
+  facts = describe(saved, "float32")
+  metadata = {
+    **model_metadata(saved.config, saved.class_names),
+    "step": saved.step,
+    "precision": saved.precision,
+    "measured": {
+      data: {name: x for name, x in values.items() if math.isfinite(x)}  # JSON has no others
+      for data, values in saved.measured.items()
+    },
+    "preprocessing": {name: facts[name] for name in PREPROCESSING},
+  }
+  return {"bytes": write_pretrained(path, saved.model, metadata, model_card(saved))}

@@ -1,0 +1,60 @@
+"""A folder that classifies images in a browser, from any static server."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gfnet_jax.data.on_device.normalize import MEAN
+from gfnet_jax.errors import UserError
+from gfnet_jax.export.facts import channels, describe
+from gfnet_jax.export.onnx import to_onnx
+from gfnet_jax.export.web_runtime import find_runtime
+from gfnet_jax.files import to_json
+from gfnet_jax.inference.saved_model import SavedModel
+
+PAGE = Path(__file__).with_name("page")
+MODEL, WASM = "model.onnx", "ort-wasm-simd-threaded.wasm"
+
+
+def write(
+  saved: SavedModel, path: Path, *, weights: str = "float32", runtime: Path | str | None = None
+) -> dict[str, Any]:
+  """Writes a new folder: the page, the model as an ONNX file, and what runs it.
+
+  Args:
+    saved: the model, with classes.
+    path: of the folder.
+    weights: see `to_onnx`.
+    runtime: see `find_runtime`.
+
+  Raises:
+    UserError: as those, and for a model without a head or of images that are not RGB.
+  """
+  if not saved.model.num_classes:
+    raise UserError(
+      "the model has no head (num_classes is 0), which a page that names classes needs; expected "
+      "one with classes, or export it as onnx"
+    )
+  if channels(saved) != len(MEAN):
+    raise UserError(
+      f"the model takes images of {channels(saved)} channels, but a browser's have RGB; export it "
+      "as onnx, with --input float32"
+    )
+  model = to_onnx(saved, weights=weights).SerializeToString()
+  files = {MODEL: model, **find_runtime(None if runtime is None else Path(runtime))}
+  facts = describe(saved, "uint8") | {
+    "title": f"{saved.config.get('name', 'GFNet')}: what is in the image?",
+    "files": [{"name": name, "bytes": len(files[name])} for name in (MODEL, WASM)],
+  }
+  temporary = path.with_name(path.name + ".tmp")
+  shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+  try:
+    shutil.copytree(PAGE, temporary)
+    for name, content in files.items():
+      (temporary / name).write_bytes(content)
+    (temporary / "model.json").write_text(to_json(facts), encoding="utf-8")
+    temporary.rename(path)
+  except BaseException:  # an interruption, too
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+  return {"bytes": sum(file.stat().st_size for file in path.iterdir())}
