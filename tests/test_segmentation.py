@@ -153,7 +153,7 @@ def test_fields_of_masks_without_a_decoder_are_refused():
   config = segmentation.get_config()
   config.model.decoder = config.model.decoder_dims = None
   with pytest.raises(
-    UserError, match=r"segmentation.scale is .*, expected None for a network that"
+    UserError, match=r"segmentation.distortion is 0.0, expected None for a network"
   ):
     learning_of(config.model).check(config)
 
@@ -237,7 +237,7 @@ def test_a_run_trains_evaluates_reports_and_predicts(few_shapes, tmp_path, in_pr
     assert sheet.width > 1000
   assert "averaged" in (printed := capsys.readouterr().out) and "mIoU" in printed
 
-  saved = gfnet_jax.load_model(run, "best")
+  saved = gfnet_jax.load_model(run)
   statistic = next(n for n in compiled(saved.model).args[0] if n.endswith("running_mean"))
   assert compiled(saved.model).args[0][statistic].any(), "the norms have seen images"
   again = gfnet_jax.evaluate(saved, batch_size=8)
