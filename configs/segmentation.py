@@ -45,7 +45,7 @@ def get_config(model: str = "shapes"):
 
 
 def _shapes(config):
-  """Trains from random weights in minutes on a CPU: 8 epochs of 1000 images."""
+  """Trains from random weights in about a minute on two CPU cores."""
   config.report = True  # with pictures beside the truth
   config.num_epochs = 8.0
   config.eval_every_epochs = 4.0
