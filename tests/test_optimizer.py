@@ -145,6 +145,7 @@ CONFIGS = {
     "imagenet_384": ["gfnet-xs"],
     "transfer": [*transfer.DATASETS, "digits"],
     "segmentation": ["gfnet-h-b", "shapes"],
+    "domains": ["pacs", "digits"],
   }.items()
   for argument in arguments
 }

@@ -429,10 +429,10 @@ def test_eval_transform_object():
     (dict(crop="center"), "unknown crop 'center', expected one of random_resized, pad$"),
     (dict(crop="random_resize"), r"; did you mean random_resized\?$"),
     (dict(interpolation="lanczos"), "interpolation 'lanczos', .* bilinear, bicubic, random$"),
-    (dict(auto_augment="v0"), r"unknown auto_augment 'v0', expected one of rand, affine$"),
+    (dict(auto_augment="v0"), r"unknown auto_augment 'v0', expected one of rand, affine, jitter$"),
     (
       dict(auto_augment="radn-m9"),
-      r"'radn', expected one of rand, affine; did you mean rand\?$",
+      r"'radn', expected one of rand, affine, jitter; did you mean rand\?$",
     ),
     (dict(scale=(0.5, 2.0)), r"augment\.scale is \(0\.5, 2\.0\), expected two fractions of 1"),
     (dict(scale=(0.0, 1.0)), r"augment\.scale is \(0\.0, 1\.0\), expected two fractions of 1"),
