@@ -222,7 +222,8 @@ def _part(x: jax.Array, axis: int, start: int, end: int) -> jax.Array:
 class Convolution(nnx.Conv):
   """3 x 3 tokens, zeros beyond the border; the result is float32 or float64.
 
-  The factors are of `dtype`; so are the sums as they leave the convolution and its gradient.
+  The factors are of the type that it is built with; so are the sums as they leave the convolution
+  and its gradient.
   """
 
   def __call__(self, x: jax.Array) -> jax.Array:
