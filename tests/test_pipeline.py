@@ -113,7 +113,7 @@ def test_skipped_batches_are_left_out_of_the_same_batches_and_not_read(skipped, 
   source = NumberedSource(50)
   whole = joined([train(source, steps=9, batch_size=8, repeats=2)])
   numbers = {i: set(images[:, 0, 0, 0].tolist()) for i, images in enumerate(whole)}
-  for first in (0, 2, 5, 9):
+  for first in range(10):
     wanted = [i for i in range(first, 9) if i not in skipped]
     unread = set(range(50)).difference(*(numbers[i] for i in wanted))
     readable = DamagedSource(50)

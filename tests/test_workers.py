@@ -82,11 +82,12 @@ def global_batches(shares: list[Reader]) -> list[list[str]]:
 
 
 def test_batches_are_the_same_for_other_processes_and_workers_and_after_resuming(start):
-  whole, shared = start(1, 0, 0, 12), start(2, 2, 5, 12)
+  whole, shared, resumed = start(1, 0, 0, 12), start(2, 2, 0, 12), start(2, 0, 5, 12)
   expected = global_batches(whole)
   assert len(expected) == 12
   assert all(len(set(batch)) == BATCH_SIZE for batch in expected)
-  assert global_batches(shared) == expected[5:]
+  assert global_batches(shared) == expected
+  assert global_batches(resumed) == expected[5:]
 
 
 @pytest.mark.slow

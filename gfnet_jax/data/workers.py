@@ -264,5 +264,5 @@ def _picklable(error: Exception) -> Exception:
   """The exception as it arrives after pickling, or one that says the same."""
   try:
     return pickle.loads(pickle.dumps(error))
-  except Exception:
+  except Exception:  # of any kind: it is raised by code of the error's own class
     return RuntimeError(f"{type(error).__name__}: {error}")
