@@ -123,12 +123,6 @@ def _waiting(what: str) -> Iterator[None]:
     connected.set()
 
 
-def say(line: str) -> None:
-  """Prints a line, once for all processes."""
-  if jax.process_index() == 0:
-    print(line, flush=True)
-
-
 def barrier(name: str) -> None:
   """Waits for all processes."""
   if jax.process_count() > 1:

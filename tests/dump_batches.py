@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
 
   from configs.default import get_config
   from gfnet_jax import distributed
-  from gfnet_jax.data.on_device.erasing import Erasing
+  from gfnet_jax.data.erasing_boxes import Erasing
   from gfnet_jax.data.pipeline import Reading, train_batches
   from gfnet_jax.data.samples import Share
   from gfnet_jax.data.sources.open import open_source

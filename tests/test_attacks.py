@@ -12,7 +12,8 @@ from helpers import collectives
 from parity import reference, torch
 
 import gfnet_jax
-from gfnet_jax.data.on_device.normalize import MEAN, STD, normalize
+from gfnet_jax.data.imagenet import MEAN, STD
+from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.attacked_sheet import draw_attacked
 from gfnet_jax.inference.attacks import ATTACKS, ascend, attack_images, draw_starts, make_attack

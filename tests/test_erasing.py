@@ -10,7 +10,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfnet_jax.data.on_device.erasing import draw_erasing_boxes, erase
+from gfnet_jax.data.erasing_boxes import draw_erasing_boxes
+from gfnet_jax.data.on_device.erasing import erase
 from gfnet_jax.errors import UserError
 
 

@@ -16,7 +16,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 import gfnet_jax
 from gfnet_jax.checkpoints.model import save_model
 from gfnet_jax.data import imagenet
-from gfnet_jax.data.on_device.normalize import MEAN, STD
+from gfnet_jax.data.imagenet import MEAN, STD
 from gfnet_jax.data.sources import label_sets
 from gfnet_jax.data.sources.imagenet_sets import CORRUPTIONS, IMAGENET_SETS, is_there
 from gfnet_jax.data.transforms import EvalTransform

@@ -15,6 +15,7 @@ GROUND = (
   "buckets",
   "command_line",
   "config_files",
+  "console",
   "distributed",
   "errors",
   "files",
@@ -177,6 +178,17 @@ def test_help_and_mistyped_flags_need_neither_jax_nor_numpy(arguments):
   assert "gfnet_jax.command_line" in imported
   slow = {"jax", "flax", "numpy", "grain", "tensorflow_datasets", "orbax", "PIL", "torch"}
   assert not imported & slow
+
+
+def test_worker_processes_of_the_data_need_neither_jax_nor_grain():
+  code = """if True:
+    import sys
+    from gfnet_jax.data import samples, workers
+    from gfnet_jax.data.segmentation import samples
+    from gfnet_jax.data.sources import digits, folder, masks, photos, shapes, tfds
+    assert not {"jax", "flax", "grain", "orbax"} & sys.modules.keys()
+    """
+  subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_every_public_name_is_there_and_only_imported_on_use():

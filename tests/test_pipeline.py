@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gfnet_jax.data.decode import load_rgb
-from gfnet_jax.data.on_device.erasing import Erasing
+from gfnet_jax.data.erasing_boxes import Erasing
+from gfnet_jax.data.order import nth_batch
 from gfnet_jax.data.pipeline import (
   DataError,
   Reading,
@@ -22,7 +23,7 @@ from gfnet_jax.data.pipeline import (
   eval_batches,
   train_batches,
 )
-from gfnet_jax.data.samples import PADDING, Share, nth_batch, sample_rng, try_transforms
+from gfnet_jax.data.samples import PADDING, Share, sample_rng, try_transforms
 from gfnet_jax.data.sources.records import BadRecordError, Record
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
 from gfnet_jax.errors import UserError

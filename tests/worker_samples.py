@@ -23,9 +23,6 @@ class Numbers:
   def __init__(self, count: int, at: int = -1, event: str = "", log: str = ""):
     self.count, self.at, self.event, self.log = count, at, event, log
 
-  def __len__(self) -> int:
-    return self.count
-
   def __getitem__(self, i: int) -> dict:
     if self.log:
       with Path(self.log).open("ab") as log:

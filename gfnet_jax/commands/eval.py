@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
 
   import gfnet_jax
   from gfnet_jax import distributed
+  from gfnet_jax.console import say
   from gfnet_jax.files import make_directory, to_json, write_atomically
   from gfnet_jax.inference.attacks import make_attack
   from gfnet_jax.inference.metrics import format_results
@@ -76,9 +77,9 @@ def main(arguments: list[str]) -> None:
   if options.output and jax.process_index() == 0:
     write_atomically(options.output, to_json(results, indent=2) + "\n")
   if attack:
-    distributed.say(f"Under attack by {attack}")
+    say(f"Under attack by {attack}")
   for line in (*describe_parts(results), format_results(results, saved.config["num_classes"])):
-    distributed.say(line)
+    say(line)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -42,11 +42,12 @@ def main(arguments: list[str]) -> None:
   startup.start()
   import gfnet_jax
   from gfnet_jax import distributed
+  from gfnet_jax.console import say
 
   distributed.initialize(options.coordinator, options.num_processes, options.process_id)
   startup.check_devices()
   workdir = default_workdir(config) if options.workdir is None else options.workdir
   if gfnet_jax.train(config, workdir):
     name = shlex.quote(str(workdir))
-    distributed.say(f"Done. Evaluate it again with: {spell('eval')} --checkpoint {name}")
-    distributed.say(f"Classify an image with: {spell('predict')} {name} IMAGE")
+    say(f"Done. Evaluate it again with: {spell('eval')} --checkpoint {name}")
+    say(f"Classify an image with: {spell('predict')} {name} IMAGE")

@@ -1,10 +1,15 @@
-"""The classes of ImageNet-1k: WordNet ids (wnids) in the order of the labels, and their names."""
+"""ImageNet-1k: its classes, as WordNet ids (wnids) in the order of the labels with their names,
+and the statistics of its pixels.
+"""
 
 import functools
 from pathlib import Path
 
 FILE = Path(__file__).parent / "imagenet_classes.txt"  # says where the names come from
 SUBSETS = Path(__file__).parent / "imagenet_subsets.txt"
+# Of red, green and blue in [0, 1]; of timm, as the official datasets.py takes them.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 @functools.cache

@@ -11,17 +11,16 @@ RASampler). The repetitions are far apart in a batch, to be on different devices
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 from gfnet_jax.data.decode import warn_of_clipping
-from gfnet_jax.data.on_device.erasing import Erasing
+from gfnet_jax.data.erasing_boxes import Erasing
+from gfnet_jax.data.order import training_order
 from gfnet_jax.data.samples import LABELLED, Form, Share, TrainSamples
 from gfnet_jax.data.sources.records import Source
+from gfnet_jax.data.threads import Batch
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
 from gfnet_jax.data.workers import iterate_batches
 from gfnet_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]
 NO_ERASING = Erasing()
 
 
@@ -37,7 +36,7 @@ class Reading(NamedTuple):
 
   Args:
     threads: per process; 0 reads a batch when it is asked for.
-    prefetch: batches that are read ahead, per process.
+    prefetch: batches that are read ahead, per process; at least one.
     workers: processes; 0 reads in this one.
   """
 
@@ -91,19 +90,11 @@ def train_batches(
   """
   if not 1 <= repeats <= share.batch_size:
     raise UserError(f"data.repeats is {repeats}, expected 1 up to the batch size")
-  samples = TrainSamples(
-    source,
-    transform,
-    seed=seed,
-    share=share,
-    num_batches=num_batches,
-    skipped=skipped,
-    repeats=repeats,
-    erasing=erasing,
-    form=form,
-  )
-  skipped_before = sum(index < first_batch for index in set(skipped))
-  batches = iterate_batches(samples, share.rows, first_batch - skipped_before, **reading._asdict())
+  left_out = set(skipped)
+  indices = (index for index in range(first_batch, num_batches) if index not in left_out)
+  order = training_order(indices, size=len(source), seed=seed, share=share, repeats=repeats)
+  samples = TrainSamples(source, transform, seed=seed, erasing=erasing, form=form)
+  batches = iterate_batches(samples, order, **reading._asdict())
   return _reported(batches)
 
 
@@ -122,7 +113,8 @@ def eval_batches(
       a worker process dies.
   """
   samples = form.eval_samples(source, transform, share)
-  batches = iterate_batches(samples, share.rows, first_batch=0, **reading._asdict())
+  order = (range(first, first + share.rows) for first in range(0, len(samples), share.rows))
+  batches = iterate_batches(samples, order, **reading._asdict())
   return _reported(batches)
 
 

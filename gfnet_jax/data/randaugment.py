@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageEnhance, ImageOps
 
-from gfnet_jax.data.on_device.normalize import MEAN
+from gfnet_jax.data.imagenet import MEAN
 from gfnet_jax.errors import UserError
 
 FILL = tuple(min(255, round(255 * mean)) for mean in MEAN)  # what geometric operations uncover

@@ -1,21 +1,20 @@
-"""The samples of a run, by their position in it: order, augmentation, replacement of bad images.
+"""The samples of a run: augmentation, replacement of bad images, padding of an evaluation.
 
-Each is a pure function of the seed and of its position, never of workers, threads or
-processes.
+Each is a pure function of the seed and of its place in the run, never of workers, threads or
+processes. Worker processes import what is here and need neither jax nor Grain for it.
 """
 
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 from PIL import Image
 
 from gfnet_jax.data.decode import BadImageError, is_clipped, load_rgb, open_image
-from gfnet_jax.data.on_device.erasing import Erasing, draw_erasing_boxes
+from gfnet_jax.data.erasing_boxes import Erasing, draw_erasing_boxes
 from gfnet_jax.data.sources.records import BadRecordError, Record, Source
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
 from gfnet_jax.errors import UserError
@@ -50,11 +49,18 @@ class Share(NamedTuple):
     return batch, self.process_index * self.rows + row
 
 
-def nth_batch(n: int, skipped: Collection[int]) -> int:
-  """The index of the n-th batch (n = 0, 1, ...) of those that are not skipped."""
-  for index in sorted(skipped):
-    n += index <= n
-  return n
+class Place(NamedTuple):
+  """What a sample to train on is made from.
+
+  Attributes:
+    epoch: from 0.
+    index: of the image in the source.
+    repetition: which one it is of those of the epoch that show the image, from 0.
+  """
+
+  epoch: int
+  index: int
+  repetition: int
 
 
 class Form(NamedTuple):
@@ -73,18 +79,14 @@ class Form(NamedTuple):
 
 
 class TrainSamples:
-  """Augmented training samples of one process; every epoch is a new permutation of the source.
+  """Augmented samples to train on, by their `Place`.
 
   A sample is a row of the batches of `pipeline.train_batches`, and "clipped" of `load_labelled`.
 
   Args:
     source: the images.
     transform: from an opened image and a generator to (height, width, 3), uint8.
-    seed: of the order and of all draws.
-    share: of this process.
-    num_batches: of the whole run, including the skipped ones.
-    skipped: indices of the batches to leave out; they are not read.
-    repeats: how many times an epoch shows each of the images that it shows.
+    seed: of all draws.
     erasing: the boxes to draw for random erasing.
     form: of the samples; None for `LABELLED`.
   """
@@ -95,26 +97,14 @@ class TrainSamples:
     transform: TrainTransform,
     *,
     seed: int,
-    share: Share,
-    num_batches: int,
-    skipped: Collection[int],
-    repeats: int,
     erasing: Erasing,
     form: Form | None = None,
   ):
     self._load = (form or LABELLED).load
-    self._source, self._transform, self._seed = source, transform, seed
-    self._share, self._erasing = share, erasing
-    self._skipped = sorted(index for index in set(skipped) if 0 <= index < num_batches)
-    self._num_batches = num_batches - len(self._skipped)
-    self._order = _Order(len(source), seed, share.batch_size, repeats)
+    self._source, self._transform, self._seed, self._erasing = source, transform, seed, erasing
 
-  def __len__(self) -> int:
-    return self._num_batches * self._share.rows
-
-  def __getitem__(self, i: int) -> dict:
-    n, row = self._share.batch_and_row(i)
-    epoch, index, repetition = self._order(nth_batch(n, self._skipped), row)
+  def __getitem__(self, place: Place) -> dict:
+    epoch, index, repetition = place
     for bad, candidate in enumerate(self._candidates(index)):
       rng = sample_rng(self._seed, epoch, index, repetition)
       try:
@@ -141,23 +131,6 @@ class TrainSamples:
     rng = np.random.default_rng([self._seed, index])
     for _ in range(REPLACEMENTS):
       yield int(rng.integers(len(self._source)))
-
-
-class _Order:
-  """Which image stands where in the run, by global batch and row."""
-
-  def __init__(self, size: int, seed: int, batch_size: int, repeats: int):
-    self._size, self._batch_size, self._repeats = size, batch_size, repeats
-    self._images = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
-    # Repetitions of an image are neighbours in the order of the epoch, but not in a batch.
-    rows = range(batch_size)
-    self._places = [place for first in range(repeats) for place in rows[first::repeats]]
-
-  def __call__(self, batch: int, row: int) -> tuple[int, int, int]:
-    """Returns the epoch, the index in the source, and which repetition it is (0, 1, ...)."""
-    epoch, place = divmod(batch * self._batch_size + self._places[row], self._size)
-    image, repetition = divmod(place, self._repeats)
-    return epoch, self._images[epoch * self._size + image], repetition
 
 
 class EvalSamples:

@@ -1,99 +1,73 @@
-"""Batches of samples, read by threads and by worker processes that end when they should.
+"""Batches of samples, made ahead by threads or by worker processes that end when they should.
 
-The threads are Grain's. The worker processes are ours, and share nothing with their parent
-but a socket: a shared lock would stay locked once the process that holds it is killed.
+The worker processes share nothing with their parent but a socket: a shared lock would stay
+locked once the process that holds it is killed. They import only what the samples need, so that
+starting them is quick.
 """
 
 import atexit
 import contextlib
+import itertools
 import multiprocessing
+import os
 import pickle
 import signal
 import socket
+import threading
 import traceback
-from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple, Protocol, SupportsIndex
-
-import grain
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 from gfnet_jax.data.child_processes import PARENTS_SIGNALS, blocked_signals, exit_with_parent
 from gfnet_jax.data.shared_memory import AVAILABLE, pack, receive, send
+from gfnet_jax.data.threads import Batch, BatchThreads, Samples
 from gfnet_jax.errors import UserError
-
-REQUEST = b"\0"  # for one batch
-
-
-class Samples(Protocol):
-  """Random access to samples, picklable and safe for several threads."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: SupportsIndex) -> Any: ...
 
 
 def iterate_batches(
-  samples: Samples, batch_size: int, first_batch: int, *, threads: int, prefetch: int, workers: int
-) -> Iterator[Any]:
-  """Yields batches of consecutive samples; closing the iterator ends everything it started.
+  samples: Samples, order: Iterable[Sequence[Any]], *, threads: int, prefetch: int, workers: int
+) -> Iterator[Batch]:
+  """Yields batches of samples; closing the iterator ends everything it started.
 
   Args:
-    samples: dictionaries of arrays or scalars; the samples of a batch are stacked.
-    batch_size: samples in a batch; a smaller last batch is yielded as well.
-    first_batch: number of batches to leave out at the beginning.
+    samples: stacked to batches; picklable, if there are workers.
+    order: for every batch, the keys of its samples; picklable as well.
     threads: per process; each works on a batch of its own.
-    prefetch: batches that are read ahead, per process.
-    workers: processes among which the batches are divided; 0 reads in this process.
+    prefetch: batches that are made ahead, per process; at least one.
+    workers: processes among which the batches are divided; 0 makes them in this process.
 
   Raises:
     UserError: if a worker process dies, or this system cannot have worker processes.
     Exception: what the samples raise, in place of the batch; from a worker process with
       its traceback as a note, and as a RuntimeError if it cannot be pickled.
   """
-  options = grain.ReadOptions(threads, prefetch)
   if workers and not AVAILABLE:
     raise UserError(
       f"data.reading.workers is {workers}, expected 0 on a system without memfd_create (Linux "
       "has it); set data.reading.threads instead"
     )
-  if workers:
-    return _from_workers(samples, batch_size, first_batch, options, workers)
-  return _from_threads(samples, batch_size, first_batch, options)
+  return _made_ahead(samples, order, threads, max(1, prefetch), workers)
 
 
-def _batches(samples: Samples, batch_size: int, first: int, step: int = 1) -> grain.MapDataset:
-  return grain.MapDataset.source(samples).batch(batch_size)[first::step]
+def _made_ahead(
+  samples: Samples, order: Iterable[Sequence[Any]], threads: int, prefetch: int, workers: int
+) -> Iterator[Batch]:
+  order = iter(order)
+  maker = _WorkerPool(samples, threads, workers) if workers else BatchThreads(samples, threads)
+  with contextlib.closing(maker):
+    first = [*itertools.islice(order, prefetch * max(1, workers))]
+    for keys in first:
+      maker.request(keys)
+    for keys in order:
+      yield _take_and_request(maker, keys)
+    for _ in first:
+      yield maker.next_batch()
 
 
-def _from_threads(
-  samples: Samples, batch_size: int, first_batch: int, options: grain.ReadOptions
-) -> Iterator[Any]:
-  stoppable = _Stoppable(samples)
-  iterator = iter(_batches(stoppable, batch_size, first_batch).to_iter_dataset(options))
-  try:
-    yield from iterator
-  finally:
-    stoppable.stopped = True
-    iterator.close()
-
-
-class _Stopped(Exception):
-  """Raised in place of a sample that nobody waits for any more."""
-
-
-class _Stoppable:
-  """Samples that can be stopped, so that a thread need not finish its batch first."""
-
-  def __init__(self, samples: Samples):
-    self._samples = samples
-    self.stopped = False
-
-  def __len__(self) -> int:
-    return len(self._samples)
-
-  def __getitem__(self, index: SupportsIndex) -> Any:
-    if self.stopped:
-      raise _Stopped
-    return self._samples[index]
+def _take_and_request(maker: "BatchThreads | _WorkerPool", keys: Sequence[Any]) -> Batch:
+  batch = maker.next_batch()
+  maker.request(keys)
+  return batch
 
 
 def _packed(samples: Samples) -> BinaryIO:
@@ -111,43 +85,35 @@ def _packed(samples: Samples) -> BinaryIO:
     ) from error
 
 
-def _from_workers(
-  samples: Samples, batch_size: int, first_batch: int, options: grain.ReadOptions, workers: int
-) -> Iterator[Any]:
-  count = len(_batches(samples, batch_size, first_batch))
-  workers = min(workers, count)
-  pool = _WorkerPool()
-  try:
-    with _packed(samples) as message:
-      pool.start(message, [(batch_size, first_batch + k, workers, options) for k in range(workers)])
-    for i in range(count):
-      yield pool.next_batch(i % workers)
-  finally:
-    pool.close()
-
-
 class _WorkerPool:
-  """The worker processes of one iterator."""
+  """The worker processes of one iterator, which take turns; started as they are needed."""
 
-  def __init__(self):
+  def __init__(self, samples: Samples, threads: int, size: int):
+    self._samples, self._threads, self._size = _packed(samples), threads, size
     self._workers: list[_Worker] = []
+    self._requested = self._taken = 0
     # For iterators that are never closed. Runs before multiprocessing's own function, which
     # would wait for the workers forever.
     atexit.register(self.close)
 
-  def start(self, samples: BinaryIO, tasks: list[tuple]) -> None:
-    """Starts one worker per task, (batch_size, first, step, options), and sends it the samples."""
-    with blocked_signals():
-      for task in tasks:
-        # In the list before it runs: Ctrl-C may come in between, through another thread.
-        self._workers.append(_Worker(task))
-        self._workers[-1].start()
-    for worker in self._workers:
-      worker.send_samples(samples)
+  def request(self, keys: Sequence[Any]) -> None:
+    """Requests a batch, of a new worker as long as there are fewer than the size of the pool."""
+    if len(self._workers) < self._size:
+      self._start_worker()
+    self._workers[self._requested % self._size].request(keys)
+    self._requested += 1
 
-  def next_batch(self, k: int) -> Any:
-    """The next batch of worker k."""
-    return self._workers[k].next_batch()
+  def _start_worker(self) -> None:
+    with blocked_signals():
+      # In the list before it runs: Ctrl-C may come in between, through another thread.
+      self._workers.append(_Worker(self._threads))
+      self._workers[-1].start()
+    self._workers[-1].send(self._samples)
+
+  def next_batch(self) -> Batch:
+    """Waits for the earliest batch that was requested and not taken yet."""
+    self._taken += 1
+    return self._workers[(self._taken - 1) % self._size].next_batch()
 
   def close(self) -> None:
     """Ends the workers at once: nobody waits for the batches that they have begun.
@@ -158,32 +124,32 @@ class _WorkerPool:
       worker.kill()
     while self._workers:
       self._workers.pop().close()
+    self._samples.close()
     atexit.unregister(self.close)
 
 
 class _Worker:
   """A process that makes batches, as its parent sees it."""
 
-  def __init__(self, task: tuple):
+  def __init__(self, threads: int):
     self._socket, self._child_socket = socket.socketpair()
     context = multiprocessing.get_context("spawn")  # jax has threads, so forking is unsafe
-    self._process = context.Process(target=_work, args=(self._child_socket, *task), daemon=True)
+    self._process = context.Process(target=_work, args=(self._child_socket, threads), daemon=True)
 
   def start(self) -> None:
     with self._child_socket:
       self._process.start()
 
-  def send_samples(self, samples: BinaryIO) -> None:
+  def request(self, keys: Sequence[Any]) -> None:
+    with pack(keys) as message:
+      self.send(message)
+
+  def send(self, message: BinaryIO) -> None:
     with contextlib.suppress(ConnectionError):  # `next_batch` will notice that it has died
-      send(self._socket, samples)
-    self._request()
+      send(self._socket, message)
 
-  def _request(self) -> None:
-    with contextlib.suppress(ConnectionError):
-      self._socket.send(REQUEST)
-
-  def next_batch(self) -> Any:
-    """Waits for the next batch, and requests the one after it.
+  def next_batch(self) -> Batch:
+    """Waits for the next batch.
 
     Raises:
       UserError: if the process has died.
@@ -193,7 +159,6 @@ class _Worker:
       result = receive(self._socket)
     except ConnectionError:
       raise self._death() from None
-    self._request()
     if isinstance(result, _Failure):
       if not isinstance(result.error, UserError):
         result.error.add_note(f"in input worker process {self._process.pid}:\n{result.traceback}")
@@ -235,34 +200,40 @@ class _Failure(NamedTuple):
   traceback: str
 
 
-def _work(parent: socket.socket, *task: Any) -> None:
-  """Runs in the worker process: sends one batch per request until the parent is gone."""
+def _work(parent: socket.socket, threads: int) -> None:
+  """Runs in the worker process: sends a batch per request, in their order, until it is killed."""
   for number in PARENTS_SIGNALS:
     signal.signal(number, signal.SIG_IGN)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS_SIGNALS)
   exit_with_parent()
   with contextlib.suppress(ConnectionError):  # the parent is gone
-    for message in _messages(parent, *task):
-      with message:
-        if not parent.recv(len(REQUEST)):
-          return
-        send(parent, message)
+    _send_batches(parent, threads)
+  os._exit(0)  # at once: nobody waits for what the threads have begun
 
 
-def _messages(
-  parent: socket.socket, batch_size: int, first: int, step: int, options: grain.ReadOptions
-) -> Iterator[BinaryIO]:
-  """Packed batches; if one cannot be made, a packed _Failure in its place, and the end."""
+def _send_batches(parent: socket.socket, threads: int) -> None:
+  """Up to the first one that cannot be made: a _Failure is sent in its place."""
   try:
-    samples = receive(parent)
-    yield from map(pack, _batches(samples, batch_size, first, step).to_iter_dataset(options))
+    maker = BatchThreads(receive(parent), threads)
+    threading.Thread(target=_take_requests, args=(parent, maker), daemon=True).start()
+    while True:
+      with pack(maker.next_batch()) as message:
+        send(parent, message)
   except Exception as error:  # of any kind: the parent raises it
-    yield pack(_Failure(_picklable(error), traceback.format_exc()))
+    with pack(_Failure(_picklable(error), traceback.format_exc())) as message:
+      send(parent, message)
+
+
+def _take_requests(parent: socket.socket, maker: BatchThreads) -> None:
+  with contextlib.suppress(ConnectionError):
+    while True:
+      maker.request(receive(parent))
+  os._exit(0)
 
 
 def _picklable(error: Exception) -> Exception:
   """The exception as it arrives after pickling, or one that says the same."""
-  try:
-    return pickle.loads(pickle.dumps(error))
-  except Exception:  # of any kind: it is raised by code of the error's own class
-    return RuntimeError(f"{type(error).__name__}: {error}")
+  if not isinstance(error, StopIteration):  # which would end the iterator that raises it
+    with contextlib.suppress(Exception):  # of any kind: it comes from code of the error's own class
+      return pickle.loads(pickle.dumps(error))
+  return RuntimeError(f"{type(error).__name__}: {error}")

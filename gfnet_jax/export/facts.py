@@ -3,7 +3,7 @@
 from typing import Any
 
 from gfnet_jax.data import imagenet
-from gfnet_jax.data.on_device.normalize import MEAN, STD
+from gfnet_jax.data.imagenet import MEAN, STD
 from gfnet_jax.data.transforms import size_to_cover
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import SavedModel

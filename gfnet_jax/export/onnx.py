@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import gfnet_jax
-from gfnet_jax.data.on_device.normalize import MEAN, STD
+from gfnet_jax.data.imagenet import MEAN, STD
 from gfnet_jax.errors import UserError
 from gfnet_jax.export.facts import channels, check_input, describe
 from gfnet_jax.files import open_atomically, to_json

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gfnet_jax.data.on_device.normalize import MEAN
+from gfnet_jax.data.imagenet import MEAN
 from gfnet_jax.errors import UserError
 from gfnet_jax.export.facts import channels, describe
 from gfnet_jax.export.onnx import to_onnx

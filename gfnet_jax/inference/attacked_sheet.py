@@ -7,7 +7,8 @@ from PIL import Image
 
 from gfnet_jax.data import imagenet
 from gfnet_jax.data.decode import load_rgb, open_image
-from gfnet_jax.data.on_device.normalize import MEAN, STD, normalize
+from gfnet_jax.data.imagenet import MEAN, STD
+from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.inference.attacks import Attack, attack_images

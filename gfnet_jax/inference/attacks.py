@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gfnet_jax.data.on_device.normalize import MEAN, STD
+from gfnet_jax.data.imagenet import MEAN, STD
 from gfnet_jax.errors import UserError
 from gfnet_jax.losses import cross_entropy
 from gfnet_jax.names import look_up

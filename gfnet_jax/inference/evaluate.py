@@ -12,6 +12,7 @@ import ml_collections
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from gfnet_jax.console import say
 from gfnet_jax.data import imagenet
 from gfnet_jax.data.pipeline import Reading, eval_batches
 from gfnet_jax.data.samples import Share, check_form
@@ -23,7 +24,7 @@ from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import recognise
 from gfnet_jax.data.sources.records import Source
 from gfnet_jax.data.transforms import EvalTransform
-from gfnet_jax.distributed import say, together
+from gfnet_jax.distributed import together
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.attacks import Attack, make_attack
 from gfnet_jax.inference.classification import CLASSIFICATION

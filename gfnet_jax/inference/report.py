@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gfnet_jax.console import say
 from gfnet_jax.data.decode import BadImageError, decode_image
 from gfnet_jax.data.sources.records import BadRecordError, Record, Source
-from gfnet_jax.distributed import say
 from gfnet_jax.files import make_directory, open_atomically, to_json, write_atomically
 from gfnet_jax.inference.pictures import draw_confusion, draw_sheet
 from gfnet_jax.inference.verdicts import Verdicts

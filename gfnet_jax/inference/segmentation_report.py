@@ -7,11 +7,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from gfnet_jax.console import say
 from gfnet_jax.data.decode import decode_image
 from gfnet_jax.data.segmentation.samples import load_masked
 from gfnet_jax.data.segmentation.transforms import IGNORED
 from gfnet_jax.data.sources.records import BadRecordError, MaskedSource
-from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory, open_atomically, to_json, write_atomically
 from gfnet_jax.inference.coloured_masks import coloured, legend

@@ -10,12 +10,12 @@ import numpy as np
 from flax import nnx
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.models.arguments import as_places
 from gfnet_jax.models.dense import Linear
 from gfnet_jax.models.fit import resize
 from gfnet_jax.models.initializers import initial_rngs
 from gfnet_jax.models.layers import PatchEmbed
 from gfnet_jax.models.products import repeat_rows, sum_type
+from gfnet_jax.models.sizes import as_places
 from gfnet_jax.models.stage import BlockList, Blocks
 from gfnet_jax.text import printable
 

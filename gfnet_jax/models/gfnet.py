@@ -9,13 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.models.arguments import (
-  as_size,
-  as_sizes,
-  as_sizes_per_stage,
-  check_dtype,
-  check_rngs,
-)
+from gfnet_jax.models.arguments import check_dtype, check_rngs
 from gfnet_jax.models.base import Network
 from gfnet_jax.models.dense import Linear
 from gfnet_jax.models.image_size import ImageSize, as_height_width, divide
@@ -24,6 +18,7 @@ from gfnet_jax.models.layer_norm import LayerNorm
 from gfnet_jax.models.layers import Block, PatchEmbed
 from gfnet_jax.models.products import sum_type
 from gfnet_jax.models.resize import check_rule
+from gfnet_jax.models.sizes import as_size, as_sizes, as_sizes_per_stage
 from gfnet_jax.models.stage import BlockList, Blocks, BlockStack
 
 

@@ -1,7 +1,7 @@
 """Image sizes, and the token grids that they are divided into."""
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.models.arguments import as_size
+from gfnet_jax.models.sizes import as_size
 from gfnet_jax.text import printable
 
 ImageSize = int | tuple[int, int]

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gfnet_jax.models.arguments import as_sizes, check_dtype, check_input, check_rngs
+from gfnet_jax.models.arguments import check_dtype, check_input, check_rngs
 from gfnet_jax.models.attention import SelfAttention
 from gfnet_jax.models.convolution import Convolution3, Convolution5, Convolution7
 from gfnet_jax.models.fourier import global_filter, spatial_kernel
@@ -45,6 +45,7 @@ from gfnet_jax.models.initializers import normal_init
 from gfnet_jax.models.precision import check_filter_precision
 from gfnet_jax.models.products import sum_type
 from gfnet_jax.models.resize import Array, Grid, resize_filter
+from gfnet_jax.models.sizes import as_sizes
 from gfnet_jax.models.spatial_mlp import SpatialMlp
 
 

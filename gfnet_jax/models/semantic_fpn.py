@@ -12,12 +12,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.models.arguments import as_size, as_sizes_per_stage
 from gfnet_jax.models.batch_norm import BatchNorm
 from gfnet_jax.models.dense import Linear
 from gfnet_jax.models.gfnet import GFNetPyramid
 from gfnet_jax.models.initializers import DRAWN
 from gfnet_jax.models.products import sum_type
+from gfnet_jax.models.sizes import as_size, as_sizes_per_stage
 
 DROPOUT = 0.1  # of whole channels, in front of the classifier
 DIMS = (256, 128)  # channels of the pyramid, and of the head on it

@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from gfnet_jax.distributed import say
+from gfnet_jax.console import say
 from gfnet_jax.inference.saved_model import load_model
 from gfnet_jax.models.image_size import as_height_width
 from gfnet_jax.training.config_rules import NO_RULE, RULES, flatten, mixes

@@ -8,8 +8,8 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from gfnet_jax.console import say
 from gfnet_jax.data.on_device.erasing import MODES
-from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from gfnet_jax.distributed import say
+from gfnet_jax.console import say
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import to_json, write_atomically
 from gfnet_jax.inference.evaluate import evaluate

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from gfnet_jax.distributed import say, together
+from gfnet_jax.console import say
+from gfnet_jax.distributed import together
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.saved_model import SavedModel, load_model
 from gfnet_jax.models.base import Network

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from gfnet_jax.data.on_device.erasing import Erasing
+from gfnet_jax.data.erasing_boxes import Erasing
 from gfnet_jax.data.pipeline import Batch, Reading, check_fills_a_batch, train_batches
 from gfnet_jax.data.samples import Share, check_form, try_transforms
 from gfnet_jax.data.segmentation.transforms import MaskedEvalTransform, MaskedTrainTransform

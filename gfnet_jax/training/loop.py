@@ -8,8 +8,9 @@ import ml_collections
 
 from gfnet_jax.buckets import BucketPath, as_directory
 from gfnet_jax.config_files import load_config
+from gfnet_jax.console import say
 from gfnet_jax.data.pipeline import DataError, check_bad_fraction
-from gfnet_jax.distributed import Preemption, say, together
+from gfnet_jax.distributed import Preemption, together
 from gfnet_jax.files import make_directory
 from gfnet_jax.inference.evaluate import evaluate_params, task_of
 from gfnet_jax.models.functional import Params

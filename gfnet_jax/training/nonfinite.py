@@ -9,7 +9,7 @@ import ml_collections
 
 from gfnet_jax.buckets import BucketPath
 from gfnet_jax.checkpoints.store import Checkpoints
-from gfnet_jax.distributed import say
+from gfnet_jax.console import say
 from gfnet_jax.errors import UserError
 from gfnet_jax.training.config_rules import NONFINITE
 from gfnet_jax.training.resume import Progress, save_run

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from gfnet_jax.distributed import say
+from gfnet_jax.console import say
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import Params
 

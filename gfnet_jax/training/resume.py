@@ -15,9 +15,10 @@ from gfnet_jax.checkpoints.finding import list_steps, set_aside
 from gfnet_jax.checkpoints.reading import read_metadata, restore, saved_shapes, verify
 from gfnet_jax.checkpoints.remote import on_disk
 from gfnet_jax.checkpoints.store import Checkpoints
-from gfnet_jax.data.samples import nth_batch
+from gfnet_jax.console import say
+from gfnet_jax.data.order import nth_batch
 from gfnet_jax.data.sources.fingerprint import describe_classes, describe_images
-from gfnet_jax.distributed import agree, barrier, say, together
+from gfnet_jax.distributed import agree, barrier, together
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.fit import describe_misfits
 from gfnet_jax.sharding import replicated

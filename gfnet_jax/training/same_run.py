@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from gfnet_jax.distributed import say
+from gfnet_jax.console import say
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 from gfnet_jax.training.config_rules import NO_RULE, RULES

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from gfnet_jax.data.on_device.erasing import Erasing
+from gfnet_jax.data.erasing_boxes import Erasing
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.functional import Params, merge, split
 from gfnet_jax.models.image_size import as_height_width

@@ -191,7 +191,7 @@ class TorchImages:
     import torch
 
     from gfnet_jax.data.decode import open_image
-    from gfnet_jax.data.on_device.normalize import MEAN, STD
+    from gfnet_jax.data.imagenet import MEAN, STD
 
     record = self.source[i]
     pixels = self.transform(open_image(record.image), random)

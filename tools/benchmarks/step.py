@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import _measure
 
 from gfnet_jax.config_files import read_config
-from gfnet_jax.data.on_device.erasing import Erasing
+from gfnet_jax.data.erasing_boxes import Erasing
 from gfnet_jax.models.image_size import as_height_width
 from gfnet_jax.models.precision import matmul_precision
 from gfnet_jax.sharding import check_batch_size, make_mesh, split_batch

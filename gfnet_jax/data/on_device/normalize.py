@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from gfnet_jax.data.imagenet import MEAN, STD
 
 
 def normalize(images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:

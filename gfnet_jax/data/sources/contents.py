@@ -14,11 +14,11 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
+from gfnet_jax.console import say
 from gfnet_jax.data.decode import BadImageError, allow_reduced, load_rgb, open_image
 from gfnet_jax.data.sources.cache import Arrays, load_arrays, store_arrays
 from gfnet_jax.data.sources.folder import read_file
 from gfnet_jax.data.sources.records import BadRecordError
-from gfnet_jax.distributed import say
 from gfnet_jax.text import printable
 
 READERS = 4  # threads; decoding lets others run

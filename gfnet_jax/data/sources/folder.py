@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ml_collections
 
+from gfnet_jax.console import say
 from gfnet_jax.data.sources.cache import Arrays, cache_file, load_arrays, store_arrays
 from gfnet_jax.data.sources.listing import (
   describe,
@@ -15,7 +16,6 @@ from gfnet_jax.data.sources.listing import (
   list_images,
 )
 from gfnet_jax.data.sources.records import BadRecordError, Record, required_name
-from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 

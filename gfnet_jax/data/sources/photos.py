@@ -6,12 +6,12 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from gfnet_jax.console import say
 from gfnet_jax.data.sources.contents import read_contents
 from gfnet_jax.data.sources.folder import FolderSource
 from gfnet_jax.data.sources.holdout import SHARE, hold_out
 from gfnet_jax.data.sources.listing import holds_images, is_left_out
 from gfnet_jax.data.sources.records import Record, Source, required_name
-from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 

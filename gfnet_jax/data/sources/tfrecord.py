@@ -18,10 +18,10 @@ import google_crc32c
 import numpy as np
 from tqdm import tqdm
 
+from gfnet_jax.console import say
 from gfnet_jax.data.sources.cache import Arrays, cache_file, load_arrays, store_arrays
 from gfnet_jax.data.sources.file_times import state, tells
 from gfnet_jax.data.sources.records import BadRecordError
-from gfnet_jax.distributed import say
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
