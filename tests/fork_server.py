@@ -34,9 +34,9 @@ INTEGER = array.array("i").itemsize
 class Script:
   """A running script, with what the tests use of subprocess.Popen."""
 
-  def __init__(self, server: socket.socket, command: list[str], cwd: Path, env: dict[str, str]):
+  def __init__(self, server: socket.socket, *request):
     (output, out), (errors, err), (self._report, report) = os.pipe(), os.pipe(), os.pipe()
-    request = json.dumps([command, str(cwd), env]).encode()
+    request = json.dumps(request).encode()
     socket.send_fds(server, [request], [out, err, report])
     for descriptor in (out, err, report):
       os.close(descriptor)
@@ -115,9 +115,14 @@ class Server:
     self._socket.close()
     self._process.communicate()
 
-  def start(self, name: str, *arguments, env: dict[str, str], cwd: Path = ROOT) -> Script:
-    """Runs a script with an environment that has the JAX_ and TFDS_ variables of this one."""
-    return Script(self._socket, [name, *map(str, arguments)], cwd, env)
+  def start(
+    self, name: str, *arguments, env: dict[str, str], cwd: Path = ROOT, own_group: bool = False
+  ) -> Script:
+    """Runs a script with an environment that has the JAX_ and TFDS_ variables of this one.
+
+    In a process group of its own, Ctrl-C can be sent to the script and its workers alone.
+    """
+    return Script(self._socket, [name, *map(str, arguments)], str(cwd), env, own_group)
 
 
 def serve(requests: socket.socket) -> None:
@@ -139,11 +144,14 @@ def serve(requests: socket.socket) -> None:
   for descriptor, output in zip(outputs, (1, 2), strict=True):
     os.dup2(descriptor, output)
     os.close(descriptor)
-  sys.argv, directory, environment = json.loads(request)
+  sys.argv, directory, environment, own_group = json.loads(request)
+  if own_group:
+    os.setpgid(0, 0)
   os.chdir(directory)
   os.environ.clear()
   os.environ.update(environment)
-  sys.path[0] = str(Path(directory, sys.argv[0]).parent)
+  own_paths = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+  sys.path[:1] = [str(Path(directory, sys.argv[0]).parent), *own_paths]
 
 
 def _wait_for_ended(options: int) -> None:

@@ -1,5 +1,6 @@
 """Real processes: the same batches, mixed, for any number; and none that outlives its parent."""
 
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -14,7 +15,8 @@ import jax
 import numpy as np
 import pytest
 from dump_batches import BATCH_SIZE
-from helpers import HANGS, ROOT, free_port, script_environment
+from fork_server import Script
+from helpers import HANGS, ROOT, finish, free_port, script_environment, wait_for_line
 from image_sets import write_folder
 from worker_samples import Deadly, Numbers
 
@@ -32,53 +34,38 @@ def folder(tmp_path_factory):
   return folder
 
 
-class Reader(subprocess.Popen):
-  """A process of its own group that prints its share of the batches to a file."""
-
-  def __init__(self, files: Path, environment: dict[str, str], *arguments):
-    self.output, self.messages = files.with_suffix(".out"), files.with_suffix(".err")
-    with self.output.open("w") as output, self.messages.open("w") as errors:
-      super().__init__(
-        [sys.executable, "tests/dump_batches.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        stdout=output,
-        stderr=errors,
-        start_new_session=True,
-      )
-
-  def batches(self) -> list[list[str]]:
-    """The checksums of the rows, of the batches so far."""
-    lines = self.output.read_text().splitlines()
-    return [json.loads(line) for line in lines if line.startswith('["')]  # not messages
-
-
 @pytest.fixture
-def start(folder, tmp_path):
-  """start(processes, workers, first, steps) starts the Readers of one run."""
+def start(folder, tmp_path, server):
+  """start(processes, workers, first, steps) starts the processes that print batches of one run.
+
+  Each prints its share: a line of JSON with the checksums of its rows for every batch.
+  """
   environment = script_environment(fusion_emitters=True)
   environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": "."}
-  started = []
+  with contextlib.ExitStack() as stack:
 
-  def run(processes: int, *numbers: int) -> list[Reader]:
-    port = free_port()
-    for process in range(processes):
-      files = tmp_path / str(len(started))
-      started.append(Reader(files, environment, folder, process, processes, *numbers, port))
-    return started[-processes:]
+    def run(processes: int, *numbers: int) -> list[Script]:
+      commands = [
+        ("tests/dump_batches.py", folder, process, processes, *numbers)
+        for process in range(processes)
+      ]
+      port = free_port()
+      started = [server.start(*c, port, env=environment, own_group=True) for c in commands]
+      for process in started:
+        stack.enter_context(process)
+        stack.callback(process.kill)
+      return started
 
-  yield run
-  for process in started:
-    process.kill()
-    process.wait()
+    yield run
 
 
-def global_batches(shares: list[Reader]) -> list[list[str]]:
+def global_batches(shares: list[Script]) -> list[list[str]]:
   """The checksums of the rows of global batches, from processes run side by side."""
-  for share in shares:
-    assert share.wait(timeout=HANGS) == 0, share.messages.read_text()
-  steps = zip(*(share.batches() for share in shares), strict=True)
-  return [list(itertools.chain(*rows)) for rows in steps]
+  lines = []
+  for code, output, messages in finish(shares):
+    assert code == 0, messages
+    lines.append([json.loads(line) for line in output.splitlines() if line.startswith('["')])
+  return [list(itertools.chain(*rows)) for rows in zip(*lines, strict=True)]
 
 
 def test_batches_are_the_same_for_other_processes_and_workers_and_after_resuming(start):
@@ -126,8 +113,8 @@ def wait_until(condition) -> None:
 def reading(start):
   """A process with two workers that reads without end, and its workers."""
   [process] = start(1, 2, 0, ENDLESS)
-  # Both workers have delivered, so both are ready.
-  wait_until(lambda: process.output.read_text().count("\n") >= 4)
+  for _ in range(4):  # both workers have delivered, so both are ready
+    wait_for_line(process, '["')
   workers = children(process.pid)
   assert len(workers) == 2
   return process, workers
@@ -136,8 +123,8 @@ def reading(start):
 def test_a_killed_worker_is_an_error_with_its_name(reading):
   process, workers = reading
   os.kill(workers[1], signal.SIGKILL)
-  assert process.wait(timeout=HANGS) == 2
-  error = process.messages.read_text()
+  [(code, _, error)] = finish([process])
+  assert code == 2
   assert f"error: the input worker process {workers[1]} ended with exit code -9 (SIGKILL)" in error
   assert "Traceback" not in error
   assert not any(map(is_running, workers))
@@ -152,9 +139,10 @@ def test_workers_die_with_a_killed_parent(reading):
 def test_ctrl_c_ends_everything(reading):
   process, workers = reading
   os.killpg(process.pid, signal.SIGINT)
-  assert process.wait(timeout=HANGS) == 130
+  [(code, _, error)] = finish([process])
+  assert code == 130
   wait_until(lambda: not any(map(is_running, workers)))
-  assert "Traceback" not in process.messages.read_text()
+  assert "Traceback" not in error
 
 
 @pytest.mark.parametrize("workers", [0, 1])
