@@ -63,8 +63,15 @@ if CAN_DO_WITHOUT:
 
 def pytest_configure(config: pytest.Config) -> None:
   """Lets the scripts compile as for users only in the slow tests."""
-  if config.getoption("markexpr") == "not slow":
+  if "not slow" in config.getoption("markexpr"):
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  for item in items:
+    if "scripts" in getattr(item, "fixturenames", ()):
+      item.add_marker("processes")
 
 
 @pytest.fixture
@@ -93,18 +100,18 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-  """server.start(name, *arguments, ...) starts a script of the project as a process."""
+def scripts() -> Iterator[Server]:
+  """scripts.start(name, *arguments, ...) starts a script of the project as a process."""
   with Server() as server:
     yield server
 
 
 @pytest.fixture(scope="session")
-def script(server) -> Callable[..., subprocess.CompletedProcess]:
+def script(scripts) -> Callable[..., subprocess.CompletedProcess]:
   """script("train.py", *arguments, devices=1) runs a script of the project to its end."""
 
   def run(name: str, *arguments, devices: int = 1) -> subprocess.CompletedProcess:
-    with server.start(name, *arguments, env=script_environment(devices)) as process:
+    with scripts.start(name, *arguments, env=script_environment(devices)) as process:
       outputs = process.communicate(timeout=HANGS)
       return subprocess.CompletedProcess([name, *arguments], process.returncode, *outputs)
 
@@ -132,7 +139,7 @@ def in_process(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 
 
 @pytest.fixture
-def start(server) -> Iterator[Callable[..., list[Script]]]:
+def start(scripts) -> Iterator[Callable[..., list[Script]]]:
   """start("train.py", *arguments, processes, devices) starts all processes of a run.
 
   `devices` is of each of them, and `last` holds arguments of the last one alone.
@@ -148,7 +155,7 @@ def start(server) -> Iterator[Callable[..., list[Script]]]:
       for i in range(processes):
         own = (*flags, "--process-id", i) if processes > 1 else ()
         own = (*own, *last) if i == processes - 1 else own
-        process = server.start(name, *arguments, *own, env=script_environment(devices[i]))
+        process = scripts.start(name, *arguments, *own, env=script_environment(devices[i]))
         stack.enter_context(process)
         stack.callback(process.kill)  # before the context waits for its end
         started.append(process)

@@ -36,9 +36,9 @@ SMALL = (
 class Project:
   """A copy of the project to which a recipe is applied, block of code by block."""
 
-  def __init__(self, server: Server, directory: Path, recipe: str):
+  def __init__(self, scripts: Server, directory: Path, recipe: str):
     self.directory = directory
-    self._start = functools.partial(server.start, cwd=directory, env=script_environment())
+    self._start = functools.partial(scripts.start, cwd=directory, env=script_environment())
     for name in ("gfnet_jax", "configs"):
       ignored = shutil.ignore_patterns("__pycache__")
       shutil.copytree(ROOT / name, directory / name, ignore=ignored)
@@ -86,8 +86,8 @@ def evaluation(workdir: Path) -> dict:
   return [line for line in read_lines(workdir / "metrics.jsonl") if "eval_top1" in line][-1]
 
 
-def test_a_token_mixer(tmp_path, server):
-  project = Project(server, tmp_path / "project", "a token mixer")
+def test_a_token_mixer(tmp_path, scripts):
+  project = Project(scripts, tmp_path / "project", "a token mixer")
   mixers = "gfnet_jax/models/mixers.py"
   project.insert(mixers, "MIXERS", before=True)
   project.insert(mixers, "MIXERS")
@@ -107,8 +107,8 @@ def test_a_token_mixer(tmp_path, server):
     project.run("convert_torch_weights.py", "--to-torch", workdir, tmp_path / "weights.safetensors")
 
 
-def test_a_data_set_with_an_augmentation(tmp_path, server):
-  project = Project(server, tmp_path / "project", "a data set")
+def test_a_data_set_with_an_augmentation(tmp_path, scripts):
+  project = Project(scripts, tmp_path / "project", "a data set")
   project.write("gfnet_jax/data/sources/npz.py")
   project.insert("gfnet_jax/data/sources/open.py", "SOURCES")
   augmentations = "gfnet_jax/data/augmentations.py"
@@ -157,9 +157,9 @@ def margin(workdir: Path, ema: bool) -> float:
   return float(np.mean(logits.max(-1) - logits.mean(-1)))
 
 
-def test_a_metric_and_a_thing_done_every_n_steps(tmp_path, server):
+def test_a_metric_and_a_thing_done_every_n_steps(tmp_path, scripts):
   """In a run that began without them, at the commit d75db2a."""
-  project = Project(server, tmp_path / "project", "a metric")
+  project = Project(scripts, tmp_path / "project", "a metric")
   for path, last in (("training", '  "gradient_norm"'), ("inference", '  "loss": Metric(loss')):
     file = f"gfnet_jax/{path}/metrics.py"
     project.insert(file, "METRICS", before=True)

@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def start(folder, tmp_path, server):
+def start(folder, tmp_path, scripts):
   """start(processes, workers, first, steps) starts the processes that print batches of one run.
 
   Each prints its share: a line of JSON with the checksums of its rows for every batch.
@@ -50,7 +50,7 @@ def start(folder, tmp_path, server):
         for process in range(processes)
       ]
       port = free_port()
-      started = [server.start(*c, port, env=environment, own_group=True) for c in commands]
+      started = [scripts.start(*c, port, env=environment, own_group=True) for c in commands]
       for process in started:
         stack.enter_context(process)
         stack.callback(process.kill)
