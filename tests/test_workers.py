@@ -18,7 +18,7 @@ from dump_batches import BATCH_SIZE
 from fork_server import Script
 from helpers import HANGS, ROOT, finish, free_port, script_environment, wait_for_line
 from image_sets import write_folder
-from worker_samples import Deadly, Numbers
+from worker_samples import Deadly, Mute, Numbers
 
 from gfnet_jax.data import workers as workers_module
 from gfnet_jax.data.workers import iterate_batches
@@ -266,6 +266,13 @@ def test_a_worker_that_ends_by_itself_is_an_error_with_its_name(samples, message
       taken += 1
   assert taken <= 3
   assert not multiprocessing.active_children()
+
+
+def test_a_request_that_cannot_be_read_is_an_error_and_no_waiting(capfd):
+  batches = iterate_batches(Numbers(4), [[0], [Mute()]], threads=1, prefetch=2, workers=1)
+  with pytest.raises(UserError, match=r"ended with exit code 1 \(an error of its own\)"):
+    list(batches)
+  assert "a bug" in capfd.readouterr().err
 
 
 def test_a_worker_is_never_further_ahead_than_documented_and_can_be_killed_there(tmp_path):

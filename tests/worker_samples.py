@@ -39,6 +39,13 @@ class Deadly(Numbers):
     return kill, ()
 
 
+class Mute:
+  """A key that cannot be read again."""
+
+  def __reduce__(self):
+    return raise_value_error, ()
+
+
 class Unpicklable(Exception):
   """An exception that can be pickled, but not be read again."""
 

@@ -225,10 +225,15 @@ def _send_batches(parent: socket.socket, threads: int) -> None:
 
 
 def _take_requests(parent: socket.socket, maker: BatchThreads) -> None:
-  with contextlib.suppress(ConnectionError):
+  """Ends the process with the requests, or where they cannot be read: it would wait forever."""
+  try:
     while True:
       maker.request(receive(parent))
-  os._exit(0)
+  except ConnectionError:  # the parent is gone
+    os._exit(0)
+  except Exception:  # of any kind, with no one to raise it to
+    traceback.print_exc()
+    os._exit(1)
 
 
 def _picklable(error: Exception) -> Exception:
