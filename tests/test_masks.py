@@ -25,7 +25,7 @@ from gfnet_jax.data.segmentation.transforms import (
 from gfnet_jax.data.sources.fingerprint import fingerprint
 from gfnet_jax.data.sources.open import check_classes, in_class_order, open_source
 from gfnet_jax.data.sources.records import MaskedRecord
-from gfnet_jax.data.sources.shapes import CLASSES, SPLITS, ShapesSource
+from gfnet_jax.data.sources.shapes import CLASSES, SPLITS, ShapesSource, open_shapes
 from gfnet_jax.errors import UserError
 
 SIZES = ((40, 60), (60, 40), (33, 57), (40, 60))  # (height, width)
@@ -185,6 +185,11 @@ def test_masks_are_for_networks_with_a_decoder():
     check_form(source, LABELLED)
   with pytest.raises(UserError, match="have no masks, which are for a network that classifies"):
     check_form([], MASKED)
+
+
+def test_shapes_have_no_other_name():
+  with pytest.raises(UserError, match="data.name is 'my-masks', expected 'shapes'"):
+    open_shapes(ml_collections.ConfigDict(dict(name="my-masks")), "test")
 
 
 def test_shapes_are_drawn_from_their_index_alone():
