@@ -337,6 +337,21 @@ def test_the_table_of_all_domains(in_process, trained, tmp_path):
   assert "data.source of configs/digits.py is tfds, expected domains" in errors
 
 
+def test_the_sheet_of_all_domains(in_process, tmp_path):
+  root, sheet = write_domains(tmp_path / "data"), tmp_path / "sheet.png"
+  command = ("tools/domains.py", "--config", "configs/domains.py:folder", "--sheet", sheet)
+  code, _, _ = in_process(*command, f"--config.data.name={root}")
+  assert code == 0
+  with Image.open(sheet) as image:
+    assert image.height > image.width / 2  # three rows of five
+  drawn = sheet.read_bytes()
+  (root / "photo/cat/00.png").write_bytes(b"damaged")
+  code, _, errors = in_process(*command, f"--config.data.name={root}")
+  assert (code, errors.count("\n")) == (2, 1)
+  assert "photo/cat/00.png is not a readable image" in errors
+  assert sheet.read_bytes() == drawn
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_ends_like_one_that_was_not(start, tmp_path):
   """On digits: the same metrics, the same test, to the last bit."""

@@ -188,7 +188,7 @@ def test_masks_are_for_networks_with_a_decoder():
 
 
 def test_shapes_have_no_other_name():
-  with pytest.raises(UserError, match="data.name is 'my-masks', expected 'shapes'"):
+  with pytest.raises(UserError, match=r"data\.name is 'my-masks', expected 'shapes'"):
     open_shapes(ml_collections.ConfigDict(dict(name="my-masks")), "test")
 
 

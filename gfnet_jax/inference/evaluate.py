@@ -29,7 +29,7 @@ from gfnet_jax.inference.attacks import Attack, make_attack
 from gfnet_jax.inference.classification import CLASSIFICATION
 from gfnet_jax.inference.match_classes import Matched, match_classes
 from gfnet_jax.inference.parts import summarize_parts
-from gfnet_jax.inference.saved_model import SavedModel, load_model
+from gfnet_jax.inference.saved_model import SavedModel, check_classifies, load_model
 from gfnet_jax.inference.segmentation import SEGMENTATION
 from gfnet_jax.inference.task import Task
 from gfnet_jax.models import functional
@@ -86,8 +86,8 @@ def evaluate(
   saved = saved if isinstance(saved, SavedModel) else load_model(saved)
   attack = make_attack(attack) if isinstance(attack, str) else attack
   task = task_of(saved.config)
-  if attack is not None and task.form.has_masks:
-    raise UserError("the model segments images, expected one that classifies them for an attack")
+  if attack is not None:
+    check_classifies(saved)
   given = dict(source=source, eval_split=split, data_dir=data_dir, eval_batch_size=batch_size)
   section = data_section(saved, name=data if data is None else str(data), **given)
   images = _open(section, saved, task)
