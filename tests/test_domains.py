@@ -105,6 +105,10 @@ def test_lists_choose_the_validation_images(tmp_path):
     *("art/dog/00.png", "photo/dog/00.png")
   ]
   assert open_source(section(tmp_path), "test").parts == {"sketch": 40}
+  (tmp_path / "splits/art_crossval_kfold.txt").rename(tmp_path / "crossval")
+  with pytest.raises(UserError, match=r"one of the two lists of art, expected art_crossval_kfold"):
+    open_source(section(tmp_path), "train")
+  (tmp_path / "crossval").rename(tmp_path / "splits/art_crossval_kfold.txt")
   (tmp_path / "splits/art_train_kfold.txt").write_text("art/cat/99.png 1\n")
   with pytest.raises(UserError, match=r"art/cat/99\.png is in the list of art's images for train"):
     open_source(section(tmp_path), "train")

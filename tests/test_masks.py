@@ -80,7 +80,8 @@ def test_ade20ks_folders(tmp_path):
 
 def test_without_reduce_zero_label_0_is_the_first_class_and_255_is_none(tmp_path):
   write_ade20k(tmp_path)
-  (tmp_path / "classes.txt").write_text("none\nwall\nsky\ntree\n\n")
+  # As some editors write it, with a byte order mark.
+  (tmp_path / "classes.txt").write_text("none\r\nwall\r\nsky\r\ntree\r\n\r\n", "utf-8-sig")
   values = np.array(Image.open(tmp_path / "annotations/training/image_1.png"))
   values[:7] = 255
   palette = Image.fromarray(values)

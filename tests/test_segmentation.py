@@ -255,6 +255,16 @@ def test_a_run_trains_evaluates_reports_and_predicts(few_shapes, tmp_path, in_pr
   assert code == 2
 
 
+def test_the_end_of_a_run_names_the_command_for_its_network(tmp_path, in_process, monkeypatch):
+  monkeypatch.setattr(gfnet_jax, "train", lambda config, workdir: {"miou": 1.0}, raising=False)
+  run = ("train.py", "--workdir", tmp_path, "--config")
+  _, printed, _ = in_process(*run, "configs/segmentation.py")
+  command = f"python tools/predict.py {tmp_path} IMAGE"
+  assert printed.splitlines()[-1] == f"Segment an image with: {command} --segment masks"
+  _, printed, _ = in_process(*run, "configs/digits.py")
+  assert printed.splitlines()[-1] == f"Classify an image with: {command}"
+
+
 def assert_same_run(first, second):
   """Parameters, their averages, running statistics and metrics of two work directories."""
   for ema in (False, True):

@@ -192,6 +192,10 @@ def test_images_of_another_size_are_answered_by_the_bilinear_rule():
   expected = jax.jit(lambda p, x: merge(structure, p)(x))(params, images)
   assert found.shape == (1, 64, 96, CLASSES)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  assert model.dynamic_size == "bilinear"
+  model.dynamic_size = None  # as of a network without a decoder
+  with pytest.raises(UserError, match=r"got images of shape \(1, 96, 64, 3\)"):
+    model(images.swapaxes(1, 2))
 
 
 def test_a_decoder_keeps_its_weights_and_gets_a_new_classifier_for_other_classes():

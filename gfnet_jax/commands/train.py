@@ -49,4 +49,6 @@ def main(arguments: list[str]) -> None:
   if gfnet_jax.train(config, workdir):
     name = shlex.quote(str(workdir))
     distributed.say(f"Done. Evaluate it again with: {spell('eval')} --checkpoint {name}")
-    distributed.say(f"Classify an image with: {spell('predict')} {name} IMAGE")
+    segments = config.model.get("decoder")
+    what, flag = ("Segment", " --segment masks") if segments else ("Classify", "")
+    distributed.say(f"{what} an image with: {spell('predict')} {name} IMAGE{flag}")

@@ -92,7 +92,7 @@ def read_class_names(root: Path) -> list[str]:
       f"in the order of their values in the masks; write {root / NAMES[0]}"
     )
   try:
-    lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, "strerror", None) or error
     raise UserError(f"cannot read {path} ({reason}); expected one class name per line") from error
