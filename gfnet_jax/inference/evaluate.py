@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -219,18 +220,23 @@ def evaluate_params(
 
   Returns:
     As `evaluate`; images_per_second counts from when the first batch has been read and the
-    step is compiled.
+    step is compiled, and stands still while it is compiled for images of another size.
   """
   task = task or CLASSIFICATION
   batch_size = -(-batch_size // mesh.size) * mesh.size
   share = Share(batch_size, jax.process_index(), jax.process_count())
   batches = eval_batches(source, transform, share=share, reading=reading, form=task.form)
-  results, start = [], None
+  results, start, compiled = [], None, set()
   with contextlib.closing(batches):
     for batch in _progress(to_devices(batches, mesh), source, batch_size):
-      if start is None:  # neither the start of the workers nor compiling is in the rate
+      shapes = tuple(np.shape(array) for array in jax.tree.leaves(batch))
+      if shapes not in compiled:  # neither the start of the workers nor compiling is in the rate
+        jax.block_until_ready(results)
+        before = time.monotonic()
         eval_step.lower(params, batch).compile()
-        start = time.monotonic()
+        compiled.add(shapes)
+        now = time.monotonic()
+        start = now if start is None else start + now - before
       results.append(eval_step(params, batch))
       on_batch()
   summary = task.summarize(jax.device_get(results))
