@@ -1,8 +1,10 @@
 """Segmentation: counting pixels, the recipe, masks as files, and runs from training to predict."""
 
+import dataclasses
 import io
 import json
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ from gfnet_jax.inference.coloured_masks import coloured, palette
 from gfnet_jax.inference.mask_files import mask_paths
 from gfnet_jax.inference.metrics import format_results
 from gfnet_jax.inference.pixels import PixelCounts, count_pixels, resample, scores_of, total_counts
+from gfnet_jax.inference.saved_model import SavedModel
 from gfnet_jax.inference.segmentation import summarize_pixels
 from gfnet_jax.inference.segmentation_report import describe_classes, lines_of, shown_part
 from gfnet_jax.losses import pixel_cross_entropy
@@ -170,6 +173,17 @@ def test_a_coloured_mask_holds_the_classes_and_their_colours():
   assert read.convert("RGB").getpixel((1, 0)) == colours[1]
   assert len(set(colours[:151])) == 151
   assert (colours[0], colours[IGNORED]) == ((0, 0, 0), (255, 255, 255))
+
+
+def test_networks_that_no_mask_can_be_made_of():
+  saved = SavedModel(SimpleNamespace(num_classes=256), dict(decoder="semantic-fpn"))
+  with pytest.raises(
+    UserError, match="has 256 classes, expected at most 255, as a value of a mask"
+  ):
+    gfnet_jax.segment(saved, "photo.jpg")
+  saved = dataclasses.replace(saved, config={})
+  with pytest.raises(UserError, match="classifies whole images, expected one that segments them"):
+    gfnet_jax.segment(saved, "photo.jpg")
 
 
 def test_masks_that_would_be_one_file(tmp_path):
