@@ -31,6 +31,7 @@ from gfnet_jax.inference.segmentation import summarize_pixels
 from gfnet_jax.inference.segmentation_report import describe_classes, lines_of, shown_part
 from gfnet_jax.losses import pixel_cross_entropy
 from gfnet_jax.training import loop
+from gfnet_jax.training.choices import advise_batch
 from gfnet_jax.training.config_rules import check_config
 from gfnet_jax.training.metrics import Outcome, accuracy
 from gfnet_jax.training.optimizer import make_schedule
@@ -150,6 +151,11 @@ def test_what_knows_nothing_of_masks_is_refused(field):
   config.update_from_flattened_dict({field: {"": "x", 0.0: 0.5, None: (0.1, 0.5)}[LEFT_OUT[field]]})
   with pytest.raises(UserError, match=f"^{field} is .*with model.decoder='semantic-fpn'"):
     learning_of(config.model).check(config)
+
+
+def test_the_advice_for_few_images_is_for_networks_that_segment():
+  config = segmentation.get_config("gfnet-h-ti")
+  assert advise_batch(config, 12, 1) == "choose --config.data.batch_size=8"
 
 
 def test_fields_of_masks_without_a_decoder_are_refused():
