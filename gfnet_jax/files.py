@@ -40,6 +40,17 @@ def make_directory(directory: Path | BucketPath) -> None:
     ) from error
 
 
+def make_directory_of(file: Path) -> None:
+  """`make_directory` of a file that will be written, before the work and not after it.
+
+  Raises:
+    UserError: as that, and if something else than a file has the name.
+  """
+  make_directory(file.parent)
+  if file.exists() and not file.is_file():
+    raise UserError(f"{file} is a directory or a device, expected a file; choose another name")
+
+
 def check_name(directory: Path | BucketPath) -> None:
   """Raises UserError if a name is not the same in UTF-8, in which libraries in C++ take names.
 

@@ -1,5 +1,6 @@
 """FGSM and PGD against answers by hand, against PyTorch, and through eval.py."""
 
+import dataclasses
 import json
 import math
 
@@ -19,6 +20,7 @@ from gfnet_jax.inference.attacked_sheet import draw_attacked
 from gfnet_jax.inference.attacks import ATTACKS, ascend, attack_images, draw_starts, make_attack
 from gfnet_jax.inference.classification import make_eval_step
 from gfnet_jax.inference.evaluate import evaluate
+from gfnet_jax.inference.robustness import measure_robustness
 from gfnet_jax.inference.saved_model import SavedModel
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.sharding import make_mesh, replicate
@@ -212,6 +214,35 @@ def test_the_sheet_shows_images_above_what_becomes_of_them(saved):
   changed = np.asarray(draw_attacked(saved, make_attack("fgsm", eps=60)))
   np.testing.assert_array_equal(changed[thumbnails], sheet[thumbnails])
   assert not np.array_equal(changed[height - 4 :][thumbnails], sheet[thumbnails])
+
+
+@pytest.mark.parametrize(
+  ("model", "message"),
+  [
+    (dict(decoder="semantic-fpn", num_classes=5), "the model segments images, expected one that"),
+    (dict(num_classes=0), r"the model has no head \(num_classes is 0\), expected one with classes"),
+  ],
+)
+def test_what_gives_no_class_to_an_image_is_not_attacked(saved, model, message):
+  other = dataclasses.replace(saved, config=saved.config | model)
+  attack = ATTACKS["fgsm"]
+  for ask in (
+    lambda: evaluate(other, attack=attack),
+    lambda: draw_attacked(other, attack),
+    lambda: next(measure_robustness(other, attacks=[attack])),
+  ):
+    with pytest.raises(UserError, match=message):
+      ask()
+
+
+def test_the_flags_of_the_tool(in_process, tmp_path):
+  command = ("tools/robustness.py", "x", "--sheet", tmp_path)
+  code, _, errors = in_process(*command)
+  assert (code, errors.count("\n")) == (2, 1)
+  assert f"{tmp_path} is a directory or a device, expected a file" in errors
+  code, _, errors = in_process(*command, "--output", tmp_path / "results.json")
+  assert (code, errors.count("\n")) == (2, 1)
+  assert "--sheet only draws, expected no --output beside it" in errors
 
 
 def test_flags(in_process):

@@ -105,6 +105,10 @@ def test_lists_choose_the_validation_images(tmp_path):
     *("art/dog/00.png", "photo/dog/00.png")
   ]
   assert open_source(section(tmp_path), "test").parts == {"sketch": 40}
+  (tmp_path / "splits/art_crossval_kfold.txt").rename(tmp_path / "crossval")
+  with pytest.raises(UserError, match=r"one of the two lists of art, expected art_crossval_kfold"):
+    open_source(section(tmp_path), "train")
+  (tmp_path / "crossval").rename(tmp_path / "splits/art_crossval_kfold.txt")
   (tmp_path / "splits/art_train_kfold.txt").write_text("art/cat/99.png 1\n")
   with pytest.raises(UserError, match=r"art/cat/99\.png is in the list of art's images for train"):
     open_source(section(tmp_path), "train")
@@ -335,6 +339,21 @@ def test_the_table_of_all_domains(in_process, trained, tmp_path):
   code, _, errors = in_process(*command, "--config", "configs/digits.py")
   assert code == 2
   assert "data.source of configs/digits.py is tfds, expected domains" in errors
+
+
+def test_the_sheet_of_all_domains(in_process, tmp_path):
+  root, sheet = write_domains(tmp_path / "data"), tmp_path / "sheet.png"
+  command = ("tools/domains.py", "--config", "configs/domains.py:folder", "--sheet", sheet)
+  code, _, _ = in_process(*command, f"--config.data.name={root}")
+  assert code == 0
+  with Image.open(sheet) as image:
+    assert image.height > image.width / 2  # three rows of five
+  drawn = sheet.read_bytes()
+  (root / "photo/cat/00.png").write_bytes(b"damaged")
+  code, _, errors = in_process(*command, f"--config.data.name={root}")
+  assert (code, errors.count("\n")) == (2, 1)
+  assert "photo/cat/00.png is not a readable image" in errors
+  assert sheet.read_bytes() == drawn
 
 
 @pytest.mark.slow

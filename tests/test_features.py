@@ -50,6 +50,21 @@ def test_features_come_in_the_order_of_their_numbers():
   assert none == []
 
 
+def test_in_training_blocks_and_stages_are_dropped_alike():
+  network, key = model("gfnet-h-ti", drop_path_rate=0.9), jax.random.key(2)
+  call = jax.jit(
+    lambda x: (
+      network.forward_intermediates(x, stages=[0, 1], key=key),
+      network.forward_intermediates(x, blocks=[0, 2], key=key),
+      network.forward_intermediates(x, blocks=[2]),
+    )
+  )
+  by_stage, by_block, (whole,) = call(IMAGES)
+  for found, expected in zip(by_block, by_stage, strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+  assert not np.allclose(by_block[1], whole, rtol=1e-6, atol=1e-6)
+
+
 def test_nothing_behind_the_last_stage_is_computed(monkeypatch):
   network, called = model("gfnet-h-ti"), []
   call = PatchEmbed.__call__

@@ -214,6 +214,15 @@ def test_mce_by_hand():
   assert (ALEXNET["brightness"], ALEXNET["impulse_noise"]) == (56.4592, 92.264)
 
 
+def test_imagenet_c_is_not_cropped(saved, tmp_path):
+  """An image whose mean is that of class 8 only with its borders: 24 of 60 columns of value 20."""
+  folder = write(tmp_path / "imagenet-c/fog/1", {WNIDS[8]: [0]})
+  pixels = np.zeros((48, 60, 3), np.uint8)
+  pixels[:, :12, 0] = pixels[:, -12:, 0] = 20
+  Image.fromarray(pixels).save(folder / WNIDS[8] / "0.png")
+  assert evaluate(saved, "imagenet_c", data_dir=str(tmp_path), batch_size=8)["top1"] == 100
+
+
 def test_cut_out_images_keep_their_borders():
   image = Image.new("RGB", (224, 224))
   image.putpixel((0, 0), (255, 255, 255))

@@ -25,7 +25,7 @@ from gfnet_jax.data.segmentation.transforms import (
 from gfnet_jax.data.sources.fingerprint import fingerprint
 from gfnet_jax.data.sources.open import check_classes, in_class_order, open_source
 from gfnet_jax.data.sources.records import MaskedRecord
-from gfnet_jax.data.sources.shapes import CLASSES, SPLITS, ShapesSource
+from gfnet_jax.data.sources.shapes import CLASSES, SPLITS, ShapesSource, open_shapes
 from gfnet_jax.errors import UserError
 
 SIZES = ((40, 60), (60, 40), (33, 57), (40, 60))  # (height, width)
@@ -80,7 +80,8 @@ def test_ade20ks_folders(tmp_path):
 
 def test_without_reduce_zero_label_0_is_the_first_class_and_255_is_none(tmp_path):
   write_ade20k(tmp_path)
-  (tmp_path / "classes.txt").write_text("none\nwall\nsky\ntree\n\n")
+  # As some editors write it, with a byte order mark.
+  (tmp_path / "classes.txt").write_text("none\r\nwall\r\nsky\r\ntree\r\n\r\n", "utf-8-sig")
   values = np.array(Image.open(tmp_path / "annotations/training/image_1.png"))
   values[:7] = 255
   palette = Image.fromarray(values)
@@ -185,6 +186,11 @@ def test_masks_are_for_networks_with_a_decoder():
     check_form(source, LABELLED)
   with pytest.raises(UserError, match="have no masks, which are for a network that classifies"):
     check_form([], MASKED)
+
+
+def test_shapes_have_no_other_name():
+  with pytest.raises(UserError, match=r"data\.name is 'my-masks', expected 'shapes'"):
+    open_shapes(ml_collections.ConfigDict(dict(name="my-masks")), "test")
 
 
 def test_shapes_are_drawn_from_their_index_alone():

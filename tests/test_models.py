@@ -232,6 +232,7 @@ def test_inference_is_the_default_and_a_key_makes_it_stochastic():
     (dict(name="gfnet-sx"), "did you mean gfnet-"),
     (dict(name="gfnet-xs", image_size=225), "225x225 is not divisible by 16"),
     (dict(name="gfnet-h-s", image_size=(224, 112)), "224x112 is not divisible by 32"),
+    (dict(name="gfnet-h-s", image_size=90), "90x90 is not divisible by 32"),  # nor by 4
     (dict(name="gfnet-h-s", image_size=0), "expected a side or"),
     (dict(name="gfnet-xs", image_size=(224, 224, 3)), "expected a side or"),
     (dict(name="gfnet-xs", embed_dims=(1, 2)), "unknown option 'embed_dims' of gfnet-xs"),

@@ -1,8 +1,10 @@
 """Segmentation: counting pixels, the recipe, masks as files, and runs from training to predict."""
 
+import dataclasses
 import io
 import json
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +26,12 @@ from gfnet_jax.inference.coloured_masks import coloured, palette
 from gfnet_jax.inference.mask_files import mask_paths
 from gfnet_jax.inference.metrics import format_results
 from gfnet_jax.inference.pixels import PixelCounts, count_pixels, resample, scores_of, total_counts
+from gfnet_jax.inference.saved_model import SavedModel
 from gfnet_jax.inference.segmentation import summarize_pixels
 from gfnet_jax.inference.segmentation_report import describe_classes, lines_of, shown_part
 from gfnet_jax.losses import pixel_cross_entropy
 from gfnet_jax.training import loop
+from gfnet_jax.training.choices import advise_batch
 from gfnet_jax.training.config_rules import check_config
 from gfnet_jax.training.metrics import Outcome, accuracy
 from gfnet_jax.training.optimizer import make_schedule
@@ -149,6 +153,11 @@ def test_what_knows_nothing_of_masks_is_refused(field):
     learning_of(config.model).check(config)
 
 
+def test_the_advice_for_few_images_is_for_networks_that_segment():
+  config = segmentation.get_config("gfnet-h-ti")
+  assert advise_batch(config, 12, 1) == "choose --config.data.batch_size=8"
+
+
 def test_fields_of_masks_without_a_decoder_are_refused():
   config = segmentation.get_config()
   config.model.decoder = config.model.decoder_dims = None
@@ -170,6 +179,17 @@ def test_a_coloured_mask_holds_the_classes_and_their_colours():
   assert read.convert("RGB").getpixel((1, 0)) == colours[1]
   assert len(set(colours[:151])) == 151
   assert (colours[0], colours[IGNORED]) == ((0, 0, 0), (255, 255, 255))
+
+
+def test_networks_that_no_mask_can_be_made_of():
+  saved = SavedModel(SimpleNamespace(num_classes=256), dict(decoder="semantic-fpn"))
+  with pytest.raises(
+    UserError, match="has 256 classes, expected at most 255, as a value of a mask"
+  ):
+    gfnet_jax.segment(saved, "photo.jpg")
+  saved = dataclasses.replace(saved, config={})
+  with pytest.raises(UserError, match="classifies whole images, expected one that segments them"):
+    gfnet_jax.segment(saved, "photo.jpg")
 
 
 def test_masks_that_would_be_one_file(tmp_path):
@@ -253,6 +273,16 @@ def test_a_run_trains_evaluates_reports_and_predicts(few_shapes, tmp_path, in_pr
   assert code == 2 and "error: the model segments images, expected one that classifies" in error
   code, _, error = in_process("eval.py", "--checkpoint", run, "--source", "digits", "--data", run)
   assert code == 2
+
+
+def test_the_end_of_a_run_names_the_command_for_its_network(tmp_path, in_process, monkeypatch):
+  monkeypatch.setattr(gfnet_jax, "train", lambda config, workdir: {"miou": 1.0}, raising=False)
+  run = ("train.py", "--workdir", tmp_path, "--config")
+  _, printed, _ = in_process(*run, "configs/segmentation.py")
+  command = f"python tools/predict.py {tmp_path} IMAGE"
+  assert printed.splitlines()[-1] == f"Segment an image with: {command} --segment masks"
+  _, printed, _ = in_process(*run, "configs/digits.py")
+  assert printed.splitlines()[-1] == f"Classify an image with: {command}"
 
 
 def assert_same_run(first, second):

@@ -192,6 +192,10 @@ def test_images_of_another_size_are_answered_by_the_bilinear_rule():
   expected = jax.jit(lambda p, x: merge(structure, p)(x))(params, images)
   assert found.shape == (1, 64, 96, CLASSES)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  assert model.dynamic_size == "bilinear"
+  model.dynamic_size = None  # as of a network without a decoder
+  with pytest.raises(UserError, match=r"got images of shape \(1, 96, 64, 3\)"):
+    model(images.swapaxes(1, 2))
 
 
 def test_a_decoder_keeps_its_weights_and_gets_a_new_classifier_for_other_classes():
@@ -201,6 +205,10 @@ def test_a_decoder_keeps_its_weights_and_gets_a_new_classifier_for_other_classes
   for name in ("pyramid.laterals.1.kernel", "decoder.norms.3.2.running_mean", "trunk.blocks.0.0."):
     name = next(n for n in params if n.startswith(name) and ".filter." not in n)
     np.testing.assert_array_equal(params[name], witness().params[name])
+  smaller = split(resize(model.trunk, 32, "bilinear"))[1]
+  for name in ("pos_embed", "blocks.0.0.filter.complex_weight"):
+    np.testing.assert_array_equal(params[f"trunk.{name}"], smaller[name])
+    assert not np.array_equal(smaller[name], split(resize(model.trunk, 32))[1][name])
   name = "decoder.classifier.kernel"
   np.testing.assert_array_equal(params[name], fresh[name])
   structure, fresh = created(image_size=64, num_classes=7)

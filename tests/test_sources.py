@@ -224,6 +224,10 @@ def test_a_name_alone_tells_the_kind_and_the_split(tmp_path):
   assert recognise("imagenet2012", "tfrecord") == ("tfrecord", None)
   for name in (str(tfds_directory), "imagenet2012"):
     assert recognise(name, "shades") == ("shades", None)
+  # A network that segments is not evaluated on what it was trained with, whatever the name.
+  assert recognise(str(tmp_path), "shapes") == ("masks", "validation")
+  assert recognise(str(tmp_path), "masks") == recognise("digits", "masks") == ("masks", None)
+  assert recognise("shapes", "masks") == recognise("shapes", "shapes") == ("shapes", "test")
 
 
 def test_the_names_of_the_sources_cost_no_slow_import():

@@ -24,7 +24,7 @@ from ahead import chips
 
 from gfnet_jax.command_line import ArgumentParser, run
 from gfnet_jax.errors import UserError
-from gfnet_jax.files import make_directory, to_json, write_atomically
+from gfnet_jax.files import make_directory_of, to_json, write_atomically
 from gfnet_jax.text import printable
 
 PROGRAMS = ("train", "eval", "filter", "filter-gradient")
@@ -66,9 +66,7 @@ def main(arguments: list[str]) -> None:
 
   config = read_config(options.config, overrides)
   for path in filter(None, (options.output, options.text)):  # before the work, not after
-    make_directory(path.parent)
-    if path.exists() and not path.is_file():
-      parser.error(f"{path} is a directory or a device, expected a file")
+    make_directory_of(path)
   chips.prepare_environment()
   from ahead.report import compile_and_read, table  # jax only now
 

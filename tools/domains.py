@@ -38,7 +38,13 @@ def main(arguments: list[str]) -> None:
   )
   parser.add_argument("--domains", nargs="+", metavar="DOMAIN", help="to hold out (default: all)")
   parser.add_argument("--seeds", type=int, default=3, help="runs of a domain (default: 3)")
-  parser.add_argument("--output", type=Path, default=Path("runs/domains"))
+  parser.add_argument(
+    "--output",
+    type=Path,
+    default=Path("runs/domains"),
+    metavar="DIR",
+    help="directory of the runs and their results (default: %(default)s)",
+  )
   parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw images, train nothing")
   options, overrides = parser.parse_known_args(arguments)
   if options.seeds < 1:
@@ -51,7 +57,7 @@ def main(arguments: list[str]) -> None:
   startup.start()
   startup.check_devices()
   from gfnet_jax.data.sources.domains import find_domains
-  from gfnet_jax.files import make_directory
+  from gfnet_jax.files import make_directory, make_directory_of
   from gfnet_jax.names import look_up
 
   if config.data.source != "domains":
@@ -61,7 +67,7 @@ def main(arguments: list[str]) -> None:
   for domain in domains:
     look_up("domain", domain, dict.fromkeys(known))
   if options.sheet:
-    make_directory(options.sheet.parent)
+    make_directory_of(options.sheet)
     draw(config.data, domains, options.sheet)
     return
   make_directory(options.output)
@@ -87,8 +93,11 @@ def draw(data, domains: list[str], path: Path) -> None:
   """Draws a row of images of every domain, spread over it."""
   import ml_collections
 
-  from gfnet_jax.data.decode import decode_image
+  from gfnet_jax.data.decode import load_rgb
+  from gfnet_jax.data.samples import load_labelled
   from gfnet_jax.data.sources.open import open_source
+  from gfnet_jax.data.sources.records import BadRecordError
+  from gfnet_jax.errors import UserError
   from gfnet_jax.files import open_atomically
   from gfnet_jax.inference.pictures import PER_ROW, draw_sheet
 
@@ -98,9 +107,12 @@ def draw(data, domains: list[str], path: Path) -> None:
     held_out.held_out = domain
     source = open_source(held_out, data.test_split)
     for i in range(PER_ROW):
-      record = source[i * len(source) // PER_ROW]
-      images.append(decode_image(record.image))
-      captions.append([domain, source.class_names[record.label]])
+      try:
+        sample = load_labelled(source, i * len(source) // PER_ROW, load_rgb)
+      except BadRecordError as error:
+        raise UserError(f"{error}; repair or remove it") from error
+      images.append(sample["image"])
+      captions.append([domain, source.class_names[sample["label"]]])
   with open_atomically(path) as file:
     draw_sheet(images, captions).save(file, "PNG", optimize=True)
   print(f"Drawn: {path}")

@@ -31,24 +31,25 @@ def main(arguments: list[str]) -> None:
   parser.add_argument("--output", type=Path, metavar="FILE", help="all results as JSON")
   parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw what pgd does, and end")
   options = parser.parse_args(arguments)
+  if options.sheet and options.output:
+    parser.error("--sheet only draws, expected no --output beside it")
 
   from gfnet_jax import startup
 
   startup.start()
   startup.check_devices()
   from gfnet_jax.errors import UserError
-  from gfnet_jax.files import make_directory, open_atomically, to_json, write_atomically
+  from gfnet_jax.files import make_directory_of, open_atomically, to_json, write_atomically
   from gfnet_jax.inference.attacked_sheet import draw_attacked
   from gfnet_jax.inference.attacks import ATTACKS, make_attack
   from gfnet_jax.inference.robustness import measure_robustness, to_markdown
   from gfnet_jax.inference.saved_model import load_model
 
   attacks = [make_attack(name, eps=options.attack_eps) for name in ATTACKS]
-  if options.output:
-    make_directory(options.output.parent)
+  for file in filter(None, (options.output, options.sheet)):
+    make_directory_of(file)
   saved = load_model(options.checkpoint, options.which)
   if options.sheet:
-    make_directory(options.sheet.parent)
     sheet = draw_attacked(saved, attacks[-1], data=options.data, data_dir=options.data_dir or None)
     with open_atomically(options.sheet) as file:
       sheet.save(file, "PNG", optimize=True)

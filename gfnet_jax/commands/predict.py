@@ -240,7 +240,7 @@ def read_class_names(path: Path, num_classes: int) -> list[str]:
 
   try:
     known = str(path) == "imagenet" and not path.exists()
-    names = imagenet.wnids() if known else path.read_text("utf-8").splitlines()
+    names = imagenet.wnids() if known else path.read_text("utf-8-sig").splitlines()
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, "strerror", None) or error
     raise UserError(f"cannot read {path} ({reason}); expected one class name per line") from error

@@ -50,4 +50,6 @@ def main(arguments: list[str]) -> None:
   if gfnet_jax.train(config, workdir):
     name = shlex.quote(str(workdir))
     say(f"Done. Evaluate it again with: {spell('eval')} --checkpoint {name}")
-    say(f"Classify an image with: {spell('predict')} {name} IMAGE")
+    segments = config.model.get("decoder")
+    what, flag = ("Segment", " --segment masks") if segments else ("Classify", "")
+    say(f"{what} an image with: {spell('predict')} {name} IMAGE{flag}")

@@ -6,16 +6,16 @@ import numpy as np
 from PIL import Image
 
 from gfnet_jax.data import imagenet
-from gfnet_jax.data.decode import load_rgb, open_image
 from gfnet_jax.data.imagenet import MEAN, STD
 from gfnet_jax.data.on_device.normalize import normalize
+from gfnet_jax.data.samples import LABELLED, EvalSamples, Share, check_form
 from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.transforms import EvalTransform
 from gfnet_jax.inference.attacks import Attack, attack_images
 from gfnet_jax.inference.evaluate import data_section
 from gfnet_jax.inference.match_classes import match_classes
 from gfnet_jax.inference.pictures import PER_ROW, draw_sheet
-from gfnet_jax.inference.saved_model import SavedModel
+from gfnet_jax.inference.saved_model import SavedModel, check_classifies
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.precision import matmul_precision
 
@@ -35,16 +35,17 @@ def draw_attacked(
     An image of mode RGB.
 
   Raises:
-    UserError: as `evaluate`.
+    UserError: as `evaluate`, and for a model that gives no class to a whole image.
   """
+  check_classifies(saved)
   section = data_section(saved, name=data, data_dir=data_dir)
   source = open_source(section, section.eval_split)
+  check_form(source, LABELLED)
   source = match_classes(source, saved, section, "all").source
   indices = np.arange(PER_ROW, dtype=np.int32) * len(source) // PER_ROW
-  records = [source[int(i)] for i in indices]
-  transform = EvalTransform(saved.model.image_size)
-  clean = np.stack([transform(load_rgb(open_image(record.image))) for record in records])
-  labels = np.array([record.label for record in records], np.int32)
+  samples = EvalSamples(source, EvalTransform(saved.model.image_size), Share(1))
+  shown = [samples[int(i)] for i in indices]
+  clean, labels = (np.stack([sample[key] for sample in shown]) for key in ("image", "label"))
   structure, params = split(saved.model)
 
   @jax.jit

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -30,7 +31,7 @@ from gfnet_jax.inference.attacks import Attack, make_attack
 from gfnet_jax.inference.classification import CLASSIFICATION
 from gfnet_jax.inference.match_classes import Matched, match_classes
 from gfnet_jax.inference.parts import summarize_parts
-from gfnet_jax.inference.saved_model import SavedModel, load_model
+from gfnet_jax.inference.saved_model import SavedModel, check_classifies, load_model
 from gfnet_jax.inference.segmentation import SEGMENTATION
 from gfnet_jax.inference.task import Task
 from gfnet_jax.models import functional
@@ -87,8 +88,8 @@ def evaluate(
   saved = saved if isinstance(saved, SavedModel) else load_model(saved)
   attack = make_attack(attack) if isinstance(attack, str) else attack
   task = task_of(saved.config)
-  if attack is not None and task.form.has_masks:
-    raise UserError("the model segments images, expected one that classifies them for an attack")
+  if attack is not None:
+    check_classifies(saved)
   given = dict(source=source, eval_split=split, data_dir=data_dir, eval_batch_size=batch_size)
   section = data_section(saved, name=data if data is None else str(data), **given)
   images = _open(section, saved, task)
@@ -220,18 +221,23 @@ def evaluate_params(
 
   Returns:
     As `evaluate`; images_per_second counts from when the first batch has been read and the
-    step is compiled.
+    step is compiled, and stands still while it is compiled for images of another size.
   """
   task = task or CLASSIFICATION
   batch_size = -(-batch_size // mesh.size) * mesh.size
   share = Share(batch_size, jax.process_index(), jax.process_count())
   batches = eval_batches(source, transform, share=share, reading=reading, form=task.form)
-  results, start = [], None
+  results, start, compiled = [], None, set()
   with contextlib.closing(batches):
     for batch in _progress(to_devices(batches, mesh), source, batch_size):
-      if start is None:  # neither the start of the workers nor compiling is in the rate
+      shapes = tuple(np.shape(array) for array in jax.tree.leaves(batch))
+      if shapes not in compiled:  # neither the start of the workers nor compiling is in the rate
+        jax.block_until_ready(results)
+        before = time.monotonic()
         eval_step.lower(params, batch).compile()
-        start = time.monotonic()
+        compiled.add(shapes)
+        now = time.monotonic()
+        start = now if start is None else start + now - before
       results.append(eval_step(params, batch))
       on_batch()
   summary = task.summarize(jax.device_get(results))

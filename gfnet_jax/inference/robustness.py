@@ -8,7 +8,7 @@ from gfnet_jax.data.sources.imagenet_sets import IMAGENET_SETS, is_there
 from gfnet_jax.data.sources.tfds_info import data_root, prepared_versions
 from gfnet_jax.inference.attacks import Attack
 from gfnet_jax.inference.evaluate import evaluate
-from gfnet_jax.inference.saved_model import SavedModel
+from gfnet_jax.inference.saved_model import SavedModel, check_classifies
 from gfnet_jax.text import printable
 
 IMAGENET = ("imagenet2012", "imagenet")  # its validation images, in TFDS or in a folder
@@ -53,8 +53,9 @@ def measure_robustness(
     batch_size: over all devices; None for that of the training.
 
   Raises:
-    UserError: as `evaluate`.
+    UserError: as `evaluate`, and for a model that gives no class to a whole image.
   """
+  check_classifies(saved)
   options = dict(data_dir=data_dir or None, batch_size=batch_size)
   if data is None and _knows_imagenet(saved):
     data = _find_imagenet(data_dir)

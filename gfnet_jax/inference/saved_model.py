@@ -100,16 +100,7 @@ class SavedModel:
     self, images: Sequence[ImageLike], *, top: int = 5, batch_size: int = 32
   ) -> Iterator[list[Prediction] | UserError]:
     """As `predict`, one image after the other; in place of a bad image, what is wrong with it."""
-    if self.config.get("decoder"):
-      raise UserError(
-        "the model segments images, expected one that classifies them; call gfnet_jax.segment, or "
-        "give predict --segment DIR"
-      )
-    if not self.config["num_classes"]:
-      raise UserError(
-        "the model has no head (num_classes is 0), expected one with classes; take its features, "
-        "model.forward_features, or train one that starts from it (--config.init_checkpoint)"
-      )
+    check_classifies(self)
     if top < 1 or batch_size < 1:
       raise UserError(f"top is {top} and batch_size is {batch_size}, expected at least 1 for both")
     top, batch_size = min(top, self.config["num_classes"]), min(batch_size, len(images))
@@ -152,6 +143,20 @@ class SavedModel:
     saved = self.class_names[index] if self.class_names else str(index)
     name = imagenet.names().get(saved)
     return Prediction(index, name or saved, probability, saved if name else None)
+
+
+def check_classifies(saved: SavedModel) -> None:
+  """Raises UserError for a model that gives no class to a whole image."""
+  if saved.config.get("decoder"):
+    raise UserError(
+      "the model segments images, expected one that classifies them; call gfnet_jax.segment, or "
+      "give predict --segment DIR"
+    )
+  if not saved.config["num_classes"]:
+    raise UserError(
+      "the model has no head (num_classes is 0), expected one with classes; take its features, "
+      "model.forward_features, or train one that starts from it (--config.init_checkpoint)"
+    )
 
 
 def load_model(

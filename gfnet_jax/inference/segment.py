@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from gfnet_jax.data.segmentation.samples import rounded_up
-from gfnet_jax.data.segmentation.transforms import MaskedEvalTransform
+from gfnet_jax.data.segmentation.transforms import IGNORED, MaskedEvalTransform
 from gfnet_jax.errors import UserError
 from gfnet_jax.inference.pixels import logits_of_pixels
 from gfnet_jax.inference.read_image import ImageLike, read_with
@@ -28,11 +28,16 @@ def make_segmentation_transform(model: Mapping[str, Any]) -> MaskedEvalTransform
 
 
 def check_segments(saved: SavedModel) -> None:
-  """Raises UserError for a network that classifies whole images."""
+  """Raises UserError for a network that classifies whole images, or has no byte for every class."""
   if not saved.config.get("decoder"):
     raise UserError(
       "the model classifies whole images, expected one that segments them (model.decoder); see "
       "docs/segmentation.md, or leave out --segment"
+    )
+  if saved.model.num_classes > IGNORED:
+    raise UserError(
+      f"the model has {saved.model.num_classes} classes, expected at most {IGNORED}, as a value of "
+      "a mask is a byte; take the logits, model(images)"
     )
 
 
@@ -50,7 +55,7 @@ def segment(saved: SavedModel, image: ImageLike, clipped: list[str] | None = Non
     (height, width), uint8: indices among the model's classes.
 
   Raises:
-    UserError: for a network that classifies whole images, or an image that cannot be read.
+    UserError: for a network that `check_segments` refuses, or an image that cannot be read.
   """
   check_segments(saved)
   arguments = {**saved.config, "image_size": saved.model.image_size}

@@ -149,7 +149,7 @@ def carry_params(
   """
   if target.trunk is target:
     return fit_params(source.trunk, target, fresh)
-  fitted = fit_params(source.trunk, target.trunk, {}, target.trunk.dynamic_size or "official")
+  fitted = fit_params(source.trunk, target.trunk, {}, target.dynamic_size or "official")
   params = {f"trunk.{name}": value for name, value in fitted.items()}
   others = {} if source.trunk is source else split(source)[1]
   for name, value in fresh.items():

@@ -173,7 +173,7 @@ class GFNetPyramid(Network):
     self.image_size, self.mixer, self.remat = image_size, mixer, remat
     self.dynamic_size = dynamic_size
     patches = [patch_size] + [2] * (len(depths) - 1)
-    grids = [divide(image_size, int(np.prod(patches[: i + 1]))) for i in range(len(depths))]
+    grids = _grids(image_size, patches)
     in_dims = [in_dim, *embed_dims[:-1]]
 
     self.patch_embed = nnx.List(
@@ -208,6 +208,13 @@ class GFNetPyramid(Network):
   def stage_name(self, part: str, i: int) -> str:
     """The dotted name of a part of stage i: "blocks.2"."""
     return f"{part}.{i}"
+
+
+def _grids(image_size: tuple[int, int], patches: Sequence[int]) -> list[tuple[int, int]]:
+  """The (height, width) in tokens of every stage, whose patches have these sides in its input."""
+  strides = np.cumprod(patches).tolist()
+  divide(image_size, strides[-1])  # the error is of the coarsest: others ask for too little
+  return [divide(image_size, stride) for stride in strides]
 
 
 def _check(num_classes: object, dynamic_size: object, dtype: object, rngs: object) -> int:

@@ -39,7 +39,7 @@ class SemanticFPN(nnx.Module):
   finest, and the sum of all is classified (`SegmentationHead`).
 
   Args:
-    trunk: the stages; its `dynamic_size` says how images of another size are answered.
+    trunk: the stages.
     num_classes: of the pixels.
     decoder_dims: channels of the pyramid and of the head.
     dtype: type of the factors of products and convolutions; parameters and results stay float32,
@@ -72,6 +72,16 @@ class SemanticFPN(nnx.Module):
   def image_size(self) -> tuple[int, int]:
     """(height, width) of the images that the trunk was built for, in pixels."""
     return self.trunk.image_size
+
+  @property
+  def dynamic_size(self) -> str | None:
+    """That of the trunk: how images of another size are answered. May be set at any time."""
+    return self.trunk.dynamic_size
+
+  @dynamic_size.setter
+  def dynamic_size(self, rule: str | None) -> None:
+    """Sets that of the trunk."""
+    self.trunk.dynamic_size = rule
 
   @property
   def mixer(self) -> str:

@@ -91,6 +91,8 @@ def advise_batch(config: ml_collections.ConfigDict, images: int, devices: int) -
   fields = f"--config.data.batch_size={fitting}"
   if mixes(config.mixing):
     fields += f" --config.mixing.group_size={fitting_group_size(fitting, devices)}"
+  if config.model.get("decoder"):
+    return f"choose {fields}"
   return f"choose {fields}, or configs/photos.py, which chooses for itself"
 
 

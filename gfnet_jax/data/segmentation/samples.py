@@ -62,7 +62,7 @@ def read_labels(
   if mask.mode not in MASK_MODES:
     raise UserError(
       f"{name} is of mode {mask.mode}, expected a grey image or one with a palette, whose values "
-      "are the classes"
+      "are the classes; convert it"
     )
   if mask.size != size:
     raise UserError(

@@ -138,9 +138,15 @@ def _open_part(root: Path, domain: str, split: str, folders: Sequence[str]) -> S
   if folders:
     return FolderSource(str(root), f"{domain}/{folders[SPLITS.index(split)]}")
   source = FolderSource(str(root), domain, quiet=split == "val")
-  listed = {name: _read_list(root, domain, name) for name in ("train", "crossval")}
-  if None in listed.values():
+  listed = {kind: _read_list(root, domain, kind) for kind in ("train", "crossval")}
+  if not any(listed.values()):
     return select(source, root / domain, split, VALIDATION_SHARE)
+  for kind, found in listed.items():
+    if found is None:  # other images than those of the benchmark would be chosen
+      raise UserError(
+        f"{root} has only one of the two lists of {domain}, expected {domain}_{kind}_kfold.txt as "
+        "well; copy it, or remove the other"
+      )
   index_of = {f"{domain}/".encode() + name: i for i, name in enumerate(source.record_names())}
   wanted = listed["train" if split == "train" else "crossval"]
   for name in wanted:

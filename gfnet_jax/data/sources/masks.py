@@ -74,7 +74,8 @@ def open_masks(data: ml_collections.ConfigDict, split: str) -> MaskSource:
   root = Path(os.path.expanduser(required_name(data)))  # noqa: PTH111 (without a home, too)
   if not os.path.isdir(root):  # noqa: PTH112 (False for a name too long as well)
     raise UserError(
-      f"directory {root} not found, expected one with images/ and annotations/; set data.name to it"
+      f"directory {root} not found, expected one with images/ and annotations/; set data.name to "
+      "it (eval.py: --data)"
     )
   return MaskSource(root, split, reduce_zero_label=bool(data.get("reduce_zero_label")))
 
@@ -92,7 +93,7 @@ def read_class_names(root: Path) -> list[str]:
       f"in the order of their values in the masks; write {root / NAMES[0]}"
     )
   try:
-    lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, "strerror", None) or error
     raise UserError(f"cannot read {path} ({reason}); expected one class name per line") from error

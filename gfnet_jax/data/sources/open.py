@@ -149,5 +149,6 @@ def check_classes(source: Source, num_classes: int) -> None:
   if len(source.class_names) != num_classes:
     raise UserError(
       f"the data set has {len(source.class_names)} classes, the model has {num_classes} "
-      "(model.num_classes); choose another data set or another model"
+      "(model.num_classes); choose another data set or another model, or, to train one, set "
+      "model.num_classes to 0, which counts them"
     )

@@ -12,6 +12,7 @@ from gfnet_jax.text import printable
 
 # The kinds that can be told apart, and those in whose place they are read.
 BUILT_IN = ("tfds", "tfrecord", "folder", "photos", "imagenet_set", "domains")
+MASKED = ("masks", "shapes")  # among themselves: their networks read nothing else
 
 
 class Recognised(NamedTuple):
@@ -32,8 +33,9 @@ def recognise(name: str, usual: str = DEFAULT, data_dir: str = "") -> Recognised
   A name in IMAGENET_SETS stands for that set, as TFDS or as a folder in `data_dir`. A TFDS
   data set is of the kind in which its files are stored. Any other directory is a folder of
   images; its split is the directory `val` if there is one, else the directory itself. A name
-  of which nothing is found is of the usual kind, or of TFDS if that is of folders. A usual
-  kind of one's own always stays.
+  of which nothing is found is of the usual kind, or of TFDS if that is of folders. Where images
+  with masks are usual, the name shapes stands for the generated ones, and any other is a directory
+  of masks. A usual kind of one's own always stays.
 
   Args:
     name: of a data set, or a directory.
@@ -43,6 +45,8 @@ def recognise(name: str, usual: str = DEFAULT, data_dir: str = "") -> Recognised
   Raises:
     UserError: for a directory that holds versions of a TFDS data set.
   """
+  if usual in MASKED:
+    return _recognise_masked(name, usual)
   if usual not in BUILT_IN:
     return Recognised(usual)
   if name in IMAGENET_SETS:
@@ -58,6 +62,12 @@ def recognise(name: str, usual: str = DEFAULT, data_dir: str = "") -> Recognised
   if len(kinds) == 1:
     return Recognised(*kinds)
   return Recognised(usual if usual in KINDS.values() else DEFAULT)
+
+
+def _recognise_masked(name: str, usual: str) -> Recognised:
+  if name == "shapes":
+    return Recognised("shapes", "test")
+  return Recognised("masks", None if usual == "masks" else "validation")
 
 
 def _recognise_folder(directory: Path) -> Recognised:

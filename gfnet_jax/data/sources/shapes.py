@@ -10,8 +10,9 @@ import ml_collections
 import numpy as np
 from PIL import Image, ImageDraw
 
-from gfnet_jax.data.sources.records import MaskedRecord
+from gfnet_jax.data.sources.records import MaskedRecord, required_name
 from gfnet_jax.errors import UserError
+from gfnet_jax.text import printable
 
 CLASSES = ("ground", "disc", "triangle", "ring", "bar")
 SPLITS = {"train": 1000, "test": 100}  # images
@@ -56,8 +57,21 @@ class ShapesSource:
 
 
 def open_shapes(data: ml_collections.ConfigDict, split: str) -> ShapesSource:
-  """The source 'shapes'; reads no field of the section."""
-  del data
+  """The source 'shapes'.
+
+  Args:
+    data: section of a config, whose name is shapes.
+    split: a name in SPLITS.
+
+  Raises:
+    UserError: for another name, which may be a directory that would not be read; another split.
+  """
+  if (name := required_name(data)) != "shapes":
+    raise UserError(
+      f"data.name is {printable(name, 400)!r}, expected 'shapes', which are generated; for a "
+      "directory of images and masks set data.source=masks, or begin with "
+      "configs/segmentation.py:gfnet-h-ti"
+    )
   return ShapesSource(split)
 
 
