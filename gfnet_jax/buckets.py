@@ -233,6 +233,11 @@ def _file_system(scheme: str) -> Any:
     ) from error
 
 
+def is_in_store(name: Path | str) -> bool:
+  """Whether a user's name is that of something in a store; no store is asked."""
+  return bool(_URL.fullmatch(_as_typed(name)))
+
+
 def as_directory(name: Path | BucketPath | str) -> Path | BucketPath:
   """The directory that a user named: in a store if the name has a scheme, else a local one.
 
@@ -241,15 +246,19 @@ def as_directory(name: Path | BucketPath | str) -> Path | BucketPath:
   """
   if isinstance(name, BucketPath):
     return name
-  # pathlib makes gs:/bucket/run of gs://bucket/run.
-  text = re.sub(r"^(gs|gcs|s3):/(?!/)", r"\1://", str(name)) if isinstance(name, Path) else name
-  if not _URL.fullmatch(text):
+  text = _as_typed(name)
+  if not is_in_store(text):
     return Path(text)
   path = BucketPath(text)
   if not path.name:
     raise UserError(f"{printable(text)} names no bucket; expected {text}BUCKET/DIRECTORY")
   _check_bucket(path)
   return path
+
+
+def _as_typed(name: Path | str) -> str:
+  """A name as the user gave it: pathlib makes gs:/bucket/run of gs://bucket/run."""
+  return re.sub(r"^(gs|gcs|s3):/(?!/)", r"\1://", str(name)) if isinstance(name, Path) else name
 
 
 def _check_bucket(path: BucketPath) -> None:
