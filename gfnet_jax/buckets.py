@@ -216,7 +216,7 @@ def _file_system(scheme: str) -> Any:
 
   # Without this, gcsfs asks for every bucket's kind, for which a run may have no right.
   os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are raised, and said by us
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are raised, and reported by us
   try:
     own = {"auto_mkdir": True} if scheme == "file" else {}  # which alone has directories
     return fsspec.filesystem(scheme, use_listings_cache=False, **own)
@@ -229,7 +229,7 @@ def _file_system(scheme: str) -> Any:
     ) from error
   except ValueError as error:  # which fsspec raises for those that it does not know
     raise UserError(
-      f"{printable(scheme)}:// is no kind of store; expected gs:// or s3://, or a directory"
+      f"{printable(scheme)}:// is not a kind of store; expected gs:// or s3://, or a directory"
     ) from error
 
 

@@ -145,7 +145,7 @@ def _interrupt(number, frame) -> None:
 def _unraisable(unraisable) -> None:
   """What Python does with an error that nothing can catch, of a destructor or a callback.
 
-  An interrupt is sent again. Nothing is said of the hundreds of errors that TensorStore
+  An interrupt is sent again. No word about the hundreds of errors that TensorStore
   leaves on a full disk: writes for which nobody waits any more report to a loop that is gone.
   """
   if issubclass(unraisable.exc_type, KeyboardInterrupt):

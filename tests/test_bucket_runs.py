@@ -98,7 +98,7 @@ def test_a_signal_another_run_and_what_reads_it(tmp_path, store, run, start):
   [(code, _, errors)] = finish(run(home, *flags))
   assert code == 2 and "is in use by another run (process" in errors and errors.count("\n") == 1
   script.send_signal(signal.SIGTERM)
-  assert "everything saved; the same command goes on" in succeeds([script])
+  assert "everything saved; the same command continues" in succeeds([script])
   step = list_steps(home / "checkpoints")[-1]
   [(code, out, errors)] = finish(start("eval.py", "--checkpoint", str(home), processes=1))
   assert code == 0 and "360 images" in out, errors

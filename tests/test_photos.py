@@ -427,7 +427,7 @@ def test_what_is_given_is_not_chosen(capsys):
 
 
 @given(st.integers(16, 5000), st.integers(1, 16), st.integers(1, 16))
-def test_a_run_goes_on_with_what_it_chose(count, devices, devices_now):
+def test_a_run_continues_with_what_it_chose(count, devices, devices_now):
   began, now = get_config(), get_config()
   choose_model(began)
   choose_from_data(began, count, devices)
@@ -551,7 +551,7 @@ def test_a_run_ends_with_a_report_and_predicts(photos, in_process, tmp_path, mon
   code, printed, errors = in_process(*train, "--workdir", workdir, *TINY)
   assert code == 0, errors
   assert "resumed after" in printed
-  assert "Stopped by a signal with everything saved; the same command goes on" in printed
+  assert "Stopped by a signal with everything saved; the same command continues" in printed
   assert "Report: " not in printed
   assert locks == [True], "no other run can begin meanwhile"
   write_photos(photos, 60, size=(24, 20), seed=1)

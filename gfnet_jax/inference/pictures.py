@@ -127,5 +127,5 @@ def _blend(colour: Colour, share: float) -> Colour:
 
 @functools.cache
 def _font(size: int) -> ImageFont.ImageFont:
-  """The font that Pillow brings along: Latin letters; of others, a box each."""
+  """The font that comes with Pillow: Latin letters; each other character is a box."""
   return ImageFont.load_default(size)
