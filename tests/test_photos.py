@@ -413,7 +413,7 @@ def test_epochs_and_batches_by_the_number_of_images(count, batch_size, epochs, c
   assert config.mixing.group_size == batch_size
   assert (config.data.reading.workers > 0) == (count == 4000)
   printed = capsys.readouterr().out
-  assert printed.startswith(f"Chosen for {count} images, each to be changed by --config.FIELD: ")
+  assert printed.startswith(f"Chosen for {count} images (--config.FIELD=VALUE changes any of these): ")
   assert f"data.batch_size={batch_size}, " in printed
 
 

@@ -80,7 +80,8 @@ def choose_from_data(config: ml_collections.ConfigDict, images: int, devices: in
       section[name] = choose(config, images, devices)
   chosen = [f"{field}={_get(config, field)}" for field in _CHOICES if before[field] is None]
   if chosen:
-    say(f"Chosen for {images} images (--config.FIELD=VALUE changes any of these): {', '.join(chosen)}")
+    how = "--config.FIELD=VALUE changes any of these"
+    say(f"Chosen for {images} images ({how}): {', '.join(chosen)}")
 
 
 def advise_batch(config: ml_collections.ConfigDict, images: int, devices: int) -> str:
