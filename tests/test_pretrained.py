@@ -228,7 +228,7 @@ DAMAGES = {
   "a list": (lambda d: (d / "config.json").write_text("[1]"), "model_type is"),
   "a field of another type": (lambda d: change(d, class_names="ant"), "class_names is 'ant'"),
   "no field": (lambda d: change(d, precision=None), "precision is missing"),
-  "an evaluation without numbers": (lambda d: change(d, measured={"a": 1}), "no evaluation"),
+  "an evaluation without numbers": (lambda d: change(d, measured={"a": 1}), "not an evaluation"),
   "an unknown precision": (lambda d: change(d, precision="int4"), "precision is 'int4'"),
   "another size": (lambda d: change(d, model=MODEL | dict(image_size=64)), "weights are for"),
   "another width": (lambda d: change(d, model=MODEL | dict(embed_dim=16)), "mis-shaped"),
