@@ -64,8 +64,8 @@ def _copy(directory: BucketPath) -> Path:
     missing = {name: size for name, size in sizes.items() if _size(local / name) != size}
     if not sizes or not all(map(is_plain, (*sizes, str(directory).replace("://", "/", 1)))):
       raise UserError(
-        f"{printable(directory)} holds no data set, expected a folder of images or a TFDS data set; "
-        "correct the name"
+        f"{printable(directory)} holds no data set, expected a folder of images or a TFDS data "
+        "set; correct the name"
       )
     local.mkdir(parents=True, exist_ok=True)
     _remove_others(local, sizes)
