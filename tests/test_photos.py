@@ -18,6 +18,9 @@ from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import Recognised, recognise
 from gfnet_jax.data.sources.records import BadRecordError
 from gfnet_jax.errors import UserError
+from gfnet_jax.inference import evaluate
+from gfnet_jax.inference.classification import CLASSIFICATION
+from gfnet_jax.inference.saved_model import SavedModel
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -308,3 +311,17 @@ def test_the_home_directory(photos, monkeypatch):
 
 def test_another_folder_is_evaluated_as_a_whole(photos):
   assert recognise(str(photos), usual="photos") == Recognised("folder", "")
+
+
+@pytest.mark.parametrize("named", ["photos", "./photos", "others"])
+def test_the_folder_of_the_training_is_evaluated_with_a_warning(
+  photos, tmp_path, named, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  shutil.copytree(photos, "others")
+  run_config = {"data": {"source": "photos", "name": "photos"}}
+  trained = SavedModel(None, {}, run_config=run_config)
+  evaluate._open(evaluate.data_section(trained, name=named), trained, CLASSIFICATION)
+  said = capsys.readouterr().out
+  warning = f"warning: the model was trained on images of {named}; leave out --data"
+  assert (warning in said) == (named != "others")
