@@ -97,6 +97,17 @@ def test_epochs_and_batches_by_the_number_of_images(count, batch_size, epochs, c
   assert f"data.batch_size={batch_size}, " in printed
 
 
+@pytest.mark.parametrize(
+  ("weights", "frozen", "rate", "epochs"),
+  [("", False, 2e-3, 70.0), ("gfnet-xs", False, 2e-4, 40.0), ("gfnet-xs", True, 5e-3, 40.0)],
+)
+def test_trained_weights_are_changed_less_and_for_fewer_epochs(weights, frozen, rate, epochs):
+  config = get_config()
+  config.init_checkpoint, config.freeze_trunk = weights, frozen
+  choose_from_data(config, 96, 1)
+  assert (config.optimizer.learning_rate, config.num_epochs) == (rate, epochs)
+
+
 def test_what_is_given_is_not_chosen(capsys):
   config = get_config()
   config.update(num_epochs=3.0)
