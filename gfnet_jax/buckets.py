@@ -185,7 +185,7 @@ def _warn_if_late(url: str, seconds: float, limit: float) -> None:
   now = time.monotonic()
   if seconds > limit and now - _last_warning[0] > 60:
     _last_warning[0] = now
-    print(f"warning: {printable(url)} let a request wait for {seconds:.0f} s", flush=True)
+    print(f"warning: a request to {printable(url)} took {seconds:.0f} s", flush=True)
 
 
 def _translate(error: Exception, url: str) -> OSError:
@@ -222,7 +222,7 @@ def _file_system(scheme: str) -> Any:
     return fsspec.filesystem(scheme, use_listings_cache=False, **own)
   except ImportError as error:
     extra, library = LIBRARIES.get(scheme, ("", ""))
-    advice = f"pip install {library} (of an installed gfnet_jax, the extra {extra!r})"
+    advice = f"pip install {library} (or gfnet_jax with its extra {extra!r})"
     raise UserError(
       f"{scheme}:// needs a library that is not installed ({printable(error)}); "
       f"{advice if library else 'install it'}"

@@ -47,8 +47,12 @@ def test_names_of_directories(monkeypatch):
 @pytest.mark.parametrize(
   ("name", "error", "message"),
   [
-    ("gs://b/run", ImportError("gcsfs"), r"pip install gcsfs \(.* the extra 'gcs'\)"),
-    ("s3://b/run", ImportError("s3fs"), r"pip install s3fs \(.* the extra 's3'\)"),
+    (
+      "gs://b/run",
+      ImportError("gcsfs"),
+      r"pip install gcsfs \(or gfnet_jax with its extra 'gcs'\)",
+    ),
+    ("s3://b/run", ImportError("s3fs"), r"pip install s3fs \(or gfnet_jax with its extra 's3'\)"),
     ("nonsense://b/run", ValueError("unknown"), "not a kind of store; expected gs:// or s3://"),
   ],
 )
@@ -94,7 +98,7 @@ def test_a_store_that_is_slow_is_one_line(home, monkeypatch, capsys):
   monkeypatch.setattr(buckets, "LATE", -1.0)
   home.iterdir()
   home.iterdir()
-  assert capsys.readouterr().out == f"warning: {home} let a request wait for 0 s\n"
+  assert capsys.readouterr().out == f"warning: a request to {home} took 0 s\n"
 
 
 def test_a_short_absence_is_waited_for(home, away, monkeypatch, capsys):

@@ -255,8 +255,8 @@ def test_a_library_that_is_missing_is_one_line_before_anything(
   code, _, errors = in_process("train.py", "--workdir", workdir, f"--config.trackers.{name}=True")
   assert code == 2
   assert errors == (
-    f"error: trackers.{name} is True, but {name} is not installed; pip install {name} (of an "
-    f"installed gfnet_jax, the extra '{name}'), or set it to False\n"
+    f"error: trackers.{name} is True, but {name} is not installed; pip install {name} (or "
+    f"gfnet_jax with its extra '{name}'), or set it to False\n"
   )
   assert not workdir.exists()
 

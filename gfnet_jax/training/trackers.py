@@ -150,8 +150,8 @@ def check_trackers(config: ml_collections.ConfigDict) -> None:
     spec = importlib.util.find_spec(name) if config.trackers[name] else None
     if config.trackers[name] and not (spec and spec.origin):  # a folder wandb/ has a spec as well
       raise UserError(
-        f"trackers.{name} is True, but {name} is not installed; pip install {name} (of an "
-        f"installed gfnet_jax, the extra {name!r}), or set it to False"
+        f"trackers.{name} is True, but {name} is not installed; pip install {name} (or "
+        f"gfnet_jax with its extra {name!r}), or set it to False"
       )
 
 
