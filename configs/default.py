@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
   config.ema_decay = 0.0  # of averaged weights, evaluated beside the others; 0: none
   config.on_nonfinite = "stop"  # or "skip" the update, or "rollback" past the offending batches
 
-  # None is off: an older run, which has no such field, goes on without a word.
+  # None is off: an older run, which has no such field, continues without a word.
   config.freeze_trunk = config_dict.placeholder(bool)  # trains the head of init_checkpoint alone
   config.report = config_dict.placeholder(bool)  # at the end, into WORKDIR/report: what is mistaken
 

@@ -4,9 +4,9 @@
 
 DIR/cats and DIR/dogs hold the images of the classes cats and dogs, for example. A fifth of each
 class is held out for validation, unless DIR/train and DIR/val hold the folders of the classes.
-What is None below is chosen from the number of images, and said. The network is a small one at 64
-pixels, which begins with random weights. Trained ones usually help
-where images are few; by how much was not measured here:
+What is None below is chosen from the number of images, and printed. The network is a small one at
+64 pixels, which begins with random weights. Trained ones usually help where images are few; by how
+much was not measured here:
 
   --config.init_checkpoint=gfnet-xs   downloads the official weights; or a .pth file, or a
                                       checkpoint: the network is that of the weights, at 128 pixels

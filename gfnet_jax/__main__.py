@@ -17,7 +17,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-  "train": Command("train a network, or go on with a run", "--config digits --workdir runs/digits"),
+  "train": Command("train a network, or continue a run", "--config digits --workdir runs/digits"),
   "eval": Command("measure accuracy on a data set", "--checkpoint runs/digits"),
   "predict": Command("name what images show", "gfnet-xs photo.jpg holidays/"),
   "convert": Command("PyTorch weights in, and out again", "gfnet-xs.pth runs/gfnet-xs"),

@@ -185,7 +185,7 @@ def _warn_if_late(url: str, seconds: float, limit: float) -> None:
   now = time.monotonic()
   if seconds > limit and now - _last_warning[0] > 60:
     _last_warning[0] = now
-    print(f"warning: {printable(url)} let a request wait for {seconds:.0f} s", flush=True)
+    print(f"warning: a request to {printable(url)} took {seconds:.0f} s", flush=True)
 
 
 def _translate(error: Exception, url: str) -> OSError:
@@ -216,21 +216,26 @@ def _file_system(scheme: str) -> Any:
 
   # Without this, gcsfs asks for every bucket's kind, for which a run may have no right.
   os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are raised, and said by us
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are raised, and reported by us
   try:
     own = {"auto_mkdir": True} if scheme == "file" else {}  # which alone has directories
     return fsspec.filesystem(scheme, use_listings_cache=False, **own)
   except ImportError as error:
     extra, library = LIBRARIES.get(scheme, ("", ""))
-    advice = f"pip install {library} (of an installed gfnet_jax, the extra {extra!r})"
+    advice = f"pip install {library} (or gfnet_jax with its extra {extra!r})"
     raise UserError(
       f"{scheme}:// needs a library that is not installed ({printable(error)}); "
       f"{advice if library else 'install it'}"
     ) from error
   except ValueError as error:  # which fsspec raises for those that it does not know
     raise UserError(
-      f"{printable(scheme)}:// is no kind of store; expected gs:// or s3://, or a directory"
+      f"{printable(scheme)}:// is not a kind of store; expected gs:// or s3://, or a directory"
     ) from error
+
+
+def is_in_store(name: Path | str) -> bool:
+  """Whether a user's name is that of something in a store; no store is asked."""
+  return bool(_URL.fullmatch(_as_typed(name)))
 
 
 def as_directory(name: Path | BucketPath | str) -> Path | BucketPath:
@@ -241,15 +246,19 @@ def as_directory(name: Path | BucketPath | str) -> Path | BucketPath:
   """
   if isinstance(name, BucketPath):
     return name
-  # pathlib makes gs:/bucket/run of gs://bucket/run.
-  text = re.sub(r"^(gs|gcs|s3):/(?!/)", r"\1://", str(name)) if isinstance(name, Path) else name
-  if not _URL.fullmatch(text):
+  text = _as_typed(name)
+  if not is_in_store(text):
     return Path(text)
   path = BucketPath(text)
   if not path.name:
     raise UserError(f"{printable(text)} names no bucket; expected {text}BUCKET/DIRECTORY")
   _check_bucket(path)
   return path
+
+
+def _as_typed(name: Path | str) -> str:
+  """A name as the user gave it: pathlib makes gs:/bucket/run of gs://bucket/run."""
+  return re.sub(r"^(gs|gcs|s3):/(?!/)", r"\1://", str(name)) if isinstance(name, Path) else name
 
 
 def _check_bucket(path: BucketPath) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from gfnet_jax.buckets import is_in_store
 from gfnet_jax.errors import UserError
 from gfnet_jax.text import printable
 
@@ -57,7 +58,8 @@ def program(command: str) -> str:
 class ArgumentParser(argparse.ArgumentParser):
   """argparse with help that keeps its line breaks and errors of one line.
 
-  "gfnet-jax COMMAND" in the description is shown as `spell` has it.
+  "gfnet-jax COMMAND" in the description is shown as `spell` has it. Arguments of type Path are
+  on a disk: a name such as gs://bucket/file is refused.
   """
 
   def __init__(self, *, description: str, **kwargs):
@@ -67,10 +69,20 @@ class ArgumentParser(argparse.ArgumentParser):
       allow_abbrev=False,
       **kwargs,
     )
+    self.register("type", Path, _path_on_disk)
 
   def error(self, message: str) -> NoReturn:
     """Raises a `UserError` with the message, in place of the usage and exit of argparse."""
     raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _path_on_disk(text: str) -> Path:
+  """What argparse makes of an argument of type Path; Path alone would make a directory "gs:"."""
+  if is_in_store(text):
+    raise argparse.ArgumentTypeError(
+      f"{text} is in a store, expected a name on a disk; copy it from there or to there yourself"
+    )
+  return Path(text)
 
 
 def run(main: Callable[[list[str]], None]) -> int:
@@ -133,7 +145,7 @@ def _interrupt(number, frame) -> None:
 def _unraisable(unraisable) -> None:
   """What Python does with an error that nothing can catch, of a destructor or a callback.
 
-  An interrupt is sent again. Nothing is said of the hundreds of errors that TensorStore
+  An interrupt is sent again. No word about the hundreds of errors that TensorStore
   leaves on a full disk: writes for which nobody waits any more report to a loop that is gone.
   """
   if issubclass(unraisable.exc_type, KeyboardInterrupt):

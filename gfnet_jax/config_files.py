@@ -170,8 +170,8 @@ def _run_file(path: str) -> dict[str, Any]:
   """
   if path.endswith(".json"):
     raise UserError(
-      f"config file {path} is JSON, expected a Python file with get_config(); the run that wrote "
-      "it goes on with its own command and --workdir"
+      f"config file {path} is JSON, expected a Python file with get_config(); to continue the "
+      "run that wrote it, repeat the command that began it"
     )
   if Path(path).is_dir():
     raise UserError(f"config file {path} is a directory; {_known(path)}")
@@ -187,7 +187,7 @@ def _run_file(path: str) -> dict[str, Any]:
   try:
     code = compile(source, path, "exec", dont_inherit=True)
   except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-    raise UserError(f"config file {path} is no Python file ({_one_line(error)})") from error
+    raise UserError(f"config file {path} is not a Python file ({_one_line(error)})") from error
   names = {"__name__": Path(path).stem, "__file__": path}
   try:
     exec(code, names)

@@ -21,7 +21,7 @@ from gfnet_jax.text import printable
 Result = TypeVar("Result")
 
 CONNECT_TIMEOUT = 300.0  # seconds that the processes of a run wait for each other, as jax has it
-SAY_AFTER = 10.0  # seconds without a connection after which it is said who is waited for
+SAY_AFTER = 10.0  # seconds without a connection after which a line says who is waited for
 EXCHANGE_TIMEOUT = 3600.0  # seconds; opening a large data set for the first time takes minutes
 _exchanges = itertools.count()
 

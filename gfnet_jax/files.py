@@ -54,7 +54,7 @@ def make_directory_of(file: Path) -> None:
 def check_name(directory: Path | BucketPath) -> None:
   """Raises UserError if a name is not the same in UTF-8, in which libraries in C++ take names.
 
-  So it is with letters beyond the encoding of the locale, and with bytes that are no UTF-8.
+  Letters beyond the encoding of the locale are not, nor are bytes that are no UTF-8.
   """
   if isinstance(directory, BucketPath):  # whose libraries take any
     return

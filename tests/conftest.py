@@ -18,6 +18,8 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 import hypothesis
@@ -26,8 +28,10 @@ import jax._src.compiler
 import pytest
 from fork_server import Script, Server
 from helpers import CAN_DO_WITHOUT, FUSION_EMITTERS, HANGS, ROOT, free_port, script_environment
+from photo_sets import write_photos
 
-from gfnet_jax import startup
+from gfnet_jax import startup, transfers
+from gfnet_jax.buckets import BucketPath, UnavailableError
 from gfnet_jax.command_line import run
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job has it
@@ -162,3 +166,44 @@ def start(scripts) -> Iterator[Callable[..., list[Script]]]:
       return started
 
     yield start
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+  """The directory of this test in place of ~/.cache."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(tmp_path, own_cache) -> Path:
+  """30 images, ten of each of three classes."""
+  return write_photos(tmp_path / "photos", 30, size=(24, 20))
+
+
+@pytest.fixture
+def home() -> BucketPath:
+  """An empty directory in fsspec's store in memory."""
+  return BucketPath(f"memory://{uuid.uuid4().hex}/run")
+
+
+@pytest.fixture
+def no_patience(monkeypatch) -> None:
+  """A store that is away is not waited for."""
+  monkeypatch.setattr(transfers, "PATIENCE", 0.0)
+  monkeypatch.setattr(transfers, "_gone", threading.Event())
+  monkeypatch.setattr(transfers.time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def away(monkeypatch) -> list[bool]:
+  """[True] while the store does not answer."""
+  call, state = BucketPath._call, [False]
+
+  def perhaps(self, *args, **kwargs):
+    if state[0]:
+      raise UnavailableError(5, "connection refused", str(self))
+    return call(self, *args, **kwargs)
+
+  monkeypatch.setattr(BucketPath, "_call", perhaps)
+  return state

@@ -67,7 +67,7 @@ def test_all_parts_leave_results(call):
   assert "--write" not in results["backends"], "a trial does not change the table"
 
 
-def test_what_fails_is_named_and_the_rest_goes_on(call):
+def test_what_fails_is_named_and_the_rest_still_runs(call):
   call("--quick")
   code, _, errors, results = call("--quick", failing="backends torch-bf16-gfnet-ti")
   assert code == 2

@@ -350,6 +350,8 @@ def test_a_busy_machine_is_warned_of(monkeypatch, capsys, load, warned):
   _measure.report("title", [{"ms": 1.0}], SimpleNamespace(output=None))
   printed, errors = capsys.readouterr()
   assert json.loads(printed.splitlines()[0])["load_after"] == load
+  _measure.report("title", [{"ms": 1.0}], SimpleNamespace(output=None, timed=False))
+  assert capsys.readouterr().err == ""
   line = f"warning: after the benchmark the load of this machine is {load} on 4 cores; "
   assert errors.startswith(line) if warned else not errors
 

@@ -98,7 +98,7 @@ def test_a_signal_another_run_and_what_reads_it(tmp_path, store, run, start):
   [(code, _, errors)] = finish(run(home, *flags))
   assert code == 2 and "is in use by another run (process" in errors and errors.count("\n") == 1
   script.send_signal(signal.SIGTERM)
-  assert "everything saved; the same command goes on" in succeeds([script])
+  assert "everything saved; the same command continues" in succeeds([script])
   step = list_steps(home / "checkpoints")[-1]
   [(code, out, errors)] = finish(start("eval.py", "--checkpoint", str(home), processes=1))
   assert code == 0 and "360 images" in out, errors
@@ -122,9 +122,7 @@ def test_a_server_that_is_away_for_ten_seconds_costs_no_step(tmp_path, store, ru
   wait_for_checkpoint(script, home / "checkpoints", newest + 1)
   script.send_signal(signal.SIGTERM)
   said = succeeds([script])
-  assert any(
-    words in said for words in ("cannot be reached", "not written to", "let a request wait")
-  )
+  assert any(words in said for words in ("cannot be reached", "not written to", "a request to"))
   lines = (home / "metrics.jsonl").read_bytes().splitlines()
   steps = [found["step"] for line in lines if "train_loss" in (found := json.loads(line))]
   assert steps == list(range(1, len(steps) + 1))

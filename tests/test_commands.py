@@ -68,6 +68,10 @@ def test_every_command_teaches_with_examples(in_process, name):
     (["eval", "--checkpont=x"], r"\(see python -m gfnet_jax eval --help\)"),
     (["configs", "digit"], r"unknown config 'digit', expected one of .*; did you mean digits\?"),
     (["models", "gfnet-ti"], "unrecognized arguments: gfnet-ti"),
+    (["predict", "gfnet-xxs", "pyproject.toml"], r"no checkpoint in gfnet-xxs, .*mean gfnet-xs\?"),
+    (["convert", "--to-torch", "a", "gs://b/a.pth"], r"gs://b/a\.pth is in a store; convert to"),
+    (["eval", "--checkpoint", "a", "--report", "gs://b/a"], "--report: gs://b/a is in a store"),
+    (["plot", "s3://b/a"], "s3://b/a is in a store, expected a name on a disk"),
     (["train", "--config", "imagnet"], r"config file imagnet not found; did you mean imagenet\?"),
   ],
 )

@@ -1,4 +1,4 @@
-"""tools/compare_mixers.py: what is run, gone on with and refused; its table and its plot."""
+"""tools/compare_mixers.py: what is run, continued and refused; its table and its plot."""
 
 import functools
 import json
@@ -78,7 +78,7 @@ def test_a_plot_of_another_kind_is_refused_before_the_work(compare, trained, tmp
   assert error.count("\n") == 1
 
 
-def test_it_goes_on_where_it_was(compare, trained, monkeypatch):
+def test_it_continues_where_it_was(compare, trained, monkeypatch):
   train, left = gfnet_jax.train, [1]
 
   def interrupted(config, workdir):
@@ -91,7 +91,7 @@ def test_it_goes_on_where_it_was(compare, trained, monkeypatch):
   code, output, _ = compare()
   assert (code, output) == (
     0,
-    "Stopped by a signal with everything saved; the same command goes on from here\n",
+    "Stopped by a signal with everything saved; the same command continues from here\n",
   )
   monkeypatch.setattr(gfnet_jax, "train", train)
   assert compare()[0] == 0
@@ -129,7 +129,7 @@ def test_the_config_of_the_ablation_takes_any_mixer():
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on_to_the_same_end(script, server, tmp_path):
+def test_a_killed_comparison_continues_to_the_same_end(script, server, tmp_path):
   def arguments(name):
     options = ("--mixers", "identity", "conv3", "--seeds", 1, "--output", tmp_path / name)
     short = ("--config.num_epochs=4", "--config.data.batch_size=320")

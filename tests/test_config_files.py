@@ -71,11 +71,11 @@ def test_values_of_other_types(override, message):
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    (b"root:x:0:0:root:/root:/bin/sh\n", "is no Python file (invalid syntax"),
-    (b"\x7fELF\x02\x01\x01\0\0\0", "is no Python file ("),
-    (b"name = '\xff'", "is no Python file ("),
-    (b"(" * 100_000, "is no Python file ("),
-    (b"x = " + b"-" * 100_000 + b"1", "is no Python file ("),
+    (b"root:x:0:0:root:/root:/bin/sh\n", "is not a Python file (invalid syntax"),
+    (b"\x7fELF\x02\x01\x01\0\0\0", "is not a Python file ("),
+    (b"name = '\xff'", "is not a Python file ("),
+    (b"(" * 100_000, "is not a Python file ("),
+    (b"x = " + b"-" * 100_000 + b"1", "is not a Python file ("),
     (b"seed = 3\n", "has no function get_config()"),
     (b"get_config = 3\n", "has no function get_config()"),
     (b"import nothing_of_this_name\n", "line 1: ModuleNotFoundError: No module named"),

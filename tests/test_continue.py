@@ -1,4 +1,4 @@
-"""Going on with a run: on the same data wherever they are, and on no others."""
+"""Continuing a run: on the same data wherever they are, and on no others."""
 
 import json
 import shutil
@@ -59,10 +59,10 @@ def describe(config) -> dict:
 
 
 @pytest.fixture
-def goes_on(monkeypatch, capsys):
-  """goes_on(before, now) tries to go on with a run that a checkpoint of step 6 describes."""
+def continues(monkeypatch, capsys):
+  """continues(before, now) tries to continue a run that a checkpoint of step 6 describes."""
 
-  def goes_on(before: dict, now: dict) -> None:
+  def continues(before: dict, now: dict) -> None:
     capsys.readouterr()  # where the listings came from
     metadata = json.loads(json.dumps(before)) | {"step": 6} | Progress(6).to_metadata()
     monkeypatch.setattr(resume, "newest_whole", lambda directory: 6)
@@ -71,16 +71,16 @@ def goes_on(monkeypatch, capsys):
     checkpoints = SimpleNamespace(directory=Path("runs/x/checkpoints"))
     assert restore_run(checkpoints, now, None, None) == ("state", Progress(6))
 
-  return goes_on
+  return continues
 
 
-def test_nothing_has_changed(root, goes_on, capsys):
-  goes_on(describe(config_of(root)), describe(config_of(root)))
+def test_nothing_has_changed(root, continues, capsys):
+  continues(describe(config_of(root)), describe(config_of(root)))
   assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("how", ["moved", "copied", "linked", "relative"])
-def test_the_same_data_at_another_path(root, goes_on, tmp_path, monkeypatch, how):
+def test_the_same_data_at_another_path(root, continues, tmp_path, monkeypatch, how):
   before = describe(config_of(root))
   other = tmp_path / "other"
   if how == "moved":
@@ -92,7 +92,7 @@ def test_the_same_data_at_another_path(root, goes_on, tmp_path, monkeypatch, how
   else:
     monkeypatch.chdir(root.parent)
     other = Path(root.name)
-  goes_on(before, describe(config_of(other)))
+  continues(before, describe(config_of(other)))
 
 
 def rename_class(root):
@@ -142,15 +142,15 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_other_training_data_are_refused(root, goes_on, capsys, change):
+def test_other_training_data_are_refused(root, continues, capsys, change):
   before = describe(config_of(root))
   change(root)
   with pytest.raises(UserError, match=rf"^runs/x holds a run .*on other.*: {CHANGES[change]}"):
-    goes_on(before, describe(config_of(root)))
+    continues(before, describe(config_of(root)))
   assert capsys.readouterr().out == ""
 
 
-def test_all_that_differs_is_named_at_once(root, goes_on, tmp_path):
+def test_all_that_differs_is_named_at_once(root, continues, tmp_path):
   """Not the path of the data, which may be another one."""
   before = describe(config_of(root))
   root.rename(tmp_path / "other")
@@ -158,7 +158,7 @@ def test_all_that_differs_is_named_at_once(root, goes_on, tmp_path):
   config = config_of(tmp_path / "other")
   config.update(seed=7, ema_decay=0.5)
   with pytest.raises(UserError) as error:
-    goes_on(before, describe(config))
+    continues(before, describe(config))
   assert str(error.value) == (
     "runs/x holds a run with ema_decay=0.0, this one has 0.5; with seed=0, this one has 7; on "
     "other training data: 23 images instead of 24; set another --workdir, or the fields and the "
@@ -166,35 +166,35 @@ def test_all_that_differs_is_named_at_once(root, goes_on, tmp_path):
   )
 
 
-def test_other_images_of_the_evaluation_are_a_warning(root, goes_on, capsys):
-  """A damaged one, which ended the run, may be removed to go on."""
+def test_other_images_of_the_evaluation_are_a_warning(root, continues, capsys):
+  """A damaged one, which ended the run, may be removed to continue."""
   before = describe(config_of(root))
   (root / "val/a/00.png").unlink()
-  goes_on(before, describe(config_of(root)))
+  continues(before, describe(config_of(root)))
   assert capsys.readouterr().out == (
     "warning: evaluated on 8 images instead of 9; compare no results across this point\n"
   )
 
 
-def test_an_older_run_is_compared_by_its_classes(root, goes_on, capsys):
+def test_an_older_run_is_compared_by_its_classes(root, continues, capsys):
   before = describe(config_of(root))
   del before["data"]
-  goes_on(before, describe(config_of(root)))
+  continues(before, describe(config_of(root)))
   assert capsys.readouterr().out.count("warning: an older version began this run") == 1
   rename_class(root)
   with pytest.raises(UserError, match="its classes are with z and without a; set another"):
-    goes_on(before, describe(config_of(root)))
+    continues(before, describe(config_of(root)))
 
 
-def test_data_without_names_stay_where_they_are(root, goes_on, tmp_path):
+def test_data_without_names_stay_where_they_are(root, continues, tmp_path):
   """A source of one's own that does not say what it holds may hold anything elsewhere."""
   before, now = describe(config_of(root)), describe(config_of(root))
   for description in (before, now):
     description["data"] = {name: {"images": 24, "names": None} for name in ("train", "eval")}
-  goes_on(before, now)
+  continues(before, now)
   now["config"]["data"]["name"] = "elsewhere"
   with pytest.raises(UserError, match=rf"a run with data.name={root}, this one has elsewhere; set"):
-    goes_on(before, now)
+    continues(before, now)
 
 
 @pytest.mark.parametrize(
@@ -206,22 +206,22 @@ def test_data_without_names_stay_where_they_are(root, goes_on, tmp_path):
     ("data.data_dir", "elsewhere"),
   ],
 )
-def test_what_changes_no_result_may_change(root, goes_on, capsys, field, value):
+def test_what_changes_no_result_may_change(root, continues, capsys, field, value):
   config = config_of(root)
   config.update_from_flattened_dict({field: value})
-  goes_on(describe(config_of(root)), describe(config))
+  continues(describe(config_of(root)), describe(config))
   assert capsys.readouterr().out == ""
 
 
-def test_a_run_may_become_longer_but_not_shorter(root, goes_on, capsys):
+def test_a_run_may_become_longer_but_not_shorter(root, continues, capsys):
   longer = config_of(root)
   longer.num_epochs = 9.0
-  goes_on(describe(config_of(root)), describe(longer))
+  continues(describe(config_of(root)), describe(longer))
   printed = capsys.readouterr().out
   assert printed.startswith("num_epochs is 9.0 instead of 4.0: from here on the learning rate is")
   assert printed.count("\n") == 1
   with pytest.raises(UserError, match=r"a run with num_epochs=9\.0, this one has 4\.0; set anoth"):
-    goes_on(describe(longer), describe(config_of(root)))
+    continues(describe(longer), describe(config_of(root)))
 
 
 # Whole runs.
@@ -240,7 +240,7 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_standard_promotion")
-def test_a_run_goes_on_with_moved_data_other_lines_and_more_epochs(root, tmp_path, capsys):
+def test_a_run_continues_with_moved_data_other_lines_and_more_epochs(root, tmp_path, capsys):
   workdir, other = tmp_path / "run", tmp_path / "other"
   config = config_of(root)
   loop.train(config, workdir)

@@ -285,4 +285,4 @@ def test_the_largest_variant_converts_in_little_memory(tmp_path):
 def test_the_script_says_one_line_and_exits_with_2(script, tmp_path):
   result = script("convert_torch_weights.py", "nowhere.pth", tmp_path / "out")
   assert result.returncode == 2
-  assert re.fullmatch(r"error: nowhere.pth is no file, expected [^\n]*\n", result.stderr)
+  assert re.fullmatch(r"error: nowhere.pth is not a file, expected [^\n]*\n", result.stderr)

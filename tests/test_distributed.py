@@ -130,7 +130,7 @@ def test_a_signal_to_one_of_two_saves_the_same_step(start, tmp_path, stop):
     run[1].send_signal(stop)  # a second one must do no harm
   results = finish(run)
   assert [code for code, *_ in results] == [0, 0], results
-  assert "the same command goes on from here" in results[0][1]
+  assert "the same command continues from here" in results[0][1]
   saved = list_steps(workdir / "checkpoints")[-1]
   assert read_lines(workdir / "metrics.jsonl")[-1]["step"] == saved
   # Restored by another number of processes, on another number of devices.
@@ -163,7 +163,7 @@ def test_with_a_long_timeout_jax_names_a_dead_process(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_single_process_saves_on_sigterm_and_goes_on(start, tmp_path, script):
+def test_a_single_process_saves_on_sigterm_and_continues(start, tmp_path, script):
   workdir = tmp_path / "run"
   run = start(*TRAIN, workdir, *LONG, processes=1, devices=1)
   wait_for_line(run[0], "epoch")
@@ -185,7 +185,7 @@ OPEN_MPI |= dict(OMPI_COMM_WORLD_LOCAL_RANK="0")
 
 @pytest.fixture
 def connect(monkeypatch):
-  """connect(environment, *arguments, lasts=False): what jax is told; lasts: it waits for ever.
+  """connect(environment, *arguments, lasts=False): what jax is told; lasts: it waits without end.
 
   Returns:
     The arguments of jax.distributed.initialize, or the exit code if this process ends.

@@ -358,7 +358,7 @@ def test_the_sheet_of_all_domains(in_process, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_ends_like_one_that_was_not(start, tmp_path):
-  """On digits: the same metrics, the same test, to the last bit."""
+  """On digits: the same metrics, the same test, bit for bit."""
   options = (
     *("train.py", "--config", "configs/domains.py", "--config.num_epochs=4"),
     *("--config.eval_every_epochs=1", "--config.log_every_steps=5"),

@@ -85,7 +85,7 @@ def test_a_file_is_downloaded_once_and_cached(server, tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_cut_off_download_goes_on_by_itself(server, tmp_path):
+def test_a_cut_off_download_continues_by_itself(server, tmp_path):
   server.cut_after = 100_000
   assert fetch(server.address, cache=tmp_path).read_bytes() == CONTENT
   ranges = [request.get("Range") for request in server.requests]
@@ -161,7 +161,7 @@ def test_a_silent_server_times_out(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("source", ["nowhere.pth", "gfnet-xxl"])
 def test_what_is_no_source_is_told(source):
-  with pytest.raises(UserError, match="is no file, expected a file, an http"):
+  with pytest.raises(UserError, match="is not a file, expected a file, an http"):
     fetch(source)
 
 
@@ -193,7 +193,7 @@ def test_every_variant_has_an_official_address():
 
 
 class RawServer:
-  """Answers every connection with the next of some byte strings, the last one for ever."""
+  """Answers every connection with the next of some byte strings, the last one again and again."""
 
   def __init__(self, *answers):
     self.answers = list(answers)
@@ -380,7 +380,7 @@ def test_malformed_addresses_are_told(tmp_path, address):
 
 @pytest.mark.parametrize("source", ["x" * 5000, "a/" * 3000, "nul\x00", "line\nbreak", "\udc80"])
 def test_what_cannot_even_be_a_name_is_told(tmp_path, source):
-  refused(source, tmp_path, "is no file, expected a file, an http")
+  refused(source, tmp_path, "is not a file, expected a file, an http")
 
 
 @pytest.mark.parametrize(

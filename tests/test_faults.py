@@ -147,7 +147,7 @@ def trained(tmp_path_factory) -> Path:
 def test_every_flipped_bit_and_truncation_is_detected(trained, tmp_path, capsys):
   """200 flips and 50 truncations, spread over files and bytes alike.
 
-  Each lets a run go on from the checkpoint before, and say so.
+  Each lets a run continue from the checkpoint before, and say so.
   """
   directory = tmp_path / "checkpoints"
   shutil.copytree(trained / "checkpoints", directory)
@@ -273,7 +273,8 @@ def test_it_can_be_rolled_back(poison, tmp_path, capsys, trained, log_every_step
   poison(config, 11)
   loop.train(config, tmp_path / "run")
   assert (
-    "step 12 (batch 11) is not finite; going on from the last checkpoint" in capsys.readouterr().out
+    "step 12 (batch 11) is not finite; continuing from the last checkpoint"
+    in capsys.readouterr().out
   )
   found, clean = steps_and_losses(tmp_path / "run"), steps_and_losses(trained)
   assert list(found) == [*range(log_every_steps, 13, log_every_steps), 13]
@@ -384,7 +385,7 @@ def test_metrics_on_a_full_disk_are_warnings(tmp_path, capsys):
 
 
 def test_a_signal_breaks_off_an_evaluation(tmp_path, trained, monkeypatch):
-  """The state is saved, and evaluated when the run goes on."""
+  """The state is saved, and evaluated when the run is continued."""
   evaluate = loop.evaluate_params
 
   def interrupted(*args, **kwargs):

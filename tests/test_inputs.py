@@ -1,4 +1,4 @@
-"""The data of a run that goes on."""
+"""The data of a run that is continued."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def describe(path, class_names):
   write_checksums(path)
 
 
-def test_a_run_goes_on_with_the_labels_that_it_began_with(tmp_path, monkeypatch):
+def test_a_run_continues_with_the_labels_that_it_began_with(tmp_path, monkeypatch):
   """Older versions had classes named by integers in the order of text."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   config = folder_config(tmp_path / "data")

@@ -205,7 +205,7 @@ def test_folders_of_integers(tmp_path, capsys):
     assert "all classes are named by integers and ordered as such: 0, 1, 2, ..., 11\n" in (
       capsys.readouterr().out
     )
-  # The images come in the order of torchvision, as ever.
+  # The images come in the order of torchvision, as always.
   assert paths(source)[:4] == ["0/0.jpg", "1/1.jpg", "10/10.jpg", "11/11.jpg"]
 
 

@@ -33,7 +33,7 @@ def test_skipped_steps_are_counted_since_the_last_line(policy, capsys):
   ]
 
 
-def test_a_run_that_goes_on_counts_from_where_it_was(tmp_path, capsys):
+def test_a_run_that_continues_counts_from_where_it_was(tmp_path, capsys):
   policy = NonFinite(get_config(), tmp_path, {}, state(step=50, bad_steps=7))
   policy.count_skipped(60, 7, finite=True)
   assert capsys.readouterr().out == ""

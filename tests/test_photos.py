@@ -1,58 +1,28 @@
-"""One's own photos: what is held out, what is refused, and what is chosen."""
+"""One's own photos: what is held out, and what is refused."""
 
-import json
-import math
-import os
 import shutil
-import signal
-from types import SimpleNamespace
 
-import jax
 import ml_collections
 import numpy as np
 import PIL
 import pytest
-from helpers import read_lines
 from hypothesis import given
 from hypothesis import strategies as st
 from photo_sets import SHAPES, write_photos
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-import gfnet_jax
-from configs.photos import get_config
-from gfnet_jax.checkpoints.model import save_model
-from gfnet_jax.config_files import default_workdir
-from gfnet_jax.data.on_device.mixing import Mixing
 from gfnet_jax.data.sources import contents
 from gfnet_jax.data.sources.holdout import hold_out
 from gfnet_jax.data.sources.open import open_source
 from gfnet_jax.data.sources.recognise import Recognised, recognise
 from gfnet_jax.data.sources.records import BadRecordError
 from gfnet_jax.errors import UserError
-from gfnet_jax.models.functional import split
-from gfnet_jax.sharding import check_batch_size
-from gfnet_jax.training import choices, final_report
-from gfnet_jax.training.choices import (
-  advise_batch,
-  choose_as_before,
-  choose_from_data,
-  choose_model,
-  fitting_batch_size,
-)
-from gfnet_jax.training.config_rules import check_config, check_groups, flatten
-from gfnet_jax.training.same_run import check_same_run
+from gfnet_jax.inference import evaluate
+from gfnet_jax.inference.classification import CLASSIFICATION
+from gfnet_jax.inference.saved_model import SavedModel
 
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def photos(tmp_path):
-  """30 images, ten of each of three classes."""
-  return write_photos(tmp_path / "photos", 30, size=(24, 20))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def open_split(root, split):
@@ -65,9 +35,6 @@ def images(root, split):
   source = open_split(root, split)
   records = [source[i] for i in range(len(source))]
   return {(source.class_names[record.label], record.image) for record in records}
-
-
-# What is held out.
 
 
 @given(st.data())
@@ -342,259 +309,19 @@ def test_the_home_directory(photos, monkeypatch):
   assert len(open_split("~/photos", "val")) == 6
 
 
-@pytest.mark.parametrize("config", ["photos", "transfer"])
-def test_the_work_directory_depends_on_the_folder(config, monkeypatch, tmp_path):
-  from configs import photos, transfer
-
-  config = {"photos": photos, "transfer": transfer}[config].get_config()
-  beginning = config.name.partition("-")[0]
-  for name, expected in (("a/{pets}/", "{pets}"), ("../x", "x"), ("/", "root"), ("a/..", None)):
-    config.data.name = name
-    monkeypatch.chdir(tmp_path)
-    expected = expected or tmp_path.name
-    assert str(default_workdir(config)) == f"runs/{beginning}-{expected}"
-
-
 def test_another_folder_is_evaluated_as_a_whole(photos):
   assert recognise(str(photos), usual="photos") == Recognised("folder", "")
 
 
-# What is chosen.
-
-
-@given(st.integers(1, 10_000), st.integers(1, 16), st.integers(1, 4))
-def test_chosen_batches_work(count, devices, parts):
-  config = get_config()
-  config.optimizer.accumulate_steps = parts
-  size = fitting_batch_size(count, devices * parts)
-  assert size % math.lcm(2, devices * parts) == 0
-  assert size <= max(64, 2 * devices * parts)
-  if size > count:
-    assert size == math.lcm(2, devices * parts), "the smallest that works"
-    return
-  choose_from_data(config, count, devices)
-  check_config(config)
-  mesh = SimpleNamespace(size=devices)
-  check_batch_size(config.data.batch_size, parts, mesh)
-  check_groups(config, mesh)
-  Mixing(num_classes=2, **config.mixing)
-  config.data.batch_size = config.mixing.group_size = 512
-  advice = advise_batch(config, count, devices).removeprefix("choose ").partition(",")[0]
-  for flag in advice.split():
-    name, _, value = flag.removeprefix("--config.").partition("=")
-    config.update_from_flattened_dict({name: json.loads(value)})
-  check_batch_size(config.data.batch_size, parts, mesh)
-  check_groups(config, mesh)
-  Mixing(num_classes=2, **config.mixing)
-  assert config.data.batch_size <= count
-
-
-def test_other_configs_say_what_fits_a_small_folder(photos, in_process, tmp_path):
-  for name in ("train", "val"):
-    shutil.copytree(photos, tmp_path / "data" / name)
-  code, _, errors = in_process(
-    *("train.py", "--config", "configs/transfer.py:folder", "--workdir", tmp_path / "run"),
-    f"--config.data.name={tmp_path / 'data'}",
-  )
-  assert (code, errors.count("\n")) == (2, 1)
-  assert errors.startswith(
-    "error: the training split holds 30 images, fewer than one batch of 512; choose "
-    "--config.data.batch_size=16 --config.mixing.group_size=2, or configs/photos.py"
-  )
-
-
-@pytest.mark.parametrize(
-  ("count", "batch_size", "epochs"), [(17, 8, 80.0), (96, 16, 70.0), (4000, 64, 20.0)]
-)
-def test_epochs_and_batches_by_the_number_of_images(count, batch_size, epochs, capsys):
-  config = get_config()
-  choose_from_data(config, count, 1)
-  assert (config.data.batch_size, config.num_epochs) == (batch_size, epochs)
-  assert config.mixing.group_size == batch_size
-  assert (config.data.reading.workers > 0) == (count == 4000)
-  printed = capsys.readouterr().out
-  assert printed.startswith(f"Chosen for {count} images, each to be changed by --config.FIELD: ")
-  assert f"data.batch_size={batch_size}, " in printed
-
-
-def test_what_is_given_is_not_chosen(capsys):
-  config = get_config()
-  config.update(num_epochs=3.0)
-  config.data.batch_size = 10
-  choose_from_data(config, 96, 1)
-  assert (config.num_epochs, config.data.batch_size, config.mixing.group_size) == (3.0, 10, 10)
-  assert "num_epochs" not in capsys.readouterr().out
-
-
-@given(st.integers(16, 5000), st.integers(1, 16), st.integers(1, 16))
-def test_a_run_goes_on_with_what_it_chose(count, devices, devices_now):
-  began, now = get_config(), get_config()
-  choose_model(began)
-  choose_from_data(began, count, devices)
-  before = json.loads(json.dumps(began.to_dict()))
-  now.num_epochs = 2 * began.num_epochs
-  choose_as_before(now, before)
-  choose_model(now)
-  choose_from_data(now, count, devices_now)
-  check_same_run(flatten(before), flatten(json.loads(json.dumps(now.to_dict()))), "run", "")
-  assert now.optimizer.warmup_epochs == began.optimizer.warmup_epochs
-  assert now.eval_every_epochs == 2 * began.eval_every_epochs, "may change, and follows today's"
-
-
-@given(st.integers(16, 5000))
-def test_the_number_of_devices_chooses_nothing_that_matters(count):
-  chosen = []
-  for devices in (1, 2, 4):
-    chosen.append(get_config())
-    choose_from_data(chosen[-1], count, devices)
-  assert chosen[0].to_dict() == chosen[1].to_dict() == chosen[2].to_dict()
-
-
-def test_an_odd_batch_is_refused_by_its_own_name_where_images_are_mixed():
-  config = get_config()
-  config.data.batch_size = 25
-  choose_from_data(config, 100, 1)
-  with pytest.raises(UserError, match="batch_size is 25, expected an even number, as images"):
-    check_groups(config, SimpleNamespace(size=1))
-  config.mixing.mixup_alpha = 0.0
-  check_groups(config, SimpleNamespace(size=1))
-  Mixing(num_classes=2, **config.mixing)
-
-
-def test_only_automatic_configs_may_leave_fields_open():
-  config = get_config()
-  check_config(config, may_be_open=True)
-  with pytest.raises(UserError, match="is None, expected "):  # in a tool that has no data
-    check_config(config)
-  config.automatic = False
-  with pytest.raises(UserError, match="is None, expected "):
-    check_config(config, may_be_open=True)
-
-
-def test_the_network_is_that_of_the_weights(tmp_path):
-  saved = dict(name="gfnet-h-ti", image_size=160, embed_dims=(8, 8), depths=(1, 1), patch_size=4)
-  save_model(
-    tmp_path / "run", gfnet_jax.create_model(**saved, num_classes=5), saved | {"num_classes": 5}
-  )
-  config = get_config()
-  config.init_checkpoint = str(tmp_path / "run")
-  choose_model(config)
-  found = {name: value for name, value in config.model.items() if value is not None}
-  assert found["image_size"] == 128
-  assert {name: found[name] for name in ("name", "patch_size", "num_classes")} == {
-    "name": "gfnet-h-ti",
-    "patch_size": 4,
-    "num_classes": 0,
-  }
-  assert (list(found["embed_dims"]), list(found["depths"])) == ([8, 8], [1, 1])
-
-
-def test_a_small_network_without_weights():
-  config = get_config()
-  choose_model(config)
-  assert (config.model.image_size, config.model.embed_dim, config.model.depth) == (64, 64, 4)
-
-
-def test_a_frozen_trunk_needs_weights():
-  config = get_config()
-  config.freeze_trunk = True
-  with pytest.raises(UserError, match="freeze_trunk is True, but nothing was trained before"):
-    check_config(config, may_be_open=True)
-
-
-# Whole runs.
-
-
-@pytest.fixture
-def _standard_promotion():
-  with jax.numpy_dtype_promotion("standard"):  # optax multiplies integers and floats
-    yield
-
-
-TINY = (
-  *("--config.model.name=gfnet-ti", "--config.model.image_size=40", "--config.model.patch_size=8"),
-  *("--config.model.embed_dim=8", "--config.model.depth=1", "--config.num_epochs=2"),
-)
-
-
-@pytest.mark.usefixtures("_standard_promotion")
-def test_a_run_ends_with_a_report_and_predicts(photos, in_process, tmp_path, monkeypatch):
-  workdir = tmp_path / "run"
-  train = ("train.py", "--config", "configs/photos.py", f"--config.data.name={photos}")
-  code, printed, errors = in_process(*train, "--workdir", workdir, *TINY)
-  assert code == 0, errors
-  assert f"Classify an image with: python tools/predict.py {workdir} IMAGE" in printed
-  assert "epoch    2.00   top-1" in printed
-  assert "top-5" not in printed
-  report = json.loads((workdir / "report/report.json").read_text())
-  last = read_lines(workdir / "metrics.jsonl")[-1]
-  assert report["images"] == last["eval_images"] == 6
-  assert 100 * report["correct"] / 6 == pytest.approx(last["eval_top1"])
-  assert [found["name"] for found in report["classes"]] == list(SHAPES)
-  assert "head.kernel" in (workdir / "parameters.txt").read_text()
-  code, printed, errors = in_process("tools/predict.py", workdir, photos / "cross/0001.jpg")
-  assert code == 0, errors
-  assert {line.split()[1] for line in printed.splitlines()[1:]} == set(SHAPES)
-  code, printed, errors = in_process("eval.py", "--checkpoint", workdir)
-  assert code == 0, errors
-  assert "6 images" in printed
-  assert "warning" not in printed
-  monkeypatch.setattr(choices, "fitting_batch_size", lambda *arguments: 8)  # as on other devices
-  evaluate, locks = final_report.evaluate, []
-
-  def interrupted(*arguments, **options):
-    locks.append((workdir / "lock.json").is_file())
-    os.kill(os.getpid(), signal.SIGTERM)
-    return evaluate(*arguments, **options)
-
-  monkeypatch.setattr(final_report, "evaluate", interrupted)
-  code, printed, errors = in_process(*train, "--workdir", workdir, *TINY)
-  assert code == 0, errors
-  assert "resumed after" in printed
-  assert "Stopped by a signal with everything saved; the same command goes on" in printed
-  assert "Report: " not in printed
-  assert locks == [True], "no other run can begin meanwhile"
-  write_photos(photos, 60, size=(24, 20), seed=1)
-  code, printed, errors = in_process("eval.py", "--checkpoint", workdir)
-  assert code == 0, errors
-  assert (
-    f"warning: {photos} has changed since the training, now 12 images instead of 6; images that "
-    "were trained on may be among them; compare the result with no other\n"
-  ) in printed
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [20, 120, 5000])
-def test_two_commands_as_typed(count, script, tmp_path):
-  photos = write_photos(tmp_path / "photos", count)
-  limits = ("--config.num_epochs=2",) if count == 5000 else ()
-  train = ("train.py", "--config", "configs/photos.py", f"--config.data.name={photos}", *limits)
-  for resumed in (False, True):
-    result = script(*train, "--workdir", tmp_path / "run")
-    assert result.returncode == 0, result.stderr
-    assert ("resumed after" in result.stdout) == resumed
-  last = read_lines(tmp_path / "run/metrics.jsonl")[-1]
-  if count == 120:
-    assert last["eval_top1"] > 80
-  result = script("tools/predict.py", tmp_path / "run", photos / "circle")
-  assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.slow
-def test_a_frozen_trunk_from_an_official_file(photos, script, tmp_path):
-  ours, official = tmp_path / "ours", tmp_path / "weights.safetensors"
-  save_model(ours, gfnet_jax.create_model("gfnet-ti"), dict(name="gfnet-ti"))
-  result = script("convert_torch_weights.py", "--to-torch", ours, official)
-  assert result.returncode == 0, result.stderr
-  result = script(
-    *("train.py", "--config", "configs/photos.py", f"--config.data.name={photos}"),
-    *("--workdir", tmp_path / "run", "--config.num_epochs=2", "--config.freeze_trunk=True"),
-    f"--config.init_checkpoint={official}",
-  )
-  assert result.returncode == 0, result.stderr
-  assert "resized from 224x224 to 128x128 pixels, with a new head: 3 classes" in result.stdout
-  saved, before = gfnet_jax.load_model(tmp_path / "run"), gfnet_jax.load_model(ours)
-  assert (saved.class_names, saved.config["image_size"]) == (list(SHAPES), 128)
-  for name in ("patch_embed.proj.kernel", "blocks.11.mlp.fc2.kernel", "norm.scale"):
-    found, expected = (split(model.model)[1][name] for model in (saved, before))
-    np.testing.assert_array_equal(found, expected, err_msg=name)
+@pytest.mark.parametrize("named", ["photos", "./photos", "others"])
+def test_the_folder_of_the_training_is_evaluated_with_a_warning(
+  photos, tmp_path, named, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  shutil.copytree(photos, "others")
+  run_config = {"data": {"source": "photos", "name": "photos"}}
+  trained = SavedModel(None, {}, run_config=run_config)
+  evaluate._open(evaluate.data_section(trained, name=named), trained, CLASSIFICATION)
+  said = capsys.readouterr().out
+  warning = f"warning: the model was trained on images of {named}; leave out --data"
+  assert (warning in said) == (named != "others")

@@ -173,7 +173,7 @@ def test_damage_is_found_at_the_end(tmp_path, entries):
   assert len(records("train", name=str(directory))) == 60
 
 
-def test_killed_at_any_time_it_goes_on(tmp_path):
+def test_killed_at_any_time_it_continues(tmp_path):
   write_folder(tmp_path / "pictures", 3000)
   output = tmp_path / "tfds"
   command = script_command(

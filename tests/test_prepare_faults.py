@@ -334,7 +334,7 @@ def test_ctrl_c_ends_it_with_the_shards_in_hand(tmp_path, start_prepare):
   assert len(list((tmp_path / "set").glob("pictures-*"))) == 2
   assert not (tmp_path / "set/dataset_info.json").exists()
 
-  for pipe in pipes:  # the same command goes on, to the same bytes as at one go
+  for pipe in pipes:  # the same command continues, to the same bytes as without interruption
     pipe.unlink()
     pipe.write_bytes(b"jpeg")
   again = start_prepare([*pipes, *[image] * 20])

@@ -1,4 +1,4 @@
-"""Directories as the Hugging Face hub has them: inverse to the bit; damage is told in a line."""
+"""Directories as the Hugging Face hub has them: inverse, bit for bit; damage is told in a line."""
 
 import dataclasses
 import hashlib
@@ -216,7 +216,7 @@ DAMAGES = {
   "a pickle instead": (replace_by_pickle, r"no model\.safetensors, but pytorch_model\.bin, which"),
   "a pickle by that name": (
     lambda d: (d / "model.safetensors").write_bytes(pickle.dumps({"head.bias": [1.0] * 9})),
-    "is no safetensors file",
+    "is not a safetensors file",
   ),
   "no weights": (lambda d: (d / "model.safetensors").unlink(), r"holds no model\.safetensors; get"),
   "no config": (lambda d: (d / "config.json").unlink(), r"cannot read .*config\.json"),
@@ -228,7 +228,7 @@ DAMAGES = {
   "a list": (lambda d: (d / "config.json").write_text("[1]"), "model_type is"),
   "a field of another type": (lambda d: change(d, class_names="ant"), "class_names is 'ant'"),
   "no field": (lambda d: change(d, precision=None), "precision is missing"),
-  "an evaluation without numbers": (lambda d: change(d, measured={"a": 1}), "no evaluation"),
+  "an evaluation without numbers": (lambda d: change(d, measured={"a": 1}), "not an evaluation"),
   "an unknown precision": (lambda d: change(d, precision="int4"), "precision is 'int4'"),
   "another size": (lambda d: change(d, model=MODEL | dict(image_size=64)), "weights are for"),
   "another width": (lambda d: change(d, model=MODEL | dict(embed_dim=16)), "mis-shaped"),
@@ -336,7 +336,9 @@ def test_weights_that_are_not_there_are_not_replaced_by_others(kept, options):
 
 
 def test_a_revision_is_only_of_the_hub(kept):
-  with pytest.raises(gfnet_jax.UserError, match=r"revision is 'main', but .* is no model of the"):
+  with pytest.raises(
+    gfnet_jax.UserError, match=r"revision is 'main', but .* is not a model of the"
+  ):
     gfnet_jax.from_pretrained(kept, revision="main")
 
 

@@ -192,7 +192,7 @@ def test_a_metric_and_a_thing_done_every_n_steps(tmp_path, scripts):
   assert "resumed after 5" in printed
   assert printed.count("warning: this run began") == 2, printed
   assert "warning: this run began without the metric confidence" in printed
-  assert "it goes on with filter_image_every_steps=2" in printed
+  assert "it continues with filter_image_every_steps=2" in printed
   lines = read_lines(workdir / "metrics.jsonl")
   assert [line["step"] for line in lines] == [4, 8, 9, 9]
   assert "train_confidence" not in lines[0]

@@ -137,6 +137,14 @@ def test_pictures_stay_small_for_many_classes_and_long_or_odd_names(tmp_path):
     assert max(image.size) < 1000
 
 
+def test_a_long_name_leaves_room_for_what_follows_it():
+  images, name = [Image.new("RGB", (9, 9))], "predicted: " + "long " * 40
+  sheets = [draw_sheet(images, [[(name, f" ({percent} %)")]]) for percent in (64, 65, 64)]
+  assert np.array_equal(sheets[0], sheets[2]) and not np.array_equal(sheets[0], sheets[1])
+  cut, whole = draw_sheet(images, [[name]]), draw_sheet(images, [["short"]])
+  assert cut.size == whole.size == sheets[0].size
+
+
 def test_thin_images_and_the_smallest_ones():
   images = [Image.new("RGB", size, "red") for size in ((1, 1), (3000, 1), (1, 700), (5, 5))]
   sheet = draw_sheet(images, [["x" * 500]] * 4)

@@ -49,4 +49,4 @@ def test_the_table_names_the_size_of_the_training(tool):
 def test_sizes_that_are_none_are_refused_in_one_line(tool, in_process, size):
   code, _, error = in_process("tools/resize_rules.py", "--sizes", size)
   assert code == 2
-  assert "is no size, expected such as 224 or 224x320" in error
+  assert "is not a size, expected such as 224 or 224x320" in error

@@ -1,4 +1,4 @@
-"""Going on with a run: what may differ, and runs that older versions began."""
+"""Continuing a run: what may differ, and runs that older versions began."""
 
 import re
 import zipfile
@@ -46,7 +46,7 @@ def config_of_the_older_run():
   return config
 
 
-def test_a_run_of_an_older_version_goes_on_as_it_would_have(older_run, capsys):
+def test_a_run_of_an_older_version_continues_as_it_would_have(older_run, capsys):
   """To what that version itself wrote, in part within a mean that it had begun."""
   results = train(config_of_the_older_run(), older_run)
   [warning] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("warning")]
@@ -101,7 +101,7 @@ def test_a_field_may_come_and_go_with_one_warning(capsys):
   before = {name: value for name, value in now.items() if name not in ("seed", "model.scan")}
   check_same_run(before | {"old": 3, "unset": None}, now, "runs/x")
   assert capsys.readouterr().out == (
-    "warning: this run began with other config fields; it goes on with model.scan=False, seed=0 "
+    "warning: this run began with other config fields; it continues with model.scan=False, seed=0 "
     "and without old=3\n"
   )
   check_same_run(now, now, "runs/x")

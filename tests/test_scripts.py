@@ -167,7 +167,7 @@ MIXED = ("--config.mixing.mixup_alpha=0.8",)
     ),
     (["eval.py", "--checkpoint", "configs"], "no checkpoint in configs"),
     (["eval.py"], "--torch-checkpoint is required (see eval.py --help)"),
-    (["eval.py", "--torch-checkpoint", "configs"], "--torch-checkpoint configs is no file"),
+    (["eval.py", "--torch-checkpoint", "configs"], "--torch-checkpoint configs is not a file"),
     (["eval.py", "--checkpoint", "nothing.pth"], "nothing.pth"),
   ],
 )

@@ -297,7 +297,7 @@ def assert_same_run(first, second):
   assert read_lines(first / "metrics.jsonl") == read_lines(second / "metrics.jsonl")
 
 
-def test_a_run_goes_on_bit_for_bit(few_shapes, tmp_path, monkeypatch):
+def test_a_run_continues_bit_for_bit(few_shapes, tmp_path, monkeypatch):
   gfnet_jax.train(tiny_config(), tmp_path / "whole")
   log = loop.log
 
@@ -315,8 +315,8 @@ def test_a_run_goes_on_bit_for_bit(few_shapes, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_bit_for_bit_after_a_kill(tmp_path, start):
-  """Real processes; the second is killed after its first checkpoint, and goes on."""
+def test_a_run_continues_bit_for_bit_after_a_kill(tmp_path, start):
+  """Real processes; the second is killed after its first checkpoint, and continued."""
   for split in ("training", "validation"):
     write_ade20k(tmp_path / "data", split, sizes=[(40, 60)] * 8)
   arguments = [

@@ -1,4 +1,4 @@
-"""Official state dicts into models and back: strict, and to the bit."""
+"""Official state dicts into models and back: strict, and bit for bit."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Trackers of experiments: a run goes on whatever they do, and the libraries get its numbers."""
+"""Trackers of experiments: a run continues whatever they do, and the libraries get its numbers."""
 
 import contextlib
 import json
@@ -79,7 +79,7 @@ def test_a_tracker_gets_what_tensorboard_gets(tmp_path, recorded):
   assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_run_that_goes_on_is_known_by_its_id(tmp_path, recorded):
+def test_a_run_that_continues_is_known_by_its_id(tmp_path, recorded):
   for fresh in (True, False, True):
     with open_trackers(config_of("wandb"), tmp_path, fresh=fresh):
       pass
@@ -241,7 +241,7 @@ def test_what_cannot_begin_is_an_error_of_a_new_run_only(tmp_path, monkeypatch, 
     assert len(opened) == 1
   assert other.ended == "finished"
   assert capsys.readouterr().out.startswith(
-    "warning: wandb cannot go on (RuntimeError: No API key)"
+    "warning: wandb cannot continue (RuntimeError: No API key)"
   )
 
 
@@ -255,8 +255,8 @@ def test_a_library_that_is_missing_is_one_line_before_anything(
   code, _, errors = in_process("train.py", "--workdir", workdir, f"--config.trackers.{name}=True")
   assert code == 2
   assert errors == (
-    f"error: trackers.{name} is True, but {name} is not installed; pip install {name} (of an "
-    f"installed gfnet_jax, the extra '{name}'), or set it to False\n"
+    f"error: trackers.{name} is True, but {name} is not installed; pip install {name} (or "
+    f"gfnet_jax with its extra '{name}'), or set it to False\n"
   )
   assert not workdir.exists()
 

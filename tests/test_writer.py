@@ -17,7 +17,7 @@ LINES = [json.dumps({"step": step, "train_loss": 1 / step}).encode() + b"\n" for
 
 
 def reopen(directory: Path, content: bytes, step: int = 9) -> bytes:
-  """What a run that goes on after a step leaves of a file."""
+  """What a run that continues after a step leaves of a file."""
   path = directory / "metrics.jsonl"
   path.write_bytes(content)
   MetricWriter(directory, step).close()
@@ -71,7 +71,7 @@ def test_later_lines_are_removed(tmp_path):
 )
 def test_what_is_no_file_is_one_line(tmp_path, replace):
   replace(tmp_path / "performance.jsonl")
-  with pytest.raises(UserError, match=r"performance.jsonl is no file that metrics could be"):
+  with pytest.raises(UserError, match=r"performance.jsonl is not a file that metrics can be"):
     MetricWriter(tmp_path, 0)
 
 

@@ -3,7 +3,7 @@
   python tools/accelerator.py docs/benchmarks/my-gpu
 
 Correctness comes first, and where it fails nothing else is run. What else fails is left
-out: the rest goes on, and the exit code is 2 at the end. Every part leaves NAME.json, and
+out: the rest still runs, and the exit code is 2 at the end. Every part leaves NAME.json, and
 NAME.txt with all that it said, in the directory:
 
   correctness   logits, filters and a repeated run (tools/benchmark.py correctness)
@@ -169,7 +169,7 @@ def run_part(part: Part, machine: dict[str, Any], directory: Path) -> int:
   result = directory / f"{part.name}.json"
   result.unlink(missing_ok=True)  # of an earlier call
   command = (*BENCHMARK, *part.arguments, "--output", result)
-  # Named, a device that is lost is an error; else jax would go on with the CPU.
+  # Named, a device that is lost is an error; else jax would continue on the CPU.
   environment = os.environ | {"JAX_PLATFORMS": ",".join(machine["backends"])}
   if part.kind == "torch":
     environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # both need memory of the GPU

@@ -26,14 +26,15 @@ def main(arguments: list[str]) -> None:
     module = importlib.import_module(f"benchmarks.{path.stem}")
     title = module.__doc__.partition("\n")[0]
     benchmark = benchmarks.add_parser(path.stem, help=title, description=module.__doc__)
-    benchmark.set_defaults(run=module.run)
+    benchmark.set_defaults(run=module.run, timed=True)  # timed=False in one that takes no times
     benchmark.add_argument("--output", type=Path, help="write the result to this file as JSON")
     module.add_arguments(benchmark)
   options, overrides = parser.parse_known_args(arguments)
   if overrides and "overrides" not in options:
     parser.error(f"unexpected argument {overrides[0]!r}")
   options.overrides = overrides  # of a config, for the benchmarks that read one
-  _measure.warn_of_load(_measure.LOAD_BEFORE, "before the benchmark")
+  if options.timed:
+    _measure.warn_of_load(_measure.LOAD_BEFORE, "before the benchmark")
   options.run(options)
 
 

@@ -5,8 +5,8 @@
   python tools/compare_mixers.py --mixers fnet conv3 --seeds 5 --config.model.depth=8
 
 Prints a table in Markdown: top-1 of the evaluation behind the last epoch, in percent, as mean,
-standard deviation and every seed. Interrupted, by whatever, it goes on where it was with the same
-command. The output directory receives
+standard deviation and every seed. However it was interrupted, the same command continues
+it. The output directory receives
 
   results.json          every finished run, the settings and the machine
   <mixer>/seed-<n>      the work directory of a run, with log.txt for what train.py prints

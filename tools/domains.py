@@ -6,8 +6,8 @@
 
 Prints a table in Markdown: top-1 in percent on all images of the domain that was held out, of the
 checkpoint that was best on the validation images of the others, as mean, standard deviation and
-every seed; and the mean of the domains. Interrupted, by whatever, it goes on where it was with the
-same command. The output directory receives
+every seed; and the mean of the domains. However it was interrupted, the same command continues it.
+The output directory receives
 
   results.json            every finished run, the settings and the machine
   <domain>/seed-<n>       the work directory of a run, with log.txt for what train.py prints

@@ -121,7 +121,7 @@ def _size(text: str) -> tuple[int, int]:
   height, by, width = text.partition("x")
   sides = (height, width if by else height)
   if not all(re.fullmatch("[1-9][0-9]{0,3}", side) for side in sides):
-    raise argparse.ArgumentTypeError(f"{text!r} is no size, expected such as 224 or 224x320")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a size, expected such as 224 or 224x320")
   return int(sides[0]), int(sides[1])
 
 

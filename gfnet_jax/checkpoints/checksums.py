@@ -95,7 +95,7 @@ def _read_sums(directory: Path) -> dict[str, str]:
   if not isinstance(sums, dict) or text.decode() != _serialize(sums):
     raise DamagedError(directory, f"{SUMS} was altered")
   if not all(isinstance(value, str) and _SHA256.fullmatch(value) for value in sums.values()):
-    raise DamagedError(directory, f"{SUMS} holds what is no SHA-256 sum")
+    raise DamagedError(directory, f"{SUMS} holds what is not a SHA-256 sum")
   return sums
 
 
@@ -122,7 +122,7 @@ def _check_regular(directory: Path, name: str) -> None:
   except OSError as error:
     raise _unreadable(path, error) from error
   if not stat.S_ISREG(mode):
-    raise DamagedError(directory, f"{printable(name)} was altered: it is no regular file")
+    raise DamagedError(directory, f"{printable(name)} was altered: it is not a regular file")
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:

@@ -24,6 +24,7 @@ a file is run, damage is detected, and unless everything fits nothing is written
 import argparse
 from pathlib import Path
 
+from gfnet_jax.buckets import as_directory, is_in_store
 from gfnet_jax.command_line import ArgumentParser, program
 from gfnet_jax.text import printable
 
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
     help="file (.pth, .safetensors, or the index of several: *.index.json), address or name; with "
     "--to-torch a checkpoint",
   )
-  parser.add_argument("destination", type=Path, help="new directory; with --to-torch a new file")
+  parser.add_argument("destination", help="new directory; with --to-torch a new file")
   parser.add_argument(
     "--to-torch", action="store_true", help="convert a checkpoint to .pth or .safetensors"
   )
@@ -59,6 +60,8 @@ def main(arguments: list[str]) -> None:
     parser.error(f"--to-torch takes no --{flag.replace('_', '-')}")
   if which and not to_torch:
     parser.error("--which needs --to-torch")
+  if to_torch and is_in_store(destination):
+    parser.error(f"{destination} is in a store; convert to a disk, and copy it from there")
 
   # Importing jax and the rest takes a second that --help and typing errors need not wait for.
   from gfnet_jax import startup
@@ -67,6 +70,7 @@ def main(arguments: list[str]) -> None:
   from gfnet_jax.checkpoints.model import saved_class_names
   from gfnet_jax.weights.convert import export_weights, import_weights
 
+  destination = as_directory(destination)
   if to_torch:
     config = export_weights(Path(source), destination, which=which or "last", **shared)
   else:

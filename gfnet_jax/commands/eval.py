@@ -126,7 +126,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
   add_process_flags(parser)
   options = parser.parse_args(arguments)
   if options.torch_checkpoint and not options.torch_checkpoint.is_file():
-    parser.error(f"--torch-checkpoint {options.torch_checkpoint} is no file; see --checkpoint")
+    parser.error(f"--torch-checkpoint {options.torch_checkpoint} is not a file; see --checkpoint")
   if options.output and options.output.exists() and not options.output.is_file():
     parser.error(f"--output {options.output} is a directory or a device, expected a file")
   for name in ("attack_eps", "attack_step", "attack_steps", "attack_seed"):

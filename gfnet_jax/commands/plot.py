@@ -2,8 +2,8 @@
 
   gfnet-jax plot runs/digits runs/wide --output curves.png
 
-Each run is a work directory of training, or its metrics.jsonl; one that still goes on is drawn as
-far as it is. A colour is a run, a line style a metric. --output NAME.svg for a drawing.
+Each run is a work directory of training, or its metrics.jsonl; one that is still running is drawn
+as far as it is. A colour is a run, a line style a metric. --output NAME.svg for a drawing.
 """
 
 import sys

@@ -94,7 +94,7 @@ def decode_image(data: bytes | BinaryIO) -> Image.Image:
 def is_clipped(image: Image.Image) -> bool:
   """Whether `load_rgb` clips the image's values to 0 ... 255, where it scales others.
 
-  So it is with grey images of 16 or 32 bits or of floats, which become white or black.
+  The same goes for grey images of 16 or 32 bits or of floats, which become white or black.
   """
   return image.mode == "F" or image.mode.startswith("I")
 

@@ -15,7 +15,7 @@ REACH = 2  # pixels of the image to either side that the bicubic filter sees
 def enlarged_part(
   image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]
 ) -> np.ndarray:
-  """What `image.resize(size, Image.Resampling.BICUBIC).crop(box)` holds, to the bit.
+  """What `image.resize(size, Image.Resampling.BICUBIC).crop(box)` holds, bit for bit.
 
   Args:
     image: mode RGB.

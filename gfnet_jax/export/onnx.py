@@ -21,8 +21,8 @@ except ModuleNotFoundError as error:
   if error.name != "onnx":
     raise
   raise UserError(
-    "the formats onnx and web need the package onnx, which is not installed; pip install onnx (of "
-    "an installed gfnet_jax, the extra 'onnx')"
+    "the formats onnx and web need the package onnx, which is not installed; pip install onnx (or "
+    "gfnet_jax with its extra 'onnx')"
   ) from error
 
 OPSET = 20  # the first with Gelu

@@ -42,7 +42,7 @@ def from_pretrained(
 ) -> SavedModel:
   """Loads a model of `save_pretrained`, from a directory or from the Hugging Face hub.
 
-  The weights are compared with their sum, and have the very bits that were saved, unless the
+  The weights are compared with their sum, and are, bit for bit, those that were saved, unless the
   precision is another. The hub needs huggingface_hub, and is asked only if there is no such
   directory; see `fetch_from_hub`.
 
@@ -60,7 +60,8 @@ def from_pretrained(
   if path.exists() or not is_name(str(source)):
     if revision is not None:
       raise UserError(
-        f"revision is {printable(repr(revision))}, but {path} is no model of the hub; leave it out"
+        f"revision is {printable(repr(revision))}, but {path} is not a model of the hub; leave it "
+        "out"
       )
     return load_pretrained(path, precision)
   return load_pretrained(fetch_from_hub(str(source), revision), precision)

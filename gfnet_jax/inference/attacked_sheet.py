@@ -67,5 +67,6 @@ def draw_attacked(
       images.append(Image.fromarray(pixels))
       best = int(chances.argmax())
       percent = f"{100 * chances[best]:.0f} %"
-      captions.append([f"{title}, true: {names[label]}", f"taken for: {names[best]} ({percent})"])
+      taken = f"taken for: {names[best]}", f" ({percent})"
+      captions.append([f"{title}, true: {names[label]}", taken])
   return draw_sheet(images, captions)

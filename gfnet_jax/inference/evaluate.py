@@ -144,8 +144,15 @@ def _open(section: ml_collections.ConfigDict, saved: SavedModel, task: Task) -> 
 
 
 def _warn_of_change(images: Source, saved: SavedModel, section: ml_collections.ConfigDict) -> None:
-  """Says if the data set of the training run holds other images than it was evaluated on then."""
+  """Says if the images are not those that were held out of the training run's, but look so."""
   of_run = (saved.run_config or {}).get("data", {})
+  if of_run.get("source") == "photos" and (section.source, section.eval_split) == ("folder", ""):
+    with contextlib.suppress(OSError):  # the folder of the training is elsewhere now
+      if Path(of_run["name"]).expanduser().samefile(section.name):
+        say(
+          f"warning: the model was trained on images of {printable(section.name)}; leave out "
+          "--data to evaluate it on those that were held out"
+        )
   same = all(section[name] == of_run.get(name) for name in ("source", "name", "eval_split"))
   if not (same and saved.fingerprints):
     return

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from gfnet_jax.buckets import is_in_store
 from gfnet_jax.data.decode import image_suffixes
 from gfnet_jax.data.sources.listing import is_left_out
 from gfnet_jax.errors import UserError
@@ -27,6 +28,9 @@ def find_images(names: Iterable[str]) -> list[Path | UserError]:
     except (OSError, ValueError) as error:  # ValueError: of a zero byte
       reason = f" ({getattr(error, 'strerror', None) or error})"
     shown = printable(name, 1000) or "''"
+    if is_in_store(name):
+      images.append(UserError(f"{shown} is in a store, expected images on a disk; copy them"))
+      continue
     images += found or [
       UserError(
         f"no images in {shown}{reason}, expected an image file, a folder with some or a pattern "

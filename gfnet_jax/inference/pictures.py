@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gfnet_jax.text import printable
 
 Colour = tuple[int, int, int]
+Line = str | tuple[str, str]
 WHITE, BLACK, GREY = (255, 255, 255), (20, 20, 20), (200, 200, 200)
 RIGHT, WRONG = (31, 90, 160), (200, 70, 30)  # where all images of a row are
 TEXT, NAME_WIDTH, GAP = 14, 150, 8  # pixels
@@ -55,13 +56,13 @@ def draw_confusion(counts: np.ndarray, rows: Sequence[str], columns: Sequence[st
 
 
 def draw_sheet(
-  images: Sequence[Image.Image], captions: Sequence[Sequence[str]], per_row: int = PER_ROW
+  images: Sequence[Image.Image], captions: Sequence[Sequence[Line]], per_row: int = PER_ROW
 ) -> Image.Image:
   """Draws images as thumbnails, each above its caption.
 
   Args:
     images: mode RGB, of any size.
-    captions: lines of each.
+    captions: lines of each; of a line in two parts, the first loses its end if it is too long.
     per_row: thumbnails in a row.
 
   Returns:
@@ -82,7 +83,8 @@ def draw_sheet(
       thumbnail, (x + (THUMBNAIL - thumbnail.width) // 2, y + THUMBNAIL - thumbnail.height)
     )
     for j, text in enumerate(caption):
-      fitted = _fitted(text, font, THUMBNAIL)
+      start, end = (text, "") if isinstance(text, str) else text
+      fitted = _fitted(start, font, THUMBNAIL - font.getlength(end)) + end
       draw.text((x, y + THUMBNAIL + GAP // 2 + j * line), fitted, BLACK, font)
   return sheet
 
@@ -105,7 +107,7 @@ def _draw_upright(
   image.paste(upright, (corner[0], corner[1] if font else corner[1] - upright.height))
 
 
-def _fitted(text: str, font: ImageFont.ImageFont, width: int = NAME_WIDTH) -> str:
+def _fitted(text: str, font: ImageFont.ImageFont, width: float = NAME_WIDTH) -> str:
   """Text that is not wider than so many pixels: what is too long loses its end."""
   text = printable(text)
   if font.getlength(text) <= width:
@@ -125,5 +127,5 @@ def _blend(colour: Colour, share: float) -> Colour:
 
 @functools.cache
 def _font(size: int) -> ImageFont.ImageFont:
-  """The font that Pillow brings along: Latin letters; of others, a box each."""
+  """The font that comes with Pillow: Latin letters; each other character is a box."""
   return ImageFont.load_default(size)

@@ -159,7 +159,7 @@ def _draw_mistakes(path: Path, mistakes: list[dict], records: list[Record | None
       images.append(image)
       percent = f"{100 * mistake['probability']:.0f} %"
       captions.append(
-        [f"true: {mistake['class']}", f"predicted: {mistake['predicted']} ({percent})"]
+        [f"true: {mistake['class']}", (f"predicted: {mistake['predicted']}", f" ({percent})")]
       )
   if not images:
     return False

@@ -1,6 +1,7 @@
 """Models as they come from a checkpoint or an official file, ready to predict."""
 
 import dataclasses
+import difflib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
@@ -198,6 +199,7 @@ def load_model(
     model, config = read_torch_model(path, precision, ema=ema)
     names = official_classes(source, config)
     return SavedModel(model, config, names, precision=precision or "default")
+  _check_spelling(path)
   model, metadata = read_model(path, which, precision=precision, ema=ema)
   return SavedModel(
     model,
@@ -253,11 +255,23 @@ def check_source(source: Path | str) -> None:
   if parse_address(source) or holds_pretrained(path):
     return
   if not (_is_variant(source) or as_directory(source).is_file()):
+    _check_spelling(as_directory(source))
     find_checkpoint(source)
 
 
 def _is_variant(source: Path | str) -> bool:
   return str(source) in list_models() and not Path(source).exists()
+
+
+def _check_spelling(path: Path | BucketPath) -> None:
+  """Raises UserError for what does not exist and is almost the name of a variant."""
+  names = list_models()
+  close = difflib.get_close_matches(str(path), names, n=1, cutoff=0.8)
+  if close and not path.exists():
+    raise UserError(
+      f"no checkpoint in {path}, and none of the networks {', '.join(names)} is called that; did "
+      f"you mean {close[0]}?"
+    )
 
 
 def _is_file_of_weights(path: Path | BucketPath) -> bool:

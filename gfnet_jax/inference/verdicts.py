@@ -73,7 +73,7 @@ class NumberedStep:
     return self._step.lower(params, self._numbered(batch))
 
   def __call__(self, params: Params, batch: Batch) -> Any:
-    """What the step returns; every call goes on where the one before ended."""
+    """What the step returns; every call continues where the one before ended."""
     numbered = self._numbered(batch)
     self._seen += len(batch["label"])
     return self._step(params, numbered)

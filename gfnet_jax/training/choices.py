@@ -1,8 +1,8 @@
 """What a config leaves open, chosen from the weights that it starts from and the number of images.
 
-So it is with a config that is automatic, as configs/photos.py is, and a field that is None. The
-choices become part of the config: an evaluation has them, and a run that goes on takes them from
-its checkpoint, whatever would be chosen on the devices of today.
+Only fields that are None are chosen, and only in a config that is automatic, such as
+configs/photos.py. The choices become part of the config: an evaluation has them, and a run that is
+continued takes them from its checkpoint, whatever would be chosen on the devices it has now.
 """
 
 import math
@@ -26,7 +26,7 @@ def choose_as_before(config: ml_collections.ConfigDict, before: dict[str, Any]) 
   """Fills in what an automatic config leaves open and a run may not change.
 
   Args:
-    config: of a run that goes on.
+    config: of a run that is continued.
     before: the config that it began with, nested; {} of a new run.
   """
   if not config.get("automatic"):
@@ -80,7 +80,8 @@ def choose_from_data(config: ml_collections.ConfigDict, images: int, devices: in
       section[name] = choose(config, images, devices)
   chosen = [f"{field}={_get(config, field)}" for field in _CHOICES if before[field] is None]
   if chosen:
-    say(f"Chosen for {images} images, each to be changed by --config.FIELD: {', '.join(chosen)}")
+    how = "--config.FIELD=VALUE changes any of these"
+    say(f"Chosen for {images} images ({how}): {', '.join(chosen)}")
 
 
 def advise_batch(config: ml_collections.ConfigDict, images: int, devices: int) -> str:

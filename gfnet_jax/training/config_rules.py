@@ -32,7 +32,7 @@ class Rule(NamedTuple):
 
   Attributes:
     range: the values that it may have.
-    may_change: whether a run may go on with another value: the field changes no result.
+    may_change: whether a run may continue with another value: the field changes no result.
     may_be_open: whether it may be None in a config that is automatic; see `choices`.
   """
 

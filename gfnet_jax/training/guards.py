@@ -47,7 +47,7 @@ class Guards(NamedTuple):
       raise Stopped
 
   def mark_stopped(self) -> None:
-    """Tells the trackers that the run was stopped by a signal, to go on later."""
+    """Tells the trackers that the run was stopped by a signal, to be continued later."""
     for tracker in self.trackers:
       tracker.outcome = "stopped"
 

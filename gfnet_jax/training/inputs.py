@@ -60,7 +60,7 @@ def open_inputs(
 
   Args:
     config: of the run.
-    class_names: in the order of the labels so far, if the run goes on.
+    class_names: in the order of the labels so far, if the run is continued.
     devices: over which a batch is split.
 
   Raises:

@@ -87,14 +87,14 @@ class Lock:
     elif "run" in entry:
       self._lost = (
         f"{self._workdir} was taken over by another run ({_describe(entry)}) while this one gave "
-        "no sign of life; this one ends, and that one goes on from the newest checkpoint"
+        "no sign of life; this one ends, and that one continues from the newest checkpoint"
       )
     elif lock_file.is_missing(self._path) and not self._is_over():
       self._misses += 1
       if self._misses >= MISSES:
         self._lost = (
           f"{self._workdir} was moved or removed during the run ({self._path.name} is not there "
-          "any more); the run ends; to go on, set --workdir to where its checkpoints are now"
+          "any more); the run ends; to continue it, set --workdir to where its checkpoints are now"
         )
 
   def check(self) -> None:
@@ -190,7 +190,7 @@ class Lock:
     return [x for x in entries if x and not x["finished"] and run in (None, x.get("run"))]
 
   def _shows_life(self, holder: dict[str, Any]) -> bool:
-    """Whether, while one watches, a heartbeat goes on or another run takes the lock."""
+    """Whether, while one watches, a heartbeat changes or another run takes the lock."""
     before = {entry["beat"] for entry in self._heartbeats(holder)}
     for _ in range(WATCH):
       time.sleep(self._beat)

@@ -103,7 +103,7 @@ def train(
         if results is None:
           guards.mark_stopped()
   if results is None:
-    say("Stopped by a signal with everything saved; the same command goes on from here")
+    say("Stopped by a signal with everything saved; the same command continues from here")
   return results
 
 
@@ -129,7 +129,7 @@ def train_steps(run: Run, state: TrainState, progress: Progress, guards: Guards)
 
   Raises:
     RollBack: if the run is to go back to its last checkpoint.
-    UserError: if it cannot go on.
+    UserError: if it cannot continue.
   """
   config, inputs, program = run.config, run.inputs, run.program
   first, last = progress.step, inputs.num_steps
@@ -290,9 +290,9 @@ def save_before_error(run: Run, state: TrainState, progress: Progress, guards: G
   """
   if jax.process_count() == 1:
     save(run, state, progress, guards)
-    say(f"Everything up to step {progress.step} is saved; the same command goes on from there")
+    say(f"Everything up to step {progress.step} is saved; the same command continues from there")
 
 
 def kept_steps(run: Run) -> Every:
-  """The steps whose checkpoints are written whatever else is due, and kept for ever."""
+  """The steps whose checkpoints are written whatever else is due, and never removed."""
   return Every(run.config.checkpoints.keep_every_epochs * run.inputs.steps_per_epoch)

@@ -84,7 +84,7 @@ class Mirror:
         for_each(changed, lambda name: self._send(name, changed[name]))
 
   def _fetch(self) -> None:
-    """What an earlier attempt of the run has left and this one goes on writing."""
+    """What an earlier attempt of the run has left and this one continues to write."""
     if not self._active:
       return
     try:

@@ -39,7 +39,7 @@ class NonFinite:
     config: of the run.
     workdir: whose directory `nonfinite` receives the state before the step that ends the run.
     description: of the run, for that checkpoint; see `save_run`.
-    state: with which the run begins or goes on.
+    state: with which the run begins or continues.
   """
 
   def __init__(
@@ -59,7 +59,7 @@ class NonFinite:
     """Deals with a step that was not finite and is not skipped; waits for the device.
 
     Raises:
-      RollBack: if the run is to go on from the last checkpoint.
+      RollBack: if the run is to continue from the last checkpoint.
       UserError: if it is to stop.
     """
     why = int(state.frozen)
@@ -70,7 +70,7 @@ class NonFinite:
     what = f"the {what} of step {step} (batch {batch}) is not finite"
     if self._policy == "rollback" and self._rollbacks < MAX_ROLLBACKS:
       self._rollbacks += 1
-      say(f"warning: {what}; going on from the last checkpoint without this batch")
+      say(f"warning: {what}; continuing from the last checkpoint without this batch")
       raise RollBack(batch)
     if self._rollbacks:
       what += f", after {_counted(self._rollbacks, 'rollback')}"

@@ -1,4 +1,4 @@
-"""Where a run stands: saving it, and going on from its newest checkpoint that is whole."""
+"""Where a run stands: saving it, and continuing from its newest checkpoint that is whole."""
 
 import contextlib
 import dataclasses
@@ -69,7 +69,7 @@ def save_run(
   *,
   keep: bool = False,
 ) -> None:
-  """Saves a run in the background, so that `restore_run` can go on with it.
+  """Saves a run in the background, so that `restore_run` can continue it.
 
   Args:
     checkpoints: where.
@@ -89,7 +89,7 @@ def restore_run(
   shapes: TrainState,
   shardings: TrainState,
 ) -> tuple[TrainState, Progress] | None:
-  """The state to go on from, and how far it is; None if there is nothing to restore.
+  """The state to continue from, and how far it is; None if there is nothing to restore.
 
   Damaged checkpoints are named, set aside, and passed over for the ones before.
 

@@ -1,4 +1,4 @@
-"""What never changes during a run, and how it begins or goes on."""
+"""What never changes during a run, and how it begins or continues."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,7 +110,7 @@ def prepare(config: ml_collections.ConfigDict, mirror: Mirror, mesh: Mesh) -> Ru
 
 
 def class_order(config: ml_collections.ConfigDict, workdir: Path | BucketPath) -> list[str] | None:
-  """The classes of what the run goes on, learns or starts from, in the order of their labels.
+  """The classes of what the run continues, learns or starts from, in the order of their labels.
 
   None if that names none. The data may have them in another order, see `in_class_order`.
   """
@@ -163,7 +163,7 @@ def start(
 
 
 def is_new(workdir: Path | BucketPath) -> bool:
-  """Whether no checkpoint is there to go on from."""
+  """Whether there is no checkpoint to continue from."""
   return bool(agree(not list_steps(workdir / "checkpoints")))
 
 

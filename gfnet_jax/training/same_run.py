@@ -1,4 +1,4 @@
-"""Whether a config and its data are those of the run that is to go on."""
+"""Whether a config and its data are those of the run that is to be continued."""
 
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,14 @@ def check_same_run(
   new, gone = _only_in(now, before), _only_in(before, now)
   if new or gone:
     parts = [f"with {', '.join(new)}"] * bool(new) + [f"without {', '.join(gone)}"] * bool(gone)
-    say(f"warning: this run began with other config fields; it goes on {' and '.join(parts)}")
+    say(f"warning: this run began with other config fields; it continues {' and '.join(parts)}")
 
 
 def _may_change(field: str, before: Any, now: Any, images: str | None) -> bool:
   if field == "num_epochs":  # a longer run
     return isinstance(before, int | float) and isinstance(now, int | float) and before < now
   if field == "data.name":  # another path to the same
-    return images is not None  # whether they differ is said of the data, not of their path
+    return images is not None  # whether they differ is told by the data, not by their path
   return RULES.get(field, NO_RULE).may_change
 
 

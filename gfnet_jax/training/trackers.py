@@ -31,7 +31,7 @@ from gfnet_jax.text import printable
 from gfnet_jax.training.config_rules import flatten
 from gfnet_jax.training.writer import Outcome
 
-IDS = "trackers.json"  # in the work directory: by which a run that goes on is known
+IDS = "trackers.json"  # in the work directory: by which a continued run is known
 LAST_SECONDS = 30.0  # that the end of a run waits for a server
 
 
@@ -121,7 +121,7 @@ class BackgroundTracker:
       self._queue.put((step, {n: float(v) for n, v in values.items() if math.isfinite(v)}))
 
   def close(self, *, failed: bool) -> None:
-    """Waits until all is written, but not for ever; failed: whether an error ended the run."""
+    """Waits until all is written, but only so long; failed: whether an error ended the run."""
     if failed:
       self.outcome = "failed"
     self._queue.put(None)
@@ -150,8 +150,8 @@ def check_trackers(config: ml_collections.ConfigDict) -> None:
     spec = importlib.util.find_spec(name) if config.trackers[name] else None
     if config.trackers[name] and not (spec and spec.origin):  # a folder wandb/ has a spec as well
       raise UserError(
-        f"trackers.{name} is True, but {name} is not installed; pip install {name} (of an "
-        f"installed gfnet_jax, the extra {name!r}), or set it to False"
+        f"trackers.{name} is True, but {name} is not installed; pip install {name} (or "
+        f"gfnet_jax with its extra {name!r}), or set it to False"
       )
 
 
@@ -163,7 +163,7 @@ def open_trackers(
 
   Args:
     config: of the run.
-    workdir: its work directory; a run that begins there again or goes on is known by its ids.
+    workdir: its work directory; a run that begins there again or is continued is known by its ids.
     fresh: whether the run is new. What cannot be begun then is an error, later a warning.
 
   Raises:
@@ -192,7 +192,7 @@ def _begin(
           f"{name} cannot begin: {_reason(error)}; set it up (docs/tracking.md), or run with "
           f"--config.trackers.{name}=False{other}"
         ) from error
-      print(f"warning: {name} cannot go on ({_reason(error)}); {_KEPT}", flush=True)
+      print(f"warning: {name} cannot continue ({_reason(error)}); {_KEPT}", flush=True)
       continue
     ids[name] = tracker.run_id
     begun = BackgroundTracker(name, tracker)

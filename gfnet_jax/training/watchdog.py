@@ -123,7 +123,7 @@ class Watchdog:
 
   def _end(self, reason: str) -> None:
     message = (
-      f"error: {reason} (stall_timeout); the same command goes on from the newest checkpoint"
+      f"error: {reason} (stall_timeout); the same command continues from the newest checkpoint"
     )
     print(message, file=sys.stderr, flush=True)
     os._exit(3)  # the main thread may be waiting forever in a collective

@@ -41,7 +41,7 @@ logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # metrics that 
 GROUPS = ("eval_ema_", "eval_", "train_")
 
 
-Outcome = Literal["finished", "stopped", "failed"]  # stopped: by a signal, to go on later
+Outcome = Literal["finished", "stopped", "failed"]  # stopped: by a signal, to be continued later
 
 
 class Tracker(Protocol):
@@ -66,7 +66,7 @@ class MetricWriter:
 
   Args:
     directory: the work directory.
-    step: the run goes on after this step; lines of later steps are removed, and so are
+    step: the run continues after this step; lines of later steps are removed, and so are
       those that are damaged, with a warning.
     trackers: receive the same numbers.
   """
@@ -128,7 +128,7 @@ class MetricWriter:
     paths = {kind: self._directory / f"{kind}.jsonl" for kind in ("metrics", "performance")}
     for path in paths.values():
       if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no file that metrics could be written to; move it away")
+        raise UserError(f"{path} is not a file that metrics can be written to; move it away")
     self.close()  # what an attempt on a full disk has opened
     for kind, path in paths.items():
       _keep_until(path, self._first_step)

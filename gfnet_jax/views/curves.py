@@ -41,7 +41,7 @@ class Curves(NamedTuple):
 
 
 def read_curves(path: Path) -> Curves:
-  """Reads the metrics of a run, which may still go on, have been continued or rolled back.
+  """Reads the metrics of a run, which may still be under way, have been continued or rolled back.
 
   Args:
     path: a work directory, or a file such as metrics.jsonl.

@@ -22,7 +22,7 @@ def import_pyplot() -> ModuleType:
   except ModuleNotFoundError as error:
     raise UserError(
       "the pictures are drawn by matplotlib, which is not installed; pip install matplotlib "
-      "(of an installed gfnet_jax, the extra 'plots')"
+      "(or gfnet_jax with its extra 'plots')"
     ) from error
   matplotlib.use("Agg")
   from matplotlib import pyplot

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gfnet_jax.buckets import BucketPath
 from gfnet_jax.checkpoints.model import read_model, save_model
 from gfnet_jax.data import imagenet
 from gfnet_jax.models.base import Network
@@ -14,7 +15,7 @@ from gfnet_jax.weights.state_dict import model_from_torch, to_torch_state_dict
 
 def import_weights(
   source: str,
-  directory: Path,
+  directory: Path | BucketPath,
   *,
   name: str | None = None,
   image_size: ImageSize | None = None,
@@ -32,7 +33,7 @@ def import_weights(
 
   Args:
     source: a path, an http(s) address, or the name of a variant (see `fetch`).
-    directory: where the checkpoint is written; untouched if an error is raised.
+    directory: where the checkpoint is written, perhaps in a store; untouched if an error is raised.
     name: the variant; recognised from the weights if None.
     image_size: the size to resize the weights for, in pixels; the file's own if None.
     num_classes: outputs of the head; if they differ from the file's, or it has no head, the

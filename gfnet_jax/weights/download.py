@@ -63,7 +63,7 @@ def fetch(source: str, *, sha256: str | None = None, cache: Path = CACHE_DIRECTO
   if "://" not in address:
     names = ", ".join(OFFICIAL_ADDRESSES)
     raise UserError(
-      f"{printable(source)} is no file, expected a file, an http(s) address or one of {names}"
+      f"{printable(source)} is not a file, expected a file, an http(s) address or one of {names}"
     )
   try:
     path = _cached_path(address, cache.expanduser())

@@ -37,10 +37,10 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
 
   Raises:
     UserError: if huggingface_hub is not installed, the hub cannot be reached, or has no such
-      model, revision or file for us, or it is no model of `save_pretrained`.
+      model, revision or file for us, or it is not a model of `save_pretrained`.
   """
   if not is_name(name):
-    raise UserError(f"{printable(name)} is no model of the hub, expected OWNER/NAME")
+    raise UserError(f"{printable(name)} is not a model of the hub, expected OWNER/NAME")
   try:
     from huggingface_hub import hf_hub_download
   except ImportError as error:

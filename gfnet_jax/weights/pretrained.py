@@ -161,7 +161,7 @@ def read_config(directory: Path) -> dict:
     if config["precision"] not in PRECISIONS:
       raise ValueError(f"precision is {printable(repr(config['precision']), 80)}")
     if not all(map(FIELDS["metrics"].holds, config["measured"].values())):
-      raise ValueError("measured holds what is no evaluation")
+      raise ValueError("measured holds what is not an evaluation")
   except OSError as error:
     raise UserError(f"cannot read {path} ({error.strerror}); expected {expected}") from error
   except ValueError as error:
@@ -189,8 +189,8 @@ def _check_weights(directory: Path, sums: Mapping[str, Any]) -> None:
     raise UserError(f"cannot read {path} ({error.strerror}); change its permissions") from error
   if head[8:] != b"{":
     raise UserError(
-      f"{path} is no safetensors file, and no other is read from such a directory; get it again, "
-      "or give the path of a file of weights to load_model"
+      f"{path} is not a safetensors file, and no other kind is read from such a directory; get it "
+      "again, or give the path of a file of weights to load_model"
     )
   if found != sums.get(WEIGHTS):
     raise UserError(f"{path} is damaged: its SHA-256 sum is not that in {CONFIG}; get both again")

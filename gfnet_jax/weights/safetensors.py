@@ -105,7 +105,7 @@ def read_index(file: BinaryIO) -> dict[str, str]:
     content = _parse_json(file.read(HEADER_LIMIT + 1))
     shards = content["weight_map"]
     if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
-      raise ValueError("weight_map is no table of names")
+      raise ValueError("weight_map is not a table of names")
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise DamagedFileError(
       f"it is JSON, but no index of weights in several files ({printable(error)})"

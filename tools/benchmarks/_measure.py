@@ -163,7 +163,8 @@ def report(
   if options.output:
     make_directory(options.output.parent)
     write_atomically(options.output, json.dumps(result, indent=2) + "\n")
-  warn_of_load(result["machine"]["load_after"], "after the benchmark")
+  if getattr(options, "timed", True):
+    warn_of_load(result["machine"]["load_after"], "after the benchmark")
   check_differences(rows)
 
 

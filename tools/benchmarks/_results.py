@@ -25,7 +25,7 @@ def do_runs(
   """Does the runs that are still to be done.
 
   Args:
-    config: of all of them; results of other settings are not gone on with.
+    config: of all of them; results of other settings are not continued.
     wanted: what tells every run from the others, such as dict(mixer="fnet", seed=0).
     output: the directory of their results, FILE, and their work directories.
     do: do(**what) does one, and returns its results, or None if a signal stopped it.
@@ -34,7 +34,7 @@ def do_runs(
     A row for every wanted run, with its results; None if a signal stopped them.
 
   Raises:
-    UserError: if the output directory holds runs with other settings, or a run cannot go on.
+    UserError: if the output directory holds runs with other settings, or a run cannot be continued.
   """
   done = read_results(output, config)
   bar = tqdm(wanted, unit="run", disable=None)
@@ -45,7 +45,7 @@ def do_runs(
     results = do(**what)
     if results is None:
       bar.close()
-      print("Stopped by a signal with everything saved; the same command goes on from here")
+      print("Stopped by a signal with everything saved; the same command continues from here")
       return None
     done.append(what | results)
     write_results(output, config, done)

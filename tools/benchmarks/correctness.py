@@ -33,6 +33,7 @@ CHANNELS, STEPS = 8, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.set_defaults(timed=False)
   parser.add_argument("--models", nargs="+", default=list_models(), choices=list_models())
   parser.add_argument("--image-size", type=_measure.count, default=224)
   parser.add_argument("--largest", type=_measure.count, default=96, help="side of the largest grid")

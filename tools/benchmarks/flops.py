@@ -58,6 +58,7 @@ PAPER_MIXERS = {  # of table 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.set_defaults(timed=False)
   parser.add_argument("--models", nargs="+", default=list(VARIANTS), metavar="MODEL")
   parser.add_argument("--image-sizes", nargs="+", type=_measure.count, default=[224, 384])
   parser.add_argument(

@@ -25,6 +25,7 @@ from gfnet_jax.models.functional import merge, split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.set_defaults(timed=False)
   parser.add_argument("--checkpoint", required=True, help="of a training run")
   parser.add_argument("--batch-size", type=_measure.count, default=32)
 

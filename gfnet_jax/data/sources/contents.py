@@ -49,7 +49,8 @@ def read_contents(directory: Path, paths: list[bytes]) -> list[Content]:
   known = _known(directory)
   new = [key for key in zip(paths, states, strict=True) if key not in known]
   if new:
-    say(f"{directory}: reading {len(new)} images, once, to see which are the same or damaged")
+    counted = "1 image" if len(new) == 1 else f"{len(new)} images"
+    say(f"{directory}: reading {counted}, once, to see which are the same or damaged")
     files = [directory / os.fsdecode(path) for path, _ in new]
     with ThreadPoolExecutor(READERS) as pool:
       found = tqdm(

@@ -63,7 +63,10 @@ def _copy(directory: BucketPath) -> Path:
     sizes = directory.sizes()
     missing = {name: size for name, size in sizes.items() if _size(local / name) != size}
     if not sizes or not all(map(is_plain, (*sizes, str(directory).replace("://", "/", 1)))):
-      raise UserError(f"{printable(directory)} holds no data set")
+      raise UserError(
+        f"{printable(directory)} holds no data set, expected a folder of images or a TFDS data "
+        "set; correct the name"
+      )
     local.mkdir(parents=True, exist_ok=True)
     _remove_others(local, sizes)
     _check_room(directory, local, sum(missing.values()))

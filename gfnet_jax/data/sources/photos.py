@@ -49,7 +49,7 @@ def open_photos(data: ml_collections.ConfigDict, split: str) -> Source:
   Where `data.name` has folders train and val (or valid, validation, test) that hold the folders
   of the classes, these are the splits. Otherwise `hold_out` chooses the validation images, of
   train if it alone is there. What is held out, and what is left out because it cannot be read or
-  lies beside train and val, is said when the split val is opened.
+  lies beside train and val, is reported when the split val is opened.
 
   Args:
     data: section of a config; uses name, in which ~ stands for the home directory.
@@ -81,7 +81,7 @@ def open_photos(data: ml_collections.ConfigDict, split: str) -> Source:
 
 
 def select(source: FolderSource, root: Path, split: str, share: float = SHARE) -> Selected:
-  """The images of a split, where none is set apart; lines are said when the split is val.
+  """The images of a split, where none is set apart; lines are printed when the split is val.
 
   Args:
     source: all images.
@@ -120,7 +120,7 @@ def select(source: FolderSource, root: Path, split: str, share: float = SHARE) -
 def _describe(
   source: FolderSource, root: Path, good: np.ndarray, held_out: np.ndarray, digests: list[str]
 ) -> list[str]:
-  """What is said of a division: one line, and a warning for classes and images that are odd."""
+  """Lines about a division: one, and a warning for classes and images that are odd."""
   labels, classes = source.labels[good], source.class_names
   lines = [
     f"{root}: {len(good)} images in {len(classes)} classes; {held_out.sum()} of them are held out "

@@ -35,7 +35,7 @@ class Source(Protocol):
 
   It may have a method `record_names() -> Iterable[bytes]`: what tells its records from
   those of other data, in their order, on every machine and for every path (`fingerprint`).
-  With it a run goes on when its data have moved, and not on others.
+  With it a run continues when its data have moved, and refuses other data.
 
   It may have `label_sets`, which is True if its records tell all classes that an image shows; and
   `parts`, the numbers of its images by the name of the part, if it has several in a row.
