@@ -158,13 +158,24 @@ def test_npm_fetches_the_runtime(tmp_path, package, monkeypatch):
     web_runtime.find_runtime()
 
 
-def test_a_page_needs_classes_and_colours(tmp_path):
+def test_a_page_needs_classes_and_colours(tmp_path, package):
   for changes, reason in (
     (dict(num_classes=0), r"no head \(num_classes is 0\).* export it as onnx"),
     (dict(in_dim=1), r"images of 1 channels, .* export it as onnx, with --input float32"),
   ):
     with pytest.raises(UserError, match=reason):
-      gfnet_jax.export_model(saved_model(**changes), tmp_path / "page", "web")
+      gfnet_jax.export_model(saved_model(**changes), tmp_path / "page", "web", runtime=package)
+
+
+def test_what_lies_beside_the_folder_stays(tmp_path, package):
+  """Whatever its name; and a folder may be read by a server that is another user."""
+  other = tmp_path / "page.tmp"
+  other.mkdir(mode=0o755)
+  (other / "mine").write_text("mine")
+  gfnet_jax.export_model(saved_model(), tmp_path / "page", "web", runtime=package)
+  assert (other / "mine").read_text() == "mine"
+  assert {path.name for path in tmp_path.iterdir()} == {package.name, "page", "page.tmp"}
+  assert (tmp_path / "page").stat().st_mode == other.stat().st_mode
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path, package, monkeypatch):

@@ -12,7 +12,7 @@ from gfnet_jax.export.formats import export_model
 from gfnet_jax.export.model_card import model_card
 from gfnet_jax.inference.saved_model import SavedModel, load_pretrained
 from gfnet_jax.text import printable
-from gfnet_jax.weights.hub import fetch_from_hub, is_name
+from gfnet_jax.weights.hub import fetch_from_hub, is_name, parse_address
 from gfnet_jax.weights.pretrained import write_pretrained
 
 PREPROCESSING = ("image_size", "resize_to", "mean", "std")
@@ -47,13 +47,22 @@ def from_pretrained(
   directory; see `fetch_from_hub`.
 
   Args:
-    source: the directory, or OWNER/NAME of a model on the hub.
+    source: the directory, or OWNER/NAME of a model on the hub; hf://OWNER/NAME means the hub
+      alone, perhaps with @REVISION.
     revision: of a model on the hub: a branch, a tag or a commit; None for the newest.
     precision: see `compute_dtype`; None for that of the saved model.
 
   Raises:
     UserError: as `read_pretrained` and `fetch_from_hub`.
   """
+  if address := parse_address(source):
+    name, named = address
+    if revision is not None and named is not None:
+      raise UserError(
+        f"revision is {printable(repr(revision))}, but {printable(source)} names one, too; leave "
+        "one of them out"
+      )
+    return load_pretrained(fetch_from_hub(name, revision or named), precision)
   path = as_directory(source)
   if isinstance(path, BucketPath):
     raise UserError(f"{path} is in a store; copy the directory to a disk, and name that")
@@ -64,6 +73,10 @@ def from_pretrained(
       )
     return load_pretrained(path, precision)
   return load_pretrained(fetch_from_hub(str(source), revision), precision)
+
+
+def check(path: Path) -> None:
+  """Any new directory will do."""
 
 
 def write(saved: SavedModel, path: Path) -> dict[str, Any]:
