@@ -435,6 +435,31 @@ def test_an_incomplete_folder(converted, tmp_path, name, message):
     page.wait_until('document.getElementById("error").textContent')
     assert text(page, "error") == message
     assert page.evaluate('document.getElementById("loading").hidden')
+    photo_file = tmp_path / "photo.png"
+    Image.fromarray(photo(30, 40)).save(photo_file)
+    page.choose("#file", photo_file)
+    page.wait_until('document.getElementById("file").value === ""')
+    assert text(page, "error") == message, "still to be read when an image is chosen"
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_files_of_two_exports_do_not_mix(converted, tmp_path):
+  """A model that was cut off on its way to the server; then the whole one, at the same address."""
+  folder = Path(shutil.copytree(converted[1], tmp_path / "page"))
+  whole = (folder / "model.onnx").read_bytes()
+  (folder / "model.onnx").write_bytes(whole[:-1])
+  yesterday = (folder / "page.css").stat().st_mtime - 1e5  # browsers keep what is old for longer
+  os.utime(folder / "model.onnx", (yesterday, yesterday))
+  with serve(folder) as (address, _), Page(tmp_path / "profile", address) as page:
+    page.wait_until('document.getElementById("error").textContent')
+    assert text(page, "error") == (
+      f"model.onnx has {len(whole) - 1} bytes, expected {len(whole)}; copy the whole folder again"
+    )
+    (folder / "model.onnx").write_bytes(whole)
+    page.call("Page.navigate", url=f"{address}index.html")
+    page.wait_until('document.getElementById("loading")?.hidden')
+    assert text(page, "error") == ""
 
 
 @pytest.mark.slow
