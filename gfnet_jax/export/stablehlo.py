@@ -25,8 +25,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def check(path: Path, *, input: str = "uint8") -> None:
-  """Raises UserError for an unknown input, or if there is a file of facts already."""
+  """Raises UserError for an unknown input, a file of facts that is there already, or no CPU."""
   check_input(input)
+  _check_cpu()
   if (beside := _beside(path)).exists():
     raise UserError(f"{beside} exists already; remove it or choose another name")
 
@@ -69,9 +70,10 @@ def to_stablehlo(saved: SavedModel, *, input: str = "uint8") -> bytes:
     input: see `check_images`.
 
   Raises:
-    UserError: as `check_images`, or for a model in float64.
+    UserError: as `check_images`, for a model in float64, or where jax may not use the CPU.
   """
   check_images(saved, input)
+  _check_cpu()
   if saved.model.dtype == jnp.float64:
     raise UserError(
       "the model is in float64, in which jax computes only where it is told so; export it with "
@@ -89,6 +91,17 @@ def to_stablehlo(saved: SavedModel, *, input: str = "uint8") -> bytes:
 def _beside(path: Path) -> Path:
   """The file of facts beside a program."""
   return path.with_name(f"{path.name}.json")
+
+
+def _check_cpu() -> None:
+  """Raises UserError if JAX_PLATFORMS leaves out the CPU, for which the program is traced."""
+  try:
+    jax.devices("cpu")
+  except RuntimeError as error:
+    raise UserError(
+      f"stablehlo is written on the CPU, but jax has {jax.default_backend()} alone; add cpu to "
+      "JAX_PLATFORMS, behind a comma, or unset it"
+    ) from error
 
 
 def _network(saved: SavedModel, input: str) -> Callable[[jax.Array], jax.Array]:

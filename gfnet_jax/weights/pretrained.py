@@ -161,7 +161,7 @@ def read_config(directory: Path) -> dict:
     raise UserError(f"cannot read {path} ({error.strerror}); expected {expected}") from error
   except ValueError as error:
     raise UserError(
-      f"{path} cannot be used ({printable(error)}); expected {expected}, get it again"
+      f"{path} cannot be used ({printable(error)}); get it again, expected {expected}"
     ) from error
   return config
 
