@@ -170,7 +170,9 @@ def test_a_card_says_what_was_not_measured_and_shows_any_name():
 
 
 def test_measurements_that_are_no_numbers_are_left_out(tmp_path):
-  saved = dataclasses.replace(saved_model(), measured={"x": {"top1": 1.0, "loss": math.nan}})
+  """As `evaluate` returns them under an attack, and of a diverged model."""
+  values = {"top1": 1.0, "loss": math.nan, "attack": {"name": "pgd"}, "top5": "many"}
+  saved = dataclasses.replace(saved_model(), measured={"x": values})
   gfnet_jax.save_pretrained(saved, tmp_path / "model")
   assert gfnet_jax.from_pretrained(tmp_path / "model").measured == {"x": {"top1": 1.0}}
 
@@ -317,6 +319,7 @@ def test_nothing_is_written_of_what_cannot_be_saved(kept, tmp_path):
     gfnet_jax.save_pretrained(saved_model(), kept)
   for wrong, expected in [
     (dataclasses.replace(saved_model(), class_names=["a"]), "1 class names"),
+    (dataclasses.replace(saved_model(), measured={"top1": 1.0}), "expected evaluations by"),
     (dataclasses.replace(saved_model(), config=CONFIG | dict(depth=3)), "another model"),
   ]:
     with pytest.raises(gfnet_jax.UserError, match=expected):

@@ -1,6 +1,8 @@
 """Models as the Hugging Face hub has them: to a directory, and from one or from the hub."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ def save_pretrained(saved: SavedModel, directory: Path | str) -> None:
     directory: a new one.
 
   Raises:
-    UserError: as `export_model`, or if config or class names are not those of the model.
+    UserError: as `export_model`, if config or class names are not those of the model, or if
+      `measured` is anything but evaluations by name.
   """
   export_model(saved, directory, "pretrained")
 
@@ -82,15 +85,36 @@ def check(path: Path) -> None:
 def write(saved: SavedModel, path: Path) -> dict[str, Any]:
   """Writes a directory, see `save_pretrained`."""
   check_description(saved.model, saved.config, saved.class_names)
+  saved = dataclasses.replace(saved, measured=_numbers(saved.measured))
   facts = describe(saved, "float32")
   metadata = {
     **model_metadata(saved.config, saved.class_names),
     "step": saved.step,
     "precision": saved.precision,
-    "measured": {
-      data: {name: x for name, x in values.items() if math.isfinite(x)}  # JSON has no others
-      for data, values in saved.measured.items()
-    },
+    "measured": saved.measured,
     "preprocessing": {name: facts[name] for name in PREPROCESSING},
   }
   return {"bytes": write_pretrained(path, saved.model, metadata, model_card(saved))}
+
+
+def _numbers(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+  """Evaluations without what is no finite number, such as an attack, or a list of parts.
+
+  Raises:
+    UserError: if they are not evaluations by the name of their data.
+  """
+  if not isinstance(measured, Mapping) or not all(
+    isinstance(data, str) and isinstance(values, Mapping) for data, values in measured.items()
+  ):
+    raise UserError(
+      f"measured is {printable(repr(measured), 80)}, expected evaluations by the name of their "
+      'data, {"digits, test": gfnet_jax.evaluate(saved)} for example'
+    )
+  return {
+    data: {
+      name: x
+      for name, x in values.items()
+      if isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+    }
+    for data, values in measured.items()
+  }
