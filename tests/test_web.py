@@ -78,12 +78,13 @@ def test_a_folder_holds_all_that_the_page_needs(tmp_path, package):
   texts = {
     name: file.read_text() for name, file in files.items() if file.suffix in (".js", ".html")
   }
-  assert len(texts) == 6
+  assert len(texts) == 7
   for name, text in texts.items():
     assert "//" not in text.replace("// ", "").replace("http://localhost", ""), name  # no address
     for other in ("page.css", "page.js", "worker.js", "decode.js", "exif.js", "resize.js"):
       assert other in files
-  assert set(web_runtime.SHA256) < set(files)
+  assert {"ort.wasm.bundle.min.js", "ort-wasm-simd-threaded.wasm"} < set(files)
+  assert not [name for name in files if name.endswith(".mjs")], "not every server knows it"
 
 
 def test_the_runtime_is_taken_from_wherever_npm_put_it(tmp_path, package):
@@ -325,6 +326,25 @@ def test_the_page_says_what_predict_says(converted, tmp_path):
     loaded = page.evaluate("performance.getEntriesByType('resource').map(({ name }) => name)")
     assert all(name.startswith(address) for name in loaded)
   assert {line.partition(" ")[2] for line in asked} == {"200"}
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_a_server_that_isolates_the_page(converted, tmp_path):
+  """So that the model runs on several cores."""
+  saved, folder = converted
+  file = tmp_path / "photo.png"
+  Image.fromarray(photo(300, 400)).save(file)
+  headers = dict(
+    Cross_Origin_Opener_Policy="same-origin", Cross_Origin_Embedder_Policy="require-corp"
+  )
+  with serve(folder, **headers) as (address, _), Page(tmp_path / "profile", address) as page:
+    page.choose("#file", file)
+    wait_for_result(page, file)
+    assert page.evaluate("crossOriginIsolated")
+    found = shown(page)
+  for one in saved.predict(file)[0]:
+    assert abs(found[one.class_name] - one.probability) < 1e-4
 
 
 @pytest.mark.slow

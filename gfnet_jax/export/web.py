@@ -45,8 +45,10 @@ def write(
       f"the model takes images of {channels(saved)} channels, but a browser's have RGB; export it "
       "as onnx, with --input float32"
     )
-  model = to_onnx(saved, weights=weights).SerializeToString()
-  files = {MODEL: model, **find_runtime(None if runtime is None else Path(runtime))}
+  files = {MODEL: to_onnx(saved, weights=weights).SerializeToString()}
+  for name, content in find_runtime(None if runtime is None else Path(runtime)).items():
+    # Some servers do not say of .mjs that it is JavaScript, and browsers refuse it then.
+    files[name.replace(".mjs", ".js")] = content
   files |= {file.name: file.read_bytes() for file in PAGE.iterdir()}
   facts = describe(saved, "uint8") | {
     "title": f"{saved.config.get('name', 'GFNet')}: what is in the image?",

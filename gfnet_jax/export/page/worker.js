@@ -1,6 +1,6 @@
 // Loads the model and classifies images, beside the page, which stays responsive meanwhile.
 
-import * as ort from "./ort.wasm.bundle.min.mjs";
+import * as ort from "./ort.wasm.bundle.min.js";
 import { decode } from "./decode.js";
 import { evaluationCrop } from "./resize.js";
 
