@@ -103,8 +103,8 @@ def _check_model(saved: "SavedModel") -> None:
 
   if not isinstance(saved, SavedModel):
     raise UserError(
-      f"got {type(saved).__name__} in place of a model, expected what load_model returns, or "
-      "SavedModel(model, config) with the arguments of create_model"
+      f"got an object of type {type(saved).__name__}, expected a SavedModel; take what load_model "
+      "returns, or SavedModel(model, config) with the arguments of create_model"
     )
   if saved.config.get("decoder"):
     raise UserError(

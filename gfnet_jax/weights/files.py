@@ -6,11 +6,11 @@ it. Archives are verified before they are read, the headers of safetensors files
 follow the format to the letter, and sizes and depths are bounded.
 """
 
+import importlib.util
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -35,6 +35,7 @@ from gfnet_jax.weights.torch_objects import ForbiddenError
 from gfnet_jax.weights.unwrap import Content, find_state_dict
 
 StateDict = dict[str, np.ndarray]
+NEEDS_TORCH = "PyTorch is needed to write .pth files; `pip install torch`, or use .safetensors"
 
 
 def read_state_dict(
@@ -109,8 +110,8 @@ def check_writer(path: Path) -> None:
     raise UserError(f"{path} must end in {' or '.join(_WRITERS)}, which chooses the format")
   if path.exists():
     raise UserError(f"{path} exists already; remove it or choose another name")
-  if path.suffix == ".pth":
-    _import_torch()
+  if path.suffix == ".pth" and importlib.util.find_spec("torch") is None:
+    raise UserError(NEEDS_TORCH)
 
 
 def _read_head(path: Path) -> bytes:
@@ -230,18 +231,11 @@ def _refuse_nan(weights: StateDict, path: Path) -> None:
 
 
 def _write_pth(file: BinaryIO, weights: Mapping[str, np.ndarray]) -> None:
-  torch = _import_torch()
-  torch.save({"model": {key: torch.from_numpy(array) for key, array in weights.items()}}, file)
-
-
-def _import_torch() -> ModuleType:
   try:
     import torch
-  except ImportError as error:
-    raise UserError(
-      "PyTorch is needed to write .pth files; `pip install torch`, or use .safetensors"
-    ) from error
-  return torch
+  except ImportError as error:  # an installation that is damaged
+    raise UserError(NEEDS_TORCH) from error
+  torch.save({"model": {key: torch.from_numpy(array) for key, array in weights.items()}}, file)
 
 
 _WRITERS = {".pth": _write_pth, ".safetensors": write_safetensors}

@@ -31,7 +31,7 @@ def is_name(text: str) -> bool:
 def fetch_from_hub(name: str, revision: str | None = None) -> Path:
   """Returns a directory with the config and the weights of a model on the hub.
 
-  They are kept in the cache of huggingface_hub; its environment variables hold here, too
+  They are kept in the cache of huggingface_hub; its environment variables apply
   (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE). Nothing else of the model is downloaded.
 
   Args:
