@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +98,28 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
   except BaseException:  # an interruption, too
     temporary.unlink(missing_ok=True)
     raise
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+  """Yields an empty directory, which gets its name only when it is complete.
+
+  An exception inside removes it.
+
+  Args:
+    path: where nothing is yet, in a directory that is there.
+
+  Raises:
+    OSError: if it cannot be written.
+  """
+  # Of a name that nobody else has: what is there may be the user's.
+  outside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+  try:
+    (inside := outside / "new").mkdir()  # with the permissions of any directory
+    yield inside
+    inside.rename(path)
+  finally:  # after an interruption, too
+    shutil.rmtree(outside, ignore_errors=True)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -29,11 +29,28 @@ in_a_browser = pytest.mark.skipif(
 
 
 @contextmanager
-def serve(directory: Path) -> Iterator[tuple[str, list[str]]]:
-  """A static server of a folder: its address, and the paths that it was asked for."""
+def serve(directory: Path, **headers: str) -> Iterator[tuple[str, list[str]]]:
+  """A static server of a folder: its address, and the paths that it was asked for.
+
+  It does not know that .mjs are scripts, as many do not.
+
+  Args:
+    directory: the folder.
+    **headers: of every answer, with _ for -.
+  """
   asked = []
 
   class Handler(http.server.SimpleHTTPRequestHandler):
+    extensions_map: ClassVar = {
+      **http.server.SimpleHTTPRequestHandler.extensions_map,
+      ".mjs": "application/octet-stream",
+    }
+
+    def end_headers(self):
+      for name, value in headers.items():
+        self.send_header(name.replace("_", "-"), value)
+      super().end_headers()
+
     def log_request(self, code="-", size="-"):
       asked.append(f"{self.path} {int(code)}")
 

@@ -1,7 +1,9 @@
 """gfnet-jax export: from which models, in which formats, and what is refused in a line."""
 
+import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -158,7 +160,7 @@ REFUSED = {
     ("w.stablehlo", "stablehlo", "--input", "int4"),
     "input is 'int4', expected",
   ),
-  "an unknown step": (("w.pth", "torch", "--which", "5"), "5"),
+  "an unknown step": (("w.safetensors", "safetensors", "--which", "5"), "5"),
 }
 
 
@@ -184,7 +186,10 @@ def test_what_is_there_is_not_replaced_and_asked_for_first(tmp_path, in_process)
 def test_another_mixer_has_no_official_names(tmp_path, in_process):
   config = CONFIG | dict(mixer="conv3")
   gfnet_jax.save_model(tmp_path / "model", make_model(config), config, NAMES)
-  for path, format in (("w.pth", "torch"), ("w.safetensors", "safetensors")):
+  formats = {"w.safetensors": "safetensors"}
+  if importlib.util.find_spec("torch"):
+    formats["w.pth"] = "torch"
+  for path, format in formats.items():
     code, _, errors = in_process(
       MAIN, "export", tmp_path / "model", tmp_path / path, "--format", format
     )
@@ -193,10 +198,56 @@ def test_another_mixer_has_no_official_names(tmp_path, in_process):
   assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("path", ["w.onnx", "w.pth", "page"])
+def test_what_is_not_installed_is_told_before_the_model_is_loaded(
+  path, tmp_path, in_process, monkeypatch
+):
+  format, missing = {
+    "w.onnx": ("onnx", "need the package onnx"),
+    "w.pth": ("torch", "PyTorch is needed"),
+    "page": ("web", "there is no npm"),
+  }[path]
+  if format == "web":
+    pytest.importorskip("onnx")
+  if format == "onnx":
+    monkeypatch.delitem(sys.modules, "gfnet_jax.export.onnx", raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+  monkeypatch.setitem(sys.modules, "torch", None)
+  monkeypatch.setenv("PATH", "")
+  for flags, expected in (((), missing), (("--runtime", "x"), "x")):
+    if not flags or format == "web":
+      code, output, errors = in_process(
+        MAIN, "export", "missing", tmp_path / path, "--format", format, *flags
+      )
+      assert (code, output, errors.count("\n")) == (2, "", 1) and expected in errors
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("path", "format"),
+  [
+    ("w.safetensors", "safetensors"),
+    ("model", "pretrained"),
+    ("w.stablehlo", "stablehlo"),
+    ("page", "web"),
+  ],
+)
+def test_a_model_that_segments_has_no_format(path, format, tmp_path):
+  sizes = dict(image_size=32, num_classes=3, embed_dims=(4, 4), depths=(1, 1))
+  config = dict(name="gfnet-h-ti", decoder="semantic-fpn", **sizes)
+  saved = gfnet_jax.SavedModel(nnx.eval_shape(lambda: gfnet_jax.create_model(**config)), config)
+  options = dict(runtime=tmp_path) if format == "web" else {}
+  with pytest.raises(gfnet_jax.UserError, match=r"the model segments images, .* --segment takes"):
+    gfnet_jax.export_model(saved, tmp_path / path, format, **options)
+  assert not list(tmp_path.iterdir())
+
+
 def test_formats_by_name():
   saved = gfnet_jax.SavedModel(make_model(), CONFIG, NAMES)
   with pytest.raises(gfnet_jax.UserError, match=r"unknown format 'touch'.* did you mean torch\?"):
     gfnet_jax.export_model(saved, "w.pth", "touch")
   with pytest.raises(gfnet_jax.UserError, match=r"memory://.* is in a store; export to a disk"):
     gfnet_jax.export_model(saved, "memory://bucket/w.pth", "torch")
+  with pytest.raises(gfnet_jax.UserError, match=r"^got an object of type GFNet, .* SavedModel\("):
+    gfnet_jax.export_model(saved.model, "w.safetensors", "safetensors")
   assert {"safetensors", "torch", "pretrained", "stablehlo"} <= FORMATS.keys()

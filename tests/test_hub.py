@@ -18,6 +18,7 @@ from gfnet_jax.config_files import load_config
 from gfnet_jax.inference.saved_model import SavedModel, check_source
 from gfnet_jax.models.functional import split
 from gfnet_jax.training.run import class_order
+from gfnet_jax.weights import hub as hub_module
 from gfnet_jax.weights.hub import parse_address
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -62,6 +63,9 @@ def test_a_model_by_its_name_downloaded_once(saved, hub):
 def test_a_revision_and_an_address(saved, hub, tmp_path):
   assert gfnet_jax.from_pretrained("owner/tiny", revision="v1").class_names == NAMES
   assert any("/v1/" in path for _, path in hub.asked)
+  assert gfnet_jax.from_pretrained("hf://owner/tiny").class_names == NAMES
+  with pytest.raises(gfnet_jax.UserError, match=r"revision is 'v1', but .* names one, too"):
+    gfnet_jax.from_pretrained("hf://owner/tiny@main", revision="v1")
   for address in ("hf://owner/tiny", "hf://owner/tiny@v1", f"hf://owner/tiny@{COMMIT}"):
     assert gfnet_jax.load_model(address).class_names == NAMES
     check_source(address)
@@ -95,6 +99,32 @@ def test_weights_of_another_library_are_not_downloaded(hub):
   with pytest.raises(gfnet_jax.UserError, match="model_type is 'vit', expected 'gfnet'"):
     gfnet_jax.from_pretrained("owner/tiny")
   assert all(path.endswith("config.json") for _, path in hub.asked)
+
+
+@pytest.mark.parametrize(
+  ("file", "limit", "asked"), [("config.json", 100, 1), ("model.safetensors", 1000, 2)]
+)
+def test_what_is_too_large_is_not_downloaded(hub, monkeypatch, file, limit, asked):
+  """Each file by a limit of its own; a config of 1000 bytes is none too large."""
+  name = {"config.json": "LARGEST_TEXT", "model.safetensors": "MOST_BYTES"}[file]
+  monkeypatch.setattr(hub_module, name, limit)
+  with pytest.raises(gfnet_jax.UserError, match=rf"^{file} of owner/tiny has .* at most {limit:,}"):
+    gfnet_jax.from_pretrained("owner/tiny")
+  got = [path.rpartition("/")[2] for method, path in hub.asked if method == "GET"]
+  assert got == ["config.json", "model.safetensors"][: asked - 1]
+
+
+def test_the_advice_for_a_damaged_cache_helps(saved, hub):
+  """It is the file behind the link that has to go."""
+  gfnet_jax.from_pretrained("owner/tiny")
+  [link] = (hub.models["owner/tiny"].parent / "cache").rglob("model.safetensors")
+  content = bytearray(link.read_bytes())
+  content[-1] ^= 1
+  link.resolve().write_bytes(content)
+  with pytest.raises(gfnet_jax.UserError, match=rf"damaged: .*; delete {link.resolve()}, and get"):
+    gfnet_jax.from_pretrained("owner/tiny")
+  link.resolve().unlink()
+  assert gfnet_jax.from_pretrained("owner/tiny").class_names == NAMES
 
 
 def test_a_private_model_needs_the_token(saved, hub, monkeypatch):

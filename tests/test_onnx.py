@@ -251,17 +251,25 @@ def test_a_second_runtime_agrees(mixer, weights):
   check(run(proto, pixels), logits, {"float32": 1e-5, "float16": 5e-3, "int8": 2e-2}[weights])
 
 
-def test_the_recipe_of_the_documents(tmp_path, monkeypatch, capsys):
-  """Of a photo of the size to which others are scaled, so that its centre is cut out as it is."""
-  saved = saved_model(image_size=224, patch_size=32, depth=1)
+@pytest.mark.parametrize(
+  ("size", "margin"), [((224, 448), (16, 32)), ((8, 12), (0, 0))], ids=["large", "small"]
+)
+def test_the_recipe_of_the_documents(size, margin, tmp_path, monkeypatch, capsys):
+  """Of a photo of the size to which others are scaled, so that its centre is cut out as it is.
+
+  A small one is taken as it is.
+  """
+  saved = saved_model(image_size=size, patch_size=min(size) // 4, depth=1)
   gfnet_jax.export_model(saved, tmp_path / "xs.onnx", "onnx")
-  pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+  (height, width), (top, left) = size, margin
+  shape = (height + 2 * top, width + 2 * left, 3)
+  pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   Image.fromarray(pixels).save(tmp_path / "photo.png")
   section = (ROOT / "docs/deploy.md").read_text().partition("## ONNX")[2].partition("\n## ")[0]
   code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1].replace("photo.jpg", "photo.png")
   monkeypatch.chdir(tmp_path)
   exec(code, {})
-  (logits,) = run(to_onnx(saved), pixels[None, 16:240, 16:240])
+  (logits,) = run(to_onnx(saved), pixels[None, top:, left:][:, :height, :width])
   probabilities = softmax(logits)
   best = np.argsort(-probabilities)[:5]
   assert capsys.readouterr().out == "".join(f"{probabilities[i]:.2%} {NAMES[i]}\n" for i in best)

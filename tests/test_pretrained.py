@@ -150,6 +150,9 @@ def test_the_model_card(kept):
   assert "On 360 images of `digits, test`, after 12 steps" in text
   assert "| top-1 accuracy (%) | 97.50 |" in text and "| loss | 0.2500 |" in text
   assert "built like gfnet-ti, with patch_size=8, embed_dim=8, depth=2." in text
+  trained = saved_model()
+  trained.config.update(backend="auto", drop_path_rate=0.1, remat=False, scan=True)
+  assert "with patch_size=8, embed_dim=8, depth=2." in model_card(trained)
   parameters = sum(x.size for x in split(saved_model().model)[1].values())
   assert f"{parameters:,} parameters" in text and "ant, bee, cat" in text
 
@@ -167,7 +170,9 @@ def test_a_card_says_what_was_not_measured_and_shows_any_name():
 
 
 def test_measurements_that_are_no_numbers_are_left_out(tmp_path):
-  saved = dataclasses.replace(saved_model(), measured={"x": {"top1": 1.0, "loss": math.nan}})
+  """As `evaluate` returns them under an attack, and of a diverged model."""
+  values = {"top1": 1.0, "loss": math.nan, "attack": {"name": "pgd"}, "top5": "many"}
+  saved = dataclasses.replace(saved_model(), measured={"x": values})
   gfnet_jax.save_pretrained(saved, tmp_path / "model")
   assert gfnet_jax.from_pretrained(tmp_path / "model").measured == {"x": {"top1": 1.0}}
 
@@ -236,6 +241,14 @@ DAMAGES = {
   "a depth without end": (lambda d: change(d, model=MODEL | dict(depth=10**9)), "depth is"),
   "an unknown network": (lambda d: change(d, model=MODEL | dict(name="resnet")), "unknown model"),
   "an unknown argument": (lambda d: change(d, model=MODEL | dict(a=1)), "unknown option 'a'"),
+  "a decoder": (
+    lambda d: change(d, model=dict(PYRAMID, decoder="semantic-fpn")),
+    "describes another model .*: the official format has no networks with a decoder",
+  ),
+  "a decoder and another mixer": (
+    lambda d: change(d, model=dict(PYRAMID, decoder="semantic-fpn", mixer="conv3")),
+    "describes another model .* missing",
+  ),
   "another mixer": (lambda d: change(d, model=MODEL | dict(mixer="conv3")), "missing"),
   "more classes": (lambda d: change(d, class_names=[*NAMES, "hen"]), "8 class names"),
   "a missing tensor": (lambda d: tensors(d, lambda t: t.pop("head.bias")), "1 missing"),
@@ -306,6 +319,7 @@ def test_nothing_is_written_of_what_cannot_be_saved(kept, tmp_path):
     gfnet_jax.save_pretrained(saved_model(), kept)
   for wrong, expected in [
     (dataclasses.replace(saved_model(), class_names=["a"]), "1 class names"),
+    (dataclasses.replace(saved_model(), measured={"top1": 1.0}), "expected evaluations by"),
     (dataclasses.replace(saved_model(), config=CONFIG | dict(depth=3)), "another model"),
   ]:
     with pytest.raises(gfnet_jax.UserError, match=expected):

@@ -138,6 +138,20 @@ def test_models_that_cannot_be_exported_as_asked(tmp_path):
       to_stablehlo(double)
 
 
+def test_jax_without_a_cpu(tmp_path, monkeypatch):
+  """As with JAX_PLATFORMS=cuda: told before there is a model."""
+
+  def devices(backend=None):
+    raise RuntimeError(f"Unknown backend {backend}")
+
+  monkeypatch.setattr(jax, "devices", devices)
+  with pytest.raises(
+    gfnet_jax.UserError, match=r"^stablehlo is written on the CPU.* JAX_PLATFORMS"
+  ):
+    gfnet_jax.export_model(None, tmp_path / "x.stablehlo", "stablehlo")
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("backend", ["auto", "fused", "dense"])
 def test_no_backend_but_a_portable_one_is_exported(backend):
   """A kernel for TPUs is left out, and with it a transform of the platform's own."""

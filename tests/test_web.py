@@ -78,12 +78,13 @@ def test_a_folder_holds_all_that_the_page_needs(tmp_path, package):
   texts = {
     name: file.read_text() for name, file in files.items() if file.suffix in (".js", ".html")
   }
-  assert len(texts) == 6
+  assert len(texts) == 7
   for name, text in texts.items():
     assert "//" not in text.replace("// ", "").replace("http://localhost", ""), name  # no address
     for other in ("page.css", "page.js", "worker.js", "decode.js", "exif.js", "resize.js"):
       assert other in files
-  assert set(web_runtime.SHA256) < set(files)
+  assert {"ort.wasm.bundle.min.js", "ort-wasm-simd-threaded.wasm"} < set(files)
+  assert not [name for name in files if name.endswith(".mjs")], "not every server knows it"
 
 
 def test_the_runtime_is_taken_from_wherever_npm_put_it(tmp_path, package):
@@ -158,13 +159,24 @@ def test_npm_fetches_the_runtime(tmp_path, package, monkeypatch):
     web_runtime.find_runtime()
 
 
-def test_a_page_needs_classes_and_colours(tmp_path):
+def test_a_page_needs_classes_and_colours(tmp_path, package):
   for changes, reason in (
     (dict(num_classes=0), r"no head \(num_classes is 0\).* export it as onnx"),
     (dict(in_dim=1), r"images of 1 channels, .* export it as onnx, with --input float32"),
   ):
     with pytest.raises(UserError, match=reason):
-      gfnet_jax.export_model(saved_model(**changes), tmp_path / "page", "web")
+      gfnet_jax.export_model(saved_model(**changes), tmp_path / "page", "web", runtime=package)
+
+
+def test_what_lies_beside_the_folder_stays(tmp_path, package):
+  """Whatever its name; and a folder may be read by a server that is another user."""
+  other = tmp_path / "page.tmp"
+  other.mkdir(mode=0o755)
+  (other / "mine").write_text("mine")
+  gfnet_jax.export_model(saved_model(), tmp_path / "page", "web", runtime=package)
+  assert (other / "mine").read_text() == "mine"
+  assert {path.name for path in tmp_path.iterdir()} == {package.name, "page", "page.tmp"}
+  assert (tmp_path / "page").stat().st_mode == other.stat().st_mode
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path, package, monkeypatch):
@@ -318,6 +330,25 @@ def test_the_page_says_what_predict_says(converted, tmp_path):
 
 @pytest.mark.slow
 @in_a_browser
+def test_a_server_that_isolates_the_page(converted, tmp_path):
+  """So that the model runs on several cores."""
+  saved, folder = converted
+  file = tmp_path / "photo.png"
+  Image.fromarray(photo(300, 400)).save(file)
+  headers = dict(
+    Cross_Origin_Opener_Policy="same-origin", Cross_Origin_Embedder_Policy="require-corp"
+  )
+  with serve(folder, **headers) as (address, _), Page(tmp_path / "profile", address) as page:
+    page.choose("#file", file)
+    wait_for_result(page, file)
+    assert page.evaluate("crossOriginIsolated")
+    found = shown(page)
+  for one in saved.predict(file)[0]:
+    assert abs(found[one.class_name] - one.probability) < 1e-4
+
+
+@pytest.mark.slow
+@in_a_browser
 @pytest.mark.skipif(not RUNTIME, reason=f"ONNXRUNTIME_WEB names no package; {web_runtime.ADVICE}")
 @pytest.mark.parametrize("weights", ["float16", "int8"])
 def test_smaller_weights_in_a_browser(weights, tmp_path):
@@ -424,6 +455,31 @@ def test_an_incomplete_folder(converted, tmp_path, name, message):
     page.wait_until('document.getElementById("error").textContent')
     assert text(page, "error") == message
     assert page.evaluate('document.getElementById("loading").hidden')
+    photo_file = tmp_path / "photo.png"
+    Image.fromarray(photo(30, 40)).save(photo_file)
+    page.choose("#file", photo_file)
+    page.wait_until('document.getElementById("file").value === ""')
+    assert text(page, "error") == message, "still to be read when an image is chosen"
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_files_of_two_exports_do_not_mix(converted, tmp_path):
+  """A model that was cut off on its way to the server; then the whole one, at the same address."""
+  folder = Path(shutil.copytree(converted[1], tmp_path / "page"))
+  whole = (folder / "model.onnx").read_bytes()
+  (folder / "model.onnx").write_bytes(whole[:-1])
+  yesterday = (folder / "page.css").stat().st_mtime - 1e5  # browsers keep what is old for longer
+  os.utime(folder / "model.onnx", (yesterday, yesterday))
+  with serve(folder) as (address, _), Page(tmp_path / "profile", address) as page:
+    page.wait_until('document.getElementById("error").textContent')
+    assert text(page, "error") == (
+      f"model.onnx has {len(whole) - 1} bytes, expected {len(whole)}; copy the whole folder again"
+    )
+    (folder / "model.onnx").write_bytes(whole)
+    page.call("Page.navigate", url=f"{address}index.html")
+    page.wait_until('document.getElementById("loading")?.hidden')
+    assert text(page, "error") == ""
 
 
 @pytest.mark.slow

@@ -31,14 +31,14 @@ from pathlib import Path
 
 from gfnet_jax.command_line import ArgumentParser, program
 from gfnet_jax.commands.predict import read_class_names
-from gfnet_jax.export.formats import FORMATS, check_destination
+from gfnet_jax.export.formats import FORMATS, check_destination, check_export
 from gfnet_jax.text import printable
 
 
 def main(arguments: list[str]) -> None:
   options = vars(_parse(arguments))
   checkpoint, path, format = (options.pop(name) for name in ("checkpoint", "out", "format"))
-  check_destination(path, format)  # before the work, not after
+  check_destination(path, format)  # at once, and the rest before the model is loaded
   class_names = options.pop("class_names")
   reading = {name: options.pop(name) for name in ("which", "ema", "precision")}
   from gfnet_jax import startup
@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> None:
   startup.check_devices()
   import gfnet_jax
 
+  check_export(path, format, **options)
   saved = gfnet_jax.load_model(checkpoint, **reading)
   if class_names:
     names = read_class_names(class_names, saved.config["num_classes"])

@@ -16,7 +16,7 @@ def describe(saved: SavedModel, input: str) -> dict[str, Any]:
 
   Args:
     saved: the model.
-    input: see `check_input`.
+    input: see `check_images`.
 
   Returns:
     `input`, `image_size` (height, width) and `channels`: the images of a batch, whose axes are
@@ -44,14 +44,19 @@ def describe(saved: SavedModel, input: str) -> dict[str, Any]:
   }
 
 
-def check_input(saved: SavedModel, input: str) -> None:
+def check_input(input: str) -> None:
+  """Raises UserError for what is not in INPUTS."""
+  if input not in INPUTS:
+    raise UserError(f"input is {input!r}, expected one of {', '.join(INPUTS)}")
+
+
+def check_images(saved: SavedModel, input: str) -> None:
   """Checks what an exported model takes: images of 0 to 255 ("uint8"), or normalised ones.
 
   Raises:
     UserError: for neither, or for pixels of a model that is not for RGB.
   """
-  if input not in INPUTS:
-    raise UserError(f"input is {input!r}, expected one of {', '.join(INPUTS)}")
+  check_input(input)
   if input == "uint8" and channels(saved) != len(MEAN):
     raise UserError(
       f"the model takes images of {channels(saved)} channels, but pixels are normalised as RGB; "

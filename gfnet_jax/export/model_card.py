@@ -13,7 +13,12 @@ from gfnet_jax.models.functional import split
 from gfnet_jax.text import printable
 
 SHOWN = 20  # names of classes
-USUAL = ("name", "image_size", "num_classes")  # what else is in a config makes another network
+# Of a config: what the card says elsewhere, and what makes no other network, but says how it is
+# trained and computed.
+UNTOLD = (
+  *("name", "image_size", "num_classes"),
+  *("backend", "drop_path_rate", "dynamic_size", "filter_precision", "remat", "scan"),
+)
 
 
 def model_card(saved: SavedModel) -> str:
@@ -67,7 +72,7 @@ def _text(saved: SavedModel) -> list[str]:
   size = " x ".join(map(str, facts["image_size"]))
   parameters = sum(x.size for x in jax.tree.leaves(split(saved.model)[1]))
   classes = saved.model.num_classes
-  others = ", ".join(f"{name}={x}" for name, x in saved.config.items() if name not in USUAL)
+  others = ", ".join(f"{name}={x}" for name, x in saved.config.items() if name not in UNTOLD)
   scaled = "Images have that size"
   if facts["resize_to"]:
     covered = " x ".join(map(str, facts["resize_to"]))

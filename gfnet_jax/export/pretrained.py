@@ -1,6 +1,8 @@
 """Models as the Hugging Face hub has them: to a directory, and from one or from the hub."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from gfnet_jax.export.formats import export_model
 from gfnet_jax.export.model_card import model_card
 from gfnet_jax.inference.saved_model import SavedModel, load_pretrained
 from gfnet_jax.text import printable
-from gfnet_jax.weights.hub import fetch_from_hub, is_name
+from gfnet_jax.weights.hub import fetch_from_hub, is_name, parse_address
 from gfnet_jax.weights.pretrained import write_pretrained
 
 PREPROCESSING = ("image_size", "resize_to", "mean", "std")
@@ -32,7 +34,8 @@ def save_pretrained(saved: SavedModel, directory: Path | str) -> None:
     directory: a new one.
 
   Raises:
-    UserError: as `export_model`, or if config or class names are not those of the model.
+    UserError: as `export_model`, if config or class names are not those of the model, or if
+      `measured` is anything but evaluations by name.
   """
   export_model(saved, directory, "pretrained")
 
@@ -47,13 +50,22 @@ def from_pretrained(
   directory; see `fetch_from_hub`.
 
   Args:
-    source: the directory, or OWNER/NAME of a model on the hub.
+    source: the directory, or OWNER/NAME of a model on the hub; hf://OWNER/NAME means the hub
+      alone, perhaps with @REVISION.
     revision: of a model on the hub: a branch, a tag or a commit; None for the newest.
     precision: see `compute_dtype`; None for that of the saved model.
 
   Raises:
     UserError: as `read_pretrained` and `fetch_from_hub`.
   """
+  if address := parse_address(source):
+    name, named = address
+    if revision is not None and named is not None:
+      raise UserError(
+        f"revision is {printable(repr(revision))}, but {printable(source)} names one, too; leave "
+        "one of them out"
+      )
+    return load_pretrained(fetch_from_hub(name, revision or named), precision)
   path = as_directory(source)
   if isinstance(path, BucketPath):
     raise UserError(f"{path} is in a store; copy the directory to a disk, and name that")
@@ -67,18 +79,43 @@ def from_pretrained(
   return load_pretrained(fetch_from_hub(str(source), revision), precision)
 
 
+def check(path: Path) -> None:
+  """Any new directory will do."""
+
+
 def write(saved: SavedModel, path: Path) -> dict[str, Any]:
   """Writes a directory, see `save_pretrained`."""
   check_description(saved.model, saved.config, saved.class_names)
+  saved = dataclasses.replace(saved, measured=_numbers(saved.measured))
   facts = describe(saved, "float32")
   metadata = {
     **model_metadata(saved.config, saved.class_names),
     "step": saved.step,
     "precision": saved.precision,
-    "measured": {
-      data: {name: x for name, x in values.items() if math.isfinite(x)}  # JSON has no others
-      for data, values in saved.measured.items()
-    },
+    "measured": saved.measured,
     "preprocessing": {name: facts[name] for name in PREPROCESSING},
   }
   return {"bytes": write_pretrained(path, saved.model, metadata, model_card(saved))}
+
+
+def _numbers(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+  """Evaluations without what is no finite number, such as an attack, or a list of parts.
+
+  Raises:
+    UserError: if they are not evaluations by the name of their data.
+  """
+  if not isinstance(measured, Mapping) or not all(
+    isinstance(data, str) and isinstance(values, Mapping) for data, values in measured.items()
+  ):
+    raise UserError(
+      f"measured is {printable(repr(measured), 80)}, expected evaluations by the name of their "
+      'data, {"digits, test": gfnet_jax.evaluate(saved)} for example'
+    )
+  return {
+    data: {
+      name: x
+      for name, x in values.items()
+      if isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+    }
+    for data, values in measured.items()
+  }

@@ -15,7 +15,7 @@ from jax import export
 import gfnet_jax
 from gfnet_jax.data.on_device.normalize import normalize
 from gfnet_jax.errors import UserError
-from gfnet_jax.export.facts import channels, check_input, describe
+from gfnet_jax.export.facts import channels, check_images, check_input, describe
 from gfnet_jax.files import open_atomically, to_json, write_atomically
 from gfnet_jax.inference.saved_model import SavedModel
 from gfnet_jax.models.functional import merge, split
@@ -24,17 +24,23 @@ from gfnet_jax.models.precision import matmul_precision
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
+def check(path: Path, *, input: str = "uint8") -> None:
+  """Raises UserError for an unknown input, a file of facts that is there already, or no CPU."""
+  check_input(input)
+  _check_cpu()
+  if (beside := _beside(path)).exists():
+    raise UserError(f"{beside} exists already; remove it or choose another name")
+
+
 def write(saved: SavedModel, path: Path, *, input: str = "uint8") -> dict[str, Any]:
   """Writes a program, see `to_stablehlo`, and beside it PATH.json, with what `describe` says.
 
   That holds "sha256" of the program, too, "platforms", and the versions that wrote it.
 
   Raises:
-    UserError: as `to_stablehlo`, or if there is such a file already.
+    UserError: as `to_stablehlo`.
   """
-  beside = path.with_name(f"{path.name}.json")
-  if beside.exists():
-    raise UserError(f"{beside} exists already; remove it or choose another name")
+  beside = _beside(path)
   program = to_stablehlo(saved, input=input)
   facts = describe(saved, input) | {
     "platforms": PLATFORMS,
@@ -61,12 +67,13 @@ def to_stablehlo(saved: SavedModel, *, input: str = "uint8") -> bytes:
 
   Args:
     saved: the model.
-    input: see `check_input`.
+    input: see `check_images`.
 
   Raises:
-    UserError: as `check_input`, or for a model in float64.
+    UserError: as `check_images`, for a model in float64, or where jax may not use the CPU.
   """
-  check_input(saved, input)
+  check_images(saved, input)
+  _check_cpu()
   if saved.model.dtype == jnp.float64:
     raise UserError(
       "the model is in float64, in which jax computes only where it is told so; export it with "
@@ -79,6 +86,22 @@ def to_stablehlo(saved: SavedModel, *, input: str = "uint8") -> bytes:
   with jax.default_device("cpu"), _no_locations(), matmul_precision(saved.precision):
     exported = export.export(jax.jit(_network(saved, input)), platforms=PLATFORMS)(images)
   return bytes(exported.serialize())
+
+
+def _beside(path: Path) -> Path:
+  """The file of facts beside a program."""
+  return path.with_name(f"{path.name}.json")
+
+
+def _check_cpu() -> None:
+  """Raises UserError if JAX_PLATFORMS leaves out the CPU, for which the program is traced."""
+  try:
+    jax.devices("cpu")
+  except RuntimeError as error:
+    raise UserError(
+      f"stablehlo is written on the CPU, but jax has {jax.default_backend()} alone; add cpu to "
+      "JAX_PLATFORMS, behind a comma, or unset it"
+    ) from error
 
 
 def _network(saved: SavedModel, input: str) -> Callable[[jax.Array], jax.Array]:

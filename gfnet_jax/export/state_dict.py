@@ -4,8 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from gfnet_jax.inference.saved_model import SavedModel
-from gfnet_jax.weights.files import write_state_dict
+from gfnet_jax.weights.files import check_writer, write_state_dict
 from gfnet_jax.weights.state_dict import to_torch_state_dict
+
+
+def check(path: Path) -> None:
+  """Raises UserError as `check_writer`."""
+  check_writer(path)
 
 
 def write(saved: SavedModel, path: Path) -> dict[str, Any]:

@@ -1,19 +1,24 @@
 """A folder that classifies images in a browser, from any static server."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from gfnet_jax.data.imagenet import MEAN
 from gfnet_jax.errors import UserError
 from gfnet_jax.export.facts import channels, describe
-from gfnet_jax.export.onnx import to_onnx
-from gfnet_jax.export.web_runtime import find_runtime
-from gfnet_jax.files import to_json
+from gfnet_jax.export.onnx import check_weights, to_onnx
+from gfnet_jax.export.web_runtime import check_runtime, find_runtime
+from gfnet_jax.files import new_directory, to_json
 from gfnet_jax.inference.saved_model import SavedModel
 
 PAGE = Path(__file__).with_name("page")
 MODEL, WASM = "model.onnx", "ort-wasm-simd-threaded.wasm"
+
+
+def check(path: Path, *, weights: str = "float32", runtime: Path | str | None = None) -> None:
+  """Raises UserError as `check_weights` and `check_runtime`."""
+  check_weights(weights)
+  check_runtime(None if runtime is None else Path(runtime))
 
 
 def write(
@@ -40,21 +45,17 @@ def write(
       f"the model takes images of {channels(saved)} channels, but a browser's have RGB; export it "
       "as onnx, with --input float32"
     )
-  model = to_onnx(saved, weights=weights).SerializeToString()
-  files = {MODEL: model, **find_runtime(None if runtime is None else Path(runtime))}
+  files = {MODEL: to_onnx(saved, weights=weights).SerializeToString()}
+  for name, content in find_runtime(None if runtime is None else Path(runtime)).items():
+    # Some servers do not say of .mjs that it is JavaScript, and browsers refuse it then.
+    files[name.replace(".mjs", ".js")] = content
+  files |= {file.name: file.read_bytes() for file in PAGE.iterdir()}
   facts = describe(saved, "uint8") | {
     "title": f"{saved.config.get('name', 'GFNet')}: what is in the image?",
     "files": [{"name": name, "bytes": len(files[name])} for name in (MODEL, WASM)],
   }
-  temporary = path.with_name(path.name + ".tmp")
-  shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
-  try:
-    shutil.copytree(PAGE, temporary)
+  files["model.json"] = to_json(facts).encode()
+  with new_directory(path) as directory:
     for name, content in files.items():
-      (temporary / name).write_bytes(content)
-    (temporary / "model.json").write_text(to_json(facts), encoding="utf-8")
-    temporary.rename(path)
-  except BaseException:  # an interruption, too
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
+      (directory / name).write_bytes(content)
   return {"bytes": sum(file.stat().st_size for file in path.iterdir())}

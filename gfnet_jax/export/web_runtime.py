@@ -1,6 +1,7 @@
 """The two files of onnxruntime-web that a page needs, from npm: checked against their sums."""
 
 import hashlib
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -19,6 +20,21 @@ MOST_BYTES = 100_000_000  # of a file in a package
 ADVICE = f"expected {PACKAGE} {VERSION}, as `npm pack {PACKAGE}@{VERSION}` fetches it"
 
 
+def check_runtime(source: Path | None = None) -> None:
+  """Checks that `find_runtime` has something to read or to fetch with, which is quickly told.
+
+  Raises:
+    UserError: if not.
+  """
+  if source is None and not shutil.which("npm"):
+    raise UserError(
+      f"the page needs {PACKAGE}, which npm fetches, but there is no npm; install Node.js, or "
+      "fetch the package elsewhere and name it with --runtime"
+    )
+  if source is not None and not source.exists():
+    raise UserError(f"cannot read {printable(source, 1000)} (nothing is there); {ADVICE}")
+
+
 def find_runtime(source: Path | None = None) -> dict[str, bytes]:
   """The files by name.
 
@@ -29,6 +45,7 @@ def find_runtime(source: Path | None = None) -> dict[str, bytes]:
   Raises:
     UserError: if it is not there or not of that version, or npm is missing or fails.
   """
+  check_runtime(source)
   if source is None:
     with tempfile.TemporaryDirectory() as directory:
       return find_runtime(_fetch(Path(directory)))
@@ -49,11 +66,6 @@ def _fetch(directory: Path) -> Path:
   try:
     subprocess.run(command, cwd=directory, capture_output=True, check=True, text=True)
     return next(directory.glob("*.tgz"))
-  except FileNotFoundError as error:
-    raise UserError(
-      f"the page needs {PACKAGE}, which npm fetches, but there is no npm; install Node.js, or "
-      "fetch the package elsewhere and name it with --runtime"
-    ) from error
   except (OSError, subprocess.CalledProcessError, StopIteration) as error:
     reason = printable(getattr(error, "stderr", None) or error, 400)
     raise UserError(

@@ -6,6 +6,7 @@ it. Archives are verified before they are read, the headers of safetensors files
 follow the format to the letter, and sizes and depths are bounded.
 """
 
+import importlib.util
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from gfnet_jax.weights.torch_objects import ForbiddenError
 from gfnet_jax.weights.unwrap import Content, find_state_dict
 
 StateDict = dict[str, np.ndarray]
+NEEDS_TORCH = "PyTorch is needed to write .pth files; `pip install torch`, or use .safetensors"
 
 
 def read_state_dict(
@@ -83,23 +85,33 @@ def write_state_dict(path: Path | str, weights: Mapping[str, np.ndarray]) -> Non
     weights: float arrays by key, written in this order, each in its own type.
 
   Raises:
-    UserError: if the suffix is another, or the file exists or cannot be written.
+    UserError: as `check_writer`, or if the file cannot be written.
   """
   path = Path(path)
-  writers = {".pth": _write_pth, ".safetensors": write_safetensors}
-  if path.suffix not in writers:
-    raise UserError(f"{path} must end in {' or '.join(writers)}, which chooses the format")
-  if path.exists():
-    raise UserError(f"{path} exists already; remove it or choose another name")
+  check_writer(path)
   try:
     with open_atomically(path) as file:
-      writers[path.suffix](file, weights)
+      _WRITERS[path.suffix](file, weights)
   except OSError as error:
     raise UserError(f"cannot write {path} ({error.strerror}); choose another place") from error
   except RuntimeError as error:  # PyTorch's writer, on a full disk for instance
     raise UserError(
       f"cannot write {path}: {printable(str(error).splitlines()[0])}; make room"
     ) from error
+
+
+def check_writer(path: Path) -> None:
+  """Checks that weights can be written to a file, before there are any.
+
+  Raises:
+    UserError: if the suffix names no format, the file exists, or PyTorch is needed and missing.
+  """
+  if path.suffix not in _WRITERS:
+    raise UserError(f"{path} must end in {' or '.join(_WRITERS)}, which chooses the format")
+  if path.exists():
+    raise UserError(f"{path} exists already; remove it or choose another name")
+  if path.suffix == ".pth" and importlib.util.find_spec("torch") is None:
+    raise UserError(NEEDS_TORCH)
 
 
 def _read_head(path: Path) -> bytes:
@@ -221,8 +233,9 @@ def _refuse_nan(weights: StateDict, path: Path) -> None:
 def _write_pth(file: BinaryIO, weights: Mapping[str, np.ndarray]) -> None:
   try:
     import torch
-  except ImportError as error:
-    raise UserError(
-      "PyTorch is needed to write .pth files; `pip install torch`, or use .safetensors"
-    ) from error
+  except ImportError as error:  # an installation that is damaged
+    raise UserError(NEEDS_TORCH) from error
   torch.save({"model": {key: torch.from_numpy(array) for key, array in weights.items()}}, file)
+
+
+_WRITERS = {".pth": _write_pth, ".safetensors": write_safetensors}

@@ -6,7 +6,6 @@ metadata, with what a checkpoint has elsewhere: the precision, and a sum of the 
 """
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from gfnet_jax.checkpoints.finding import list_steps
 from gfnet_jax.checkpoints.metadata import FIELDS, check_metadata
 from gfnet_jax.checkpoints.model import build_model, check_class_names
 from gfnet_jax.errors import UserError
-from gfnet_jax.files import to_json
+from gfnet_jax.files import new_directory, to_json
 from gfnet_jax.models.base import Network
 from gfnet_jax.models.fit import describe_misfits
 from gfnet_jax.models.functional import split, update
@@ -58,7 +57,7 @@ def write_pretrained(
   """Writes a model that `read_pretrained` reads, or nothing.
 
   Args:
-    directory: a new one.
+    directory: a new one, in a directory that is there.
     model: whose parameters are written.
     metadata: for config.json; "precision", and what `check_metadata` asks for.
     card: the text of README.md.
@@ -69,16 +68,12 @@ def write_pretrained(
   Raises:
     UserError: if a file cannot be written.
   """
-  directory.mkdir(parents=True)
-  try:
-    write_state_dict(directory / WEIGHTS, _tensors(model))
-    config = {"model_type": MODEL_TYPE, **metadata, "sha256": {WEIGHTS: _sha256(directory)}}
-    (directory / CARD).write_text(card, "utf-8")
-    # The last, as it vouches for the weights.
-    (directory / CONFIG).write_text(to_json(config, indent=2) + "\n", "utf-8")
-  except BaseException:  # an interruption, too
-    shutil.rmtree(directory, ignore_errors=True)
-    raise
+  tensors = _tensors(model)
+  with new_directory(directory) as new:
+    write_state_dict(new / WEIGHTS, tensors)
+    config = {"model_type": MODEL_TYPE, **metadata, "sha256": {WEIGHTS: _sha256(new)}}
+    (new / CARD).write_text(card, "utf-8")
+    (new / CONFIG).write_text(to_json(config, indent=2) + "\n", "utf-8")
   return sum(path.stat().st_size for path in directory.iterdir())
 
 
@@ -144,7 +139,7 @@ def read_config(directory: Path) -> dict:
     UserError: if it is missing, or none of ours.
   """
   path = directory / CONFIG
-  expected = "a directory of gfnet_jax.save_pretrained"
+  expected = "a directory of gfnet_jax.save_pretrained (load_model takes other models, too)"
   try:
     with path.open("rb") as file:
       text = file.read(LARGEST_TEXT + 1)
@@ -166,7 +161,7 @@ def read_config(directory: Path) -> dict:
     raise UserError(f"cannot read {path} ({error.strerror}); expected {expected}") from error
   except ValueError as error:
     raise UserError(
-      f"{path} cannot be used ({printable(error)}); expected {expected}, get it again"
+      f"{path} cannot be used ({printable(error)}); get it again, expected {expected}"
     ) from error
   return config
 
@@ -193,7 +188,11 @@ def _check_weights(directory: Path, sums: Mapping[str, Any]) -> None:
       "again, or give the path of a file of weights to load_model"
     )
   if found != sums.get(WEIGHTS):
-    raise UserError(f"{path} is damaged: its SHA-256 sum is not that in {CONFIG}; get both again")
+    # In the cache of the hub it is a link; what it leads to would be taken again.
+    raise UserError(
+      f"{path} is damaged: its SHA-256 sum is not that in {CONFIG}; delete {path.resolve()}, and "
+      "get both again"
+    )
 
 
 def _sha256(directory: Path) -> str:

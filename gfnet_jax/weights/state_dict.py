@@ -79,9 +79,9 @@ def load_torch_state_dict(
 
   Raises:
     UserError: listing the keys that are missing, unexpected, mis-shaped or not floats; or
-      if the model's mixer is not the global filter.
+      if the model has a decoder, or its mixer is not the global filter.
   """
-  skipped = HEAD if keep_head or model.head is None else ()
+  skipped = HEAD if keep_head or not model.num_classes else ()
   source = {key: np.asarray(state_dict[key]) for key in state_dict if key not in skipped}
   grids = _grids(model, _token_grid(source))
   tensors = [tensor for tensor in _tensors(model, grids) if tensor.key not in skipped]

@@ -1,10 +1,12 @@
 // What is on the page: takes an image, hands it to the worker, and shows what comes back.
 
+const TINY = 32; // pixels; images of up to this side are shown with every pixel a square
 const element = (id) => document.getElementById(id);
 const drop = element("drop");
 const worker = new Worker("worker.js", { type: "module" });
 let size; // of what the model sees: height, width
 let ready = false;
+let broken = false; // for good: there is no model
 let asked = 0; // number of the newest image; answers to earlier ones are dropped
 let name = "";
 
@@ -27,8 +29,7 @@ const answers = {
     say(asked ? "Classifying ..." : "");
   },
   failed({ message }) {
-    complain(message);
-    say("");
+    giveUp(message);
   },
   error({ id, message }) {
     if (id !== asked) return;
@@ -48,8 +49,7 @@ const answers = {
 
 worker.onmessage = ({ data }) => answers[data.kind](data);
 worker.onerror = () => {
-  complain("cannot start: a file is missing, or this browser is too old; copy the whole folder");
-  say("");
+  giveUp("cannot start: a file is missing, or this browser is too old; copy the whole folder");
 };
 
 element("progress").removeAttribute("value");
@@ -66,6 +66,12 @@ function complain(text) {
   element("error").hidden = !text;
 }
 
+function giveUp(text) {
+  broken = true;
+  complain(text);
+  say("");
+}
+
 function draw(rgb) {
   const [height, width] = size;
   const image = new ImageData(width, height);
@@ -75,6 +81,7 @@ function draw(rgb) {
   }
   const canvas = element("seen");
   [canvas.height, canvas.width] = size;
+  canvas.classList.toggle("tiny", Math.max(width, height) <= TINY);
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
@@ -93,6 +100,7 @@ function row({ name, probability }) {
 
 /** Classifies the first of some files. */
 function take(files) {
+  if (broken) return; // what is wrong is still to be read
   const file = files?.[0];
   if (!file) {
     complain("that was no file; choose, drop or paste an image");

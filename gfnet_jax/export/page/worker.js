@@ -1,6 +1,6 @@
 // Loads the model and classifies images, beside the page, which stays responsive meanwhile.
 
-import * as ort from "./ort.wasm.bundle.min.mjs";
+import * as ort from "./ort.wasm.bundle.min.js";
 import { decode } from "./decode.js";
 import { evaluationCrop } from "./resize.js";
 
@@ -17,19 +17,24 @@ async function load() {
   postMessage({ kind: "model", facts });
   const total = facts.files.reduce((sum, file) => sum + file.bytes, 0);
   let received = 0;
-  const download = async ({ name }) => {
+  const download = async ({ name, bytes }) => {
     const chunks = [];
+    let length = 0;
     const response = await get(name);
     try {
       for (const reader = response.body.getReader(); ; ) {
         const { done, value } = await reader.read();
         if (done) break;
         chunks.push(value);
+        length += value.length;
         received += value.length;
         postMessage({ kind: "progress", received, total });
       }
     } catch (error) {
       throw new Error(`cannot load ${name} (${error.message}); load the page again`);
+    }
+    if (length !== bytes) {
+      throw new Error(`${name} has ${length} bytes, expected ${bytes}; copy the whole folder again`);
     }
     return new Blob(chunks).arrayBuffer();
   };
@@ -48,7 +53,8 @@ async function load() {
 async function get(name) {
   let response;
   try {
-    response = await fetch(name, { signal: downloads.signal });
+    // From the cache only what is still the same on the server: files of two exports do not mix.
+    response = await fetch(name, { signal: downloads.signal, cache: "no-cache" });
   } catch (error) {
     throw new Error(`cannot load ${name} (${error.message}); is the server still there?`);
   }
