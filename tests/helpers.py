@@ -6,10 +6,12 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from fork_server import Script
 
@@ -68,6 +70,19 @@ def compiled(model: nnx.Module, method: str = "__call__") -> Callable:
     lambda params, *args, **kwargs: getattr(merge(structure, params), method)(*args, **kwargs)
   )
   return functools.partial(function, params)
+
+
+def random_params(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
+  """Parameters, or tensors of a state dict, from N(0, 1)."""
+  rng = np.random.default_rng(seed)
+  return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def random_model(make: Callable[[], nnx.Module]) -> nnx.Module:
+  """A model with random parameters, without compiling its initialisers."""
+  structure, shapes = split(nnx.eval_shape(make))
+  arrays = random_params({name: shape.shape for name, shape in shapes.items()})
+  return merge(structure, {name: jnp.asarray(array) for name, array in arrays.items()})
 
 
 def collectives(hlo: str) -> dict[str, list[str]]:
