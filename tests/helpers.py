@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from fork_server import Script
 
-from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.functional import Params, merge, split
 
 ROOT = Path(__file__).parent.parent
 HANGS = 1800.0  # seconds after which a process is taken for one that hangs, on any machine
@@ -64,12 +64,17 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def compiled(model: nnx.Module, method: str = "__call__") -> Callable:
-  """A method of a model as one program; eagerly, every operation is compiled by itself."""
+  """A method of a model as one program; eagerly, every operation is compiled by itself.
+
+  Models of one structure share their programs: what a test patches must not be in them.
+  """
   structure, params = split(model)
-  function = jax.jit(
-    lambda params, *args, **kwargs: getattr(merge(structure, params), method)(*args, **kwargs)
-  )
-  return functools.partial(function, params)
+  return functools.partial(functools.partial(_call, structure, method), params)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _call(structure: nnx.GraphDef, method: str, params: Params, *args, **kwargs) -> jax.Array:
+  return getattr(merge(structure, params), method)(*args, **kwargs)
 
 
 def random_params(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
@@ -78,10 +83,17 @@ def random_params(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[
   return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 
-def random_model(make: Callable[[], nnx.Module]) -> nnx.Module:
-  """A model with random parameters, without compiling its initialisers."""
+def random_model(make: Callable[[], nnx.Module], scale: float = 1.0) -> nnx.Module:
+  """A model with random parameters, without compiling its initialisers.
+
+  Args:
+    scale: of the random numbers; to those that are factors, 1 is added.
+  """
   structure, shapes = split(nnx.eval_shape(make))
   arrays = random_params({name: shape.shape for name, shape in shapes.items()})
+  for name, array in arrays.items():
+    array *= scale
+    array += name.endswith((".scale", ".gamma"))
   return merge(structure, {name: jnp.asarray(array) for name, array in arrays.items()})
 
 

@@ -128,9 +128,9 @@ def test_another_number_of_classes_gets_the_head_of_a_fresh_model():
   weights = random_params(SHAPES["gfnet-ti"])
   model, config = model_from_torch(weights, num_classes=3)
   assert config["num_classes"] == 3
-  fresh = gfnet_jax.create_model("gfnet-ti", num_classes=3)
+  fresh = jax.jit(lambda: gfnet_jax.create_model("gfnet-ti", num_classes=3).head.kernel[...])()
   # Compiled alone, the initialiser rounds some values differently in the last bit.
-  np.testing.assert_allclose(model.head.kernel[...], fresh.head.kernel[...], rtol=1e-5)
+  np.testing.assert_allclose(model.head.kernel[...], fresh, rtol=1e-5)
   np.testing.assert_array_equal(model.norm.bias[...], weights["norm.bias"])
 
 
@@ -230,4 +230,4 @@ def test_other_networks_are_refused(state_dict):
 
 def test_the_wrong_variant_by_name_is_refused():
   with pytest.raises(UserError, match="do not fit the model"):
-    model_from_torch(random_params(SHAPES["gfnet-ti"]), name="gfnet-s")
+    model_from_torch(random_params(SHAPES["gfnet-ti"]), name="gfnet-xs")
