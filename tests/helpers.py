@@ -6,14 +6,16 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from fork_server import Script
 
-from gfnet_jax.models.functional import merge, split
+from gfnet_jax.models.functional import Params, merge, split
 
 ROOT = Path(__file__).parent.parent
 HANGS = 1800.0  # seconds after which a process is taken for one that hangs, on any machine
@@ -62,12 +64,37 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def compiled(model: nnx.Module, method: str = "__call__") -> Callable:
-  """A method of a model as one program; eagerly, every operation is compiled by itself."""
+  """A method of a model as one program; eagerly, every operation is compiled by itself.
+
+  Models of one structure share their programs: what a test patches must not be in them.
+  """
   structure, params = split(model)
-  function = jax.jit(
-    lambda params, *args, **kwargs: getattr(merge(structure, params), method)(*args, **kwargs)
-  )
-  return functools.partial(function, params)
+  return functools.partial(functools.partial(_call, structure, method), params)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _call(structure: nnx.GraphDef, method: str, params: Params, *args, **kwargs) -> jax.Array:
+  return getattr(merge(structure, params), method)(*args, **kwargs)
+
+
+def random_params(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
+  """Parameters, or tensors of a state dict, from N(0, 1)."""
+  rng = np.random.default_rng(seed)
+  return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def random_model(make: Callable[[], nnx.Module], scale: float = 1.0) -> nnx.Module:
+  """A model with random parameters, without compiling its initialisers.
+
+  Args:
+    scale: of the random numbers; to those that are factors, 1 is added.
+  """
+  structure, shapes = split(nnx.eval_shape(make))
+  arrays = random_params({name: shape.shape for name, shape in shapes.items()})
+  for name, array in arrays.items():
+    array *= scale
+    array += name.endswith((".scale", ".gamma"))
+  return merge(structure, {name: jnp.asarray(array) for name, array in arrays.items()})
 
 
 def collectives(hlo: str) -> dict[str, list[str]]:

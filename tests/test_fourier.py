@@ -91,25 +91,23 @@ def test_backends_agree_with_a_float64_transform(grid, backend, platform, monkey
 def test_gradients_agree_with_finite_differences(grid, backend):
   tokens, weight, _ = random_arrays(*grid)
   # It is linear in each, so a wide step is exact.
-  check_grads(
-    lambda x, w: global_filter(x, w, backend), (tokens, weight), 1, ["rev"], rtol=1e-2, eps=0.1
-  )
+  apply = jax.jit(lambda x, w: global_filter(x, w, backend))
+  check_grads(apply, (tokens, weight), 1, ["rev"], rtol=1e-2, eps=0.1)
 
 
 @pytest.mark.parametrize("backend", STACKED)
 def test_imaginary_parts_without_effect_have_no_gradient(backend):
   """At the frequencies that are their own mirror image, exactly; the rest antisymmetric."""
   tokens, weight, _ = random_arrays(4, 6)
-  gradient = jax.grad(lambda w: (global_filter(tokens, w, backend) ** 3).sum())(weight)
+  apply = jax.jit(lambda w: global_filter(tokens, w, backend))
+  gradient = jax.grad(lambda w: (apply(w) ** 3).sum())(weight)
   imaginary = np.asarray(gradient[1])
   scale = np.abs(gradient).max()
   np.testing.assert_allclose(imaginary[np.ix_([0, 2], [0, 3])], 0, atol=1e-6 * scale)
   np.testing.assert_allclose(imaginary[1, [0, 3]], -imaginary[3, [0, 3]], atol=1e-6 * scale)
   changed = weight.copy()
   changed[1][np.ix_([0, 2], [0, 3])] += 5
-  np.testing.assert_allclose(
-    global_filter(tokens, changed, backend), global_filter(tokens, weight, backend), atol=1e-5
-  )
+  np.testing.assert_allclose(apply(changed), apply(weight), atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", STACKED)
@@ -163,7 +161,7 @@ def test_shards_filter_their_own_images(backend):
     filtered, pull_back = jax.vjp(lambda x, w: global_filter(x, w, backend), tokens, weight)
     return filtered, *pull_back(gradient)
 
-  expected = forward_and_backward(tokens, weight, gradient)
+  expected = jax.jit(forward_and_backward)(tokens, weight, gradient)
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   split = jax.NamedSharding(mesh, jax.P("data"))
   whole = jax.NamedSharding(mesh, jax.P())

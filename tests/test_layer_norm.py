@@ -95,7 +95,8 @@ def test_second_derivatives():
   steps = 1e-5 * np.eye(6)
   wanted = [(gradient(row + step) - gradient(row - step)) / 2e-5 for step in steps]
   weights = jnp.asarray(weights, jnp.float32)
-  hessian = jax.hessian(lambda row: norm(row[None])[0] @ weights)(jnp.asarray(row, jnp.float32))
+  hessian = jax.jit(jax.hessian(lambda row: norm(row[None])[0] @ weights))
+  hessian = hessian(jnp.asarray(row, jnp.float32))
   np.testing.assert_allclose(hessian, np.array(wanted).T, atol=1e-4)
 
 

@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, compiled
+from helpers import ROOT, compiled, random_model
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -41,7 +41,7 @@ def pixels():
 def test_predictions_are_the_best_of_the_softmax(saved, pixels):
   """Of images that need no resizing but the crop."""
   exact = np.stack([read_image(image, (48, 40)) for image in pixels])
-  logits = saved.model(gfnet_jax.normalize(jax.numpy.asarray(exact)))
+  logits = compiled(saved.model)(gfnet_jax.normalize(jax.numpy.asarray(exact)))
   expected = np.asarray(jax.nn.softmax(logits))
   predictions = saved.predict(pixels, top=3)
   for row, best in zip(expected, predictions, strict=True):
@@ -98,7 +98,8 @@ def test_what_is_no_image(saved, image, message):
 
 
 def test_a_file_of_weights_and_a_name_are_loaded_too(tmp_path, monkeypatch):
-  model = gfnet_jax.create_model("gfnet-ti", image_size=32, num_classes=3)
+  config = dict(name="gfnet-ti", image_size=32, num_classes=3)
+  model = random_model(lambda: gfnet_jax.create_model(**config), 0.1)
   expected = compiled(model)(np.zeros((1, 32, 32, 3), np.float32))
   path = tmp_path / "weights.safetensors"
   write_state_dict(path, gfnet_jax.to_torch_state_dict(model))
@@ -107,7 +108,7 @@ def test_a_file_of_weights_and_a_name_are_loaded_too(tmp_path, monkeypatch):
   images = np.zeros((1, 32, 32, 3), np.float32)
   for source in (path, str(path), "gfnet-ti"):
     saved = gfnet_jax.load_model(source)
-    assert saved.config == dict(name="gfnet-ti", image_size=32, num_classes=3)
+    assert saved.config == config
     assert (saved.class_names, saved.step, saved.run_config) == (None, 0, None)
     np.testing.assert_array_equal(compiled(saved.model)(images), expected)
 

@@ -1,5 +1,6 @@
 """Segmentation: counting pixels, the recipe, masks as files, and runs from training to predict."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -111,7 +112,8 @@ def test_the_loss_equals_pytorchs_with_ignored_pixels_and_the_mean_over_all():
   rng = np.random.default_rng(0)
   logits = rng.standard_normal((2, 3, 4, 5)).astype(np.float32)
   labels = rng.integers(-1, 5, (2, 3, 4)).astype(np.int32)
-  found, gradient = jax.value_and_grad(lambda x: pixel_cross_entropy(x, labels).mean())(logits)
+  loss = jax.jit(jax.value_and_grad(lambda x: pixel_cross_entropy(x, labels).mean()))
+  found, gradient = loss(logits)
   tensor = torch.from_numpy(logits).requires_grad_()
   targets = torch.from_numpy(labels).long()
   expected = torch.nn.functional.cross_entropy(
@@ -233,17 +235,28 @@ def tiny_config(**changes):
   return config
 
 
-@pytest.fixture
-def few_shapes(monkeypatch):
+@pytest.fixture(scope="module")
+def few_shapes():
   """Eight images to train on and three to evaluate on, of one size: one program for all."""
-  monkeypatch.setattr(shapes, "SIZES", shapes.SIZES[:1])
-  for split, images in {"train": 8, "test": 3}.items():
-    monkeypatch.setitem(SPLITS, split, images)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr(shapes, "SIZES", shapes.SIZES[:1])
+    for split, images in {"train": 8, "test": 3}.items():
+      monkeypatch.setitem(SPLITS, split, images)
+    yield
 
 
-def test_a_run_trains_evaluates_reports_and_predicts(few_shapes, tmp_path, in_process, capsys):
-  run = tmp_path / "run"
-  results = gfnet_jax.train(tiny_config(report=True), run)
+@pytest.fixture(scope="module")
+def whole_run(few_shapes, tmp_path_factory):
+  """The directory of a run with a report, what `train` returned, and what was printed."""
+  run = tmp_path_factory.mktemp("whole") / "run"
+  printed = io.StringIO()
+  with jax.numpy_dtype_promotion("standard"), contextlib.redirect_stdout(printed):
+    results = gfnet_jax.train(tiny_config(report=True), run)
+  return run, results, printed.getvalue()
+
+
+def test_a_run_trains_evaluates_reports_and_predicts(whole_run, tmp_path, in_process):
+  run, results, printed = whole_run
   lines = read_lines(run / "metrics.jsonl")
   assert {"train_loss", "train_accuracy"} <= lines[0].keys()
   assert lines[-1]["eval_ema_miou"] == results["ema_miou"] and results["images"] == 3
@@ -253,7 +266,7 @@ def test_a_run_trains_evaluates_reports_and_predicts(few_shapes, tmp_path, in_pr
   assert sum(found["pixels"] for found in report["classes"]) == pixels
   with Image.open(run / "report/predictions.png") as sheet:
     assert sheet.width > 1000
-  assert "averaged" in (printed := capsys.readouterr().out) and "mIoU" in printed
+  assert "averaged" in printed and "mIoU" in printed
 
   saved = gfnet_jax.load_model(run)
   statistic = next(n for n in compiled(saved.model).args[0] if n.endswith("running_mean"))
@@ -297,8 +310,7 @@ def assert_same_run(first, second):
   assert read_lines(first / "metrics.jsonl") == read_lines(second / "metrics.jsonl")
 
 
-def test_a_run_continues_bit_for_bit(few_shapes, tmp_path, monkeypatch):
-  gfnet_jax.train(tiny_config(), tmp_path / "whole")
+def test_a_run_continues_bit_for_bit(whole_run, tmp_path, monkeypatch):
   log = loop.log
 
   def end_at_step_6(run, state, step, *others):
@@ -308,10 +320,10 @@ def test_a_run_continues_bit_for_bit(few_shapes, tmp_path, monkeypatch):
 
   monkeypatch.setattr(loop, "log", end_at_step_6)
   with pytest.raises(RuntimeError, match="the end"):
-    gfnet_jax.train(tiny_config(), tmp_path / "stopped")
+    gfnet_jax.train(tiny_config(report=False), tmp_path / "stopped")
   monkeypatch.setattr(loop, "log", log)
-  gfnet_jax.train(tiny_config(), tmp_path / "stopped")
-  assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+  gfnet_jax.train(tiny_config(report=False), tmp_path / "stopped")
+  assert_same_run(whole_run[0], tmp_path / "stopped")
 
 
 @pytest.mark.slow

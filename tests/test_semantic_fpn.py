@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import random_model
 from parity import random_array, reference, relative_l2, to_channels_first, torch
 
 import gfnet_jax
@@ -26,12 +27,9 @@ DECODED = dict(decoder="semantic-fpn", decoder_dims=CHANNELS, num_classes=CLASSE
 
 
 def created(**options):
-  """The structure and the fresh parameters of a model, as one program: faster than eagerly."""
-
-  def create():
-    return gfnet_jax.create_model("gfnet-h-ti", **TINY | options)
-
-  return split(nnx.eval_shape(create))[0], jax.jit(lambda: split(create())[1])()
+  """The structure of a model and random parameters, without compiling its initialisers."""
+  model = random_model(lambda: gfnet_jax.create_model("gfnet-h-ti", **TINY | options))
+  return split(model)
 
 
 class Decoder(nn.Module):

@@ -23,7 +23,7 @@ from gfnet_jax.weights.state_dict import (
 )
 
 SIZES = {
-  "gfnet-ti": dict(embed_dim=16, depth=3),
+  "gfnet-ti": dict(embed_dim=16, depth=2),
   "gfnet-h-ti": dict(embed_dims=(8, 8, 16, 16), depths=(2, 1, 2, 1), layer_scale_init=1.0),
 }
 

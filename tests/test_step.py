@@ -199,8 +199,8 @@ def test_a_frozen_trunk_stays_and_its_head_learns_as_ever():
 
 
 def flops_of(training) -> float:
-  with jax.set_mesh(training.mesh):
-    step = training.step.lower(training.state, {}, training.batch(), jnp.float32(0))
+  with jax.set_mesh(training.mesh):  # with arguments as those of `run`, traced once for both
+    step = training.step.lower(training.state, {}, training.batch(), 0.0)
   return step.cost_analysis()["flops"]
 
 

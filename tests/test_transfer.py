@@ -17,7 +17,7 @@ from gfnet_jax.sharding import make_mesh
 from gfnet_jax.training.initialize import describe_weights, initial_params, load_teacher
 from gfnet_jax.training.loop import train
 
-CONFIG = dict(name="gfnet-ti", image_size=64, num_classes=5, embed_dim=16, depth=2)
+CONFIG = dict(name="gfnet-ti", image_size=64, num_classes=5, embed_dim=16, depth=1)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_another_number_of_classes_gets_a_fresh_head(pretrained, capsys):
   )
   assert params["head.kernel"].shape == (16, 7)
   assert np.std(params["head.kernel"]) > 0
-  np.testing.assert_array_equal(params["blocks.1.mlp.fc1.kernel"], saved["blocks.1.mlp.fc1.kernel"])
+  np.testing.assert_array_equal(params["blocks.0.mlp.fc1.kernel"], saved["blocks.0.mlp.fc1.kernel"])
 
 
 def test_another_size_resizes_filters_and_position_embedding(pretrained):
@@ -77,17 +77,17 @@ def test_what_is_said_of_initial_weights(classes, image_size, step, said):
 
 def test_another_network_is_refused(pretrained):
   with pytest.raises(UserError, match=r"a gfnet-ti, is not the network of config.model: "):
-    start_from(pretrained, depth=3)
+    start_from(pretrained, depth=2)
   with pytest.raises(UserError, match="no checkpoint in nowhere"):
     start_from("nowhere")
 
 
 @pytest.mark.usefixtures("data_dir")
-@pytest.mark.parametrize("change", [dict(depth=1), dict(embed_dim=8), dict(patch_size=4)])
+@pytest.mark.parametrize("change", [dict(depth=2), dict(embed_dim=8), dict(patch_size=4)])
 def test_a_refused_beginning_leaves_nothing_behind(pretrained, tmp_path, change):
   config = get_config()
   config.init_checkpoint = str(pretrained)
-  config.model.update(**(dict(embed_dim=16, depth=2) | change))
+  config.model.update(**(dict(embed_dim=16, depth=1) | change))
   with pytest.raises(UserError, match=r"a gfnet-ti, is not the network of config\.model: "):
     train(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import pickle
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import compiled
+from helpers import compiled, random_model
 from jax.sharding import NamedSharding, PartitionSpec
 
 import gfnet_jax
@@ -23,7 +24,7 @@ def make_filter(backend: str = "auto") -> gfnet_jax.GlobalFilter:
 
 def make_model(**options) -> gfnet_jax.GFNet:
   sizes = dict(image_size=(32, 16), embed_dim=8, depth=2, num_classes=3)
-  return gfnet_jax.create_model("gfnet-ti", **sizes, **options)
+  return random_model(lambda: gfnet_jax.create_model("gfnet-ti", **sizes, **options), 0.1)
 
 
 def random(*shape):
@@ -75,8 +76,9 @@ def filter_by(layer, weight, tokens):
   return merge(structure, {"complex_weight": weight})(tokens)
 
 
-@pytest.mark.parametrize("spec", [(("a", "b"),), ("b", "a")])
-def test_a_model_on_the_default_mesh(spec):
+@functools.cache
+def training_without_a_mesh():
+  """A training step, its arguments, and what it makes of them."""
   model, images = make_model(drop_path_rate=0.5), random(8, 32, 16, 3)
   structure, params = split(model)
 
@@ -88,7 +90,12 @@ def test_a_model_on_the_default_mesh(spec):
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 
-  expected = train(params, images)
+  return train, params, images, train(params, images)
+
+
+@pytest.mark.parametrize("spec", [(("a", "b"),), ("b", "a")])
+def test_a_model_on_the_default_mesh(spec):
+  train, params, images, expected = training_without_a_mesh()
   mesh = jax.make_mesh((4, 2), ("a", "b"))
   with jax.set_mesh(mesh):
     found = train(
@@ -117,21 +124,28 @@ def test_export_for_any_batch_and_platform(make):
   np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
+@functools.cache
+def gradients_in_a_float64_project():
+  """A function of parameters and images, its arguments, and what it makes of them."""
+  model, images = make_model(), random(2, 32, 16, 3)
+  structure, params = split(model)
+
+  def loss(params, images):
+    logits = merge(structure, params)(images, key=jax.random.key(0))
+    assert logits.dtype == jnp.float32
+    return jnp.square(logits).sum()
+
+  gradients = jax.jit(jax.grad(loss))
+  return gradients, params, images, gradients(params, images)
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, jnp.bfloat16])
 def test_a_float64_project_and_models_cast_to_other_types(dtype):
   """Filters, norms and results stay float32; gradients have the type of the parameters."""
   with jax.enable_x64(True):
-    model, images = make_model(), random(2, 32, 16, 3)
-    structure, params = split(model)
-
-    def loss(params, images):
-      logits = merge(structure, params)(images, key=jax.random.key(0))
-      assert logits.dtype == jnp.float32
-      return jnp.square(logits).sum()
-
-    expected = jax.jit(jax.grad(loss))(params, images)
+    gradients, params, images, expected = gradients_in_a_float64_project()
     cast = {name: value.astype(dtype) for name, value in params.items()}
-    found = jax.jit(jax.grad(loss))(cast, images.astype(dtype))
+    found = gradients(cast, images.astype(dtype))
     limit = 1e-5 if dtype == np.float64 else 0.1
     for name, gradient in found.items():
       assert gradient.dtype == dtype
@@ -163,6 +177,6 @@ def test_filters_stacked_and_scanned_by_nnx():
       x = filter_by(make_filter(), weight, x)
     return jnp.square(x).sum()
 
-  expected = jax.grad(loss)(weights)
+  expected = jax.jit(jax.grad(loss))(weights)
   scale = np.abs(expected).max()
   np.testing.assert_allclose(found.complex_weight[...], expected, atol=1e-5 * scale)

@@ -40,7 +40,7 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
 
   Raises:
     UserError: if huggingface_hub is not installed, the hub cannot be reached, or has no such
-      model, revision or file for us, a file is too large, or it is not a model of `save_pretrained`.
+      model, revision or file for us, a file is too large, or not of `save_pretrained`.
   """
   if not is_name(name):
     raise UserError(f"{printable(name)} is not a model of the hub, expected OWNER/NAME")
