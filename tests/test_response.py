@@ -138,6 +138,7 @@ def test_a_low_pass_is_a_disc_and_keeps_the_mean(grid):
 
 
 def test_stacked_blocks_show_the_same_kernels():
-  model = create_model("gfnet-ti", image_size=32, num_classes=2, embed_dim=4, depth=2)
+  options = dict(image_size=32, num_classes=2, embed_dim=4, depth=2)
+  model = random_model(lambda: create_model("gfnet-ti", **options))
   for block, stacked in zip(model.blocks, BlockStack(list(model.blocks)), strict=True):
     np.testing.assert_array_equal(stacked.filter.kernel(), block.filter.kernel())
