@@ -14,7 +14,6 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import contextlib
 import functools
-import gc
 import runpy
 import signal
 import subprocess
@@ -66,13 +65,6 @@ def pytest_configure(config: pytest.Config) -> None:
   """Lets the scripts compile as for users only in the slow tests."""
   if config.getoption("markexpr") == "not slow":
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-
-
-def pytest_collection_finish() -> None:
-  """Spares the garbage collector what was imported: tracing makes it walk through all objects."""
-  gc.collect()
-  gc.freeze()
-  gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture
