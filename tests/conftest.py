@@ -14,7 +14,6 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import contextlib
 import functools
-import gc
 import runpy
 import signal
 import subprocess
@@ -77,13 +76,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   for item in items:
     if "scripts" in getattr(item, "fixturenames", ()):
       item.add_marker("processes")
-
-
-def pytest_collection_finish() -> None:
-  """Spares the garbage collector what was imported: tracing makes it walk through all objects."""
-  gc.collect()
-  gc.freeze()
-  gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture

@@ -69,7 +69,11 @@ def compiled(model: nnx.Module, method: str = "__call__") -> Callable:
   Models of one structure share their programs: what a test patches must not be in them.
   """
   structure, params = split(model)
-  return functools.partial(functools.partial(_call, structure, method), params)
+
+  def call(params: Params, *args, **kwargs) -> jax.Array:
+    return _call(structure, method, params, *args, **kwargs)
+
+  return functools.partial(call, params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

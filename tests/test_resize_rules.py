@@ -45,6 +45,28 @@ def test_the_table_names_the_size_of_the_training(tool):
   ]
 
 
+def test_the_plot_has_a_line_for_every_rule_over_the_squares(tool, tmp_path, monkeypatch):
+  pytest.importorskip("matplotlib")
+  from gfnet_jax.views import pyplot
+
+  drawn = []
+  monkeypatch.setattr(pyplot, "save_figure", lambda figure, path: drawn.append(figure))
+  rows = {size: {"kernel": 10.0 + size[0], "spectrum": 2.0} for size in [(9, 9), (8, 9), (5, 5)]}
+  plt = pyplot.import_pyplot()
+  tool.draw(plt, rows, (8, 8), tmp_path / "rules.svg")
+  kernel, spectrum, trained = drawn[0].axes[0].lines
+  plt.close(drawn[0])
+  assert kernel.get_xydata().tolist() == [[5, 15], [9, 19]]
+  assert spectrum.get_xydata().tolist() == [[5, 2], [9, 2]]
+  assert list(trained.get_xdata()) == [8, 8]
+
+
+def test_a_plot_of_no_square_is_refused_in_one_line(in_process):
+  code, _, error = in_process("tools/resize_rules.py", "--sizes", "8x16", "--figure", "rules.svg")
+  assert code == 2
+  assert "none of --sizes is a square" in error
+
+
 @pytest.mark.parametrize("size", ["0", "8x", "x8", "8x8x8", "-4", "1.5", "²"])
 def test_sizes_that_are_none_are_refused_in_one_line(tool, in_process, size):
   code, _, error = in_process("tools/resize_rules.py", "--sizes", size)

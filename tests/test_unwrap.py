@@ -200,7 +200,7 @@ def test_shards_of_pytorch_are_read_as_well(tmp_path):
     (lambda shards: shards.update({"norm.bias": ".."}), "expected a file beside it"),
     (lambda shards: shards.update({"norm.bias": "x" * 300}), "expected a file beside it"),
     (lambda shards: shards.update({"norm.bias": "\x1b[2J/"}), r"index names '\\x1b\[2J/'"),
-    (lambda shards: shards.update({"norm.bias": 3}), "no table of names"),
+    (lambda shards: shards.update({"norm.bias": 3}), "is not a table of names"),
     (lambda shards: shards.update({"norm.bias": "model.safetensors.index.json"}), "does not hold"),
   ],
 )

@@ -2,6 +2,7 @@
 
   python tools/resize_rules.py                                # trains on handwritten digits first
   python tools/resize_rules.py --checkpoint runs/mine --sizes 160 224 320
+  python tools/resize_rules.py --figure rules.svg             # with a plot; needs matplotlib
 
 Evaluates one model at every size by every rule of gfnet_jax.resize, without training at that size,
 and prints a table in Markdown: top-1 in percent. The images are the evaluation split of the data
@@ -46,9 +47,12 @@ def main(arguments: list[str]) -> None:
     help="sides, or HEIGHTxWIDTH (default: 5 6 8 11 16 8x16)",
   )
   parser.add_argument("--output", type=Path, default=Path("runs/resize_rules"))
+  parser.add_argument("--figure", type=Path, help="file of a plot, such as rules.svg")
   options, overrides = parser.parse_known_args(arguments)
   if options.checkpoint and overrides:
     parser.error(f"{overrides[0]} changes the training, but --checkpoint is trained already")
+  if options.figure and not any(height == width for height, width in options.sizes):
+    parser.error("--figure shows square images, and none of --sizes is a square")
 
   import gfnet_jax
   from gfnet_jax import startup
@@ -57,10 +61,20 @@ def main(arguments: list[str]) -> None:
   config = None if options.checkpoint else read_config("configs/digits.py", [*TRAINED, *overrides])
   startup.start()
   startup.check_devices()
+  from gfnet_jax.files import make_directory_of
+  from gfnet_jax.views.pyplot import check_format, import_pyplot
+
+  if options.figure:  # before the work, not after
+    check_format(options.figure)
+    make_directory_of(options.figure)
+    pyplot = import_pyplot()
   if config is not None and gfnet_jax.train(config, options.output) is None:
     return  # a signal stopped it
   saved = gfnet_jax.load_model(options.checkpoint or options.output)
-  print(markdown(measure(saved, options.sizes), saved.model.image_size))
+  rows = measure(saved, options.sizes)
+  print(markdown(rows, saved.model.image_size))
+  if options.figure:
+    draw(pyplot, rows, saved.model.image_size, options.figure)
 
 
 def measure(saved, sizes: list[tuple[int, int]]) -> Rows:
@@ -115,6 +129,23 @@ def markdown(rows: Rows, trained: tuple[int, int]) -> str:
     name = f"**{name}**" if size == trained else name
     lines.append(f"| {name} | {' | '.join(f'{row[rule]:.1f}' for rule in rules)} |")
   return "\n".join(lines)
+
+
+def draw(pyplot, rows: Rows, trained: tuple[int, int], path: Path) -> None:
+  """A line for every rule over the sides of the square images, in pixels."""
+  from gfnet_jax.views.pyplot import save_figure
+
+  squares = sorted(size for size in rows if size[0] == size[1])
+  figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")
+  for rule in rows[squares[0]]:
+    axes.plot([side for side, _ in squares], [rows[s][rule] for s in squares], "o-", label=rule)
+  if trained[0] == trained[1]:
+    axes.axvline(trained[0], color="black", linestyle=":", label="trained at")
+  axes.set_xlabel("side of the images in pixels, without training there")
+  axes.set_ylabel("top-1 in percent")
+  axes.grid(alpha=0.3)
+  axes.legend()
+  save_figure(figure, path)
 
 
 def _size(text: str) -> tuple[int, int]:

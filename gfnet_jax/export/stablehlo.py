@@ -99,7 +99,7 @@ def _check_cpu() -> None:
     jax.devices("cpu")
   except RuntimeError as error:
     raise UserError(
-      f"stablehlo is written on the CPU, but jax has {jax.default_backend()} alone; add cpu to "
+      f"stablehlo is written on the CPU, but jax has {jax.devices()[0].platform} alone; add cpu to "
       "JAX_PLATFORMS, behind a comma, or unset it"
     ) from error
 
