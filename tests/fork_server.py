@@ -61,7 +61,8 @@ class Script:
 
   def send_signal(self, number: int) -> None:
     if self.poll() is None:
-      os.kill(self.pid, number)
+      with contextlib.suppress(ProcessLookupError):  # it has ended, which is not reported yet
+        os.kill(self.pid, number)
 
   def kill(self) -> None:
     self.send_signal(signal.SIGKILL)
