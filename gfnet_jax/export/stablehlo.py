@@ -99,8 +99,8 @@ def _check_cpu() -> None:
     jax.devices("cpu")
   except RuntimeError as error:
     raise UserError(
-      f"stablehlo is written on the CPU, but JAX_PLATFORMS is {jax.config.jax_platforms!r}; add cpu "
-      "to it, behind a comma, or unset it"
+      f"stablehlo is written on the CPU, but JAX_PLATFORMS is {jax.config.jax_platforms!r}; add "
+      "cpu to it, behind a comma, or unset it"
     ) from error
 
 
