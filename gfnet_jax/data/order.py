@@ -41,8 +41,3 @@ def training_order(
       image, repetition = divmod(position, repeats)
       found.append(Place(epoch, images[epoch * size + image], repetition))
     yield found
-
-
-def evaluation_order(samples: int, batch_size: int) -> Iterator[range]:
-  """The samples of an evaluation in their order; `samples` of them in this process."""
-  return (range(i, min(i + batch_size, samples)) for i in range(0, samples, batch_size))
