@@ -169,18 +169,11 @@ def test_tokens_are_multiplied_as_rows_are(dtype):
 
 
 @pytest.mark.parametrize(
-  ("name", "channels", "flat"),
-  [("cpu", 96, True), ("gpu", 96, True), ("tpu", 96, False), ("tpu", 192, False)]
-  + [("tpu", 384, True), ("tpu", 128, True)],
+  ("name", "shape"), [("cpu", (18, 96)), ("gpu", (18, 96)), ("tpu", (2, 3, 3, 96))]
 )
-def test_tokens_keep_their_axes_where_their_channels_leave_lanes_empty(
-  name, channels, flat, monkeypatch
-):
+def test_only_a_tpu_keeps_the_axes_of_tokens(name, shape, monkeypatch):
   monkeypatch.setattr(products, "platform_of", lambda _: name)
-  x = jnp.zeros((2, 3, 3, channels))
-  assert as_rows(x).shape == ((18, channels) if flat else x.shape)
-  patches = jnp.zeros((2, 3, 3, 48))
-  assert as_rows(patches, channels).shape == ((18, 48) if flat else patches.shape)
+  assert as_rows(jnp.zeros((2, 3, 3, 96))).shape == shape
 
 
 def test_the_network_is_the_same_in_the_form_of_every_platform(monkeypatch):

@@ -1,8 +1,10 @@
 """Transforms for TPUs: real and imaginary parts in an array each.
 
 Putting the parts into one array, or reshaping across the channels, would cost a TPU as much
-as the products. The products along height and width, and those over all tokens, are written for
-XLA to choose the layout of what is between them.
+as the products. A product over both parts takes them as a selection between them (`_stack`),
+which XLA computes as it reads the factor; a sum of two products would write and read the first.
+The products along height and width, and those over all tokens, are written for XLA to choose the
+layout of what is between them.
 """
 
 from collections.abc import Callable
@@ -34,29 +36,22 @@ def inverse_fft(spectrum: Pair, grid: Grid, precision: jax.lax.Precision) -> jax
 
 def separable(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
   """Along the width, then along the height; parts (batch, height, columns, channels)."""
-  product = _product("kw,bhwc->bhkc", precision)
   pair = matrices.width_pair(tokens.shape[2], tokens.dtype)
-  real, imaginary = (product(matrix, tokens) for matrix in pair)
-  product = _product("jh,bhkc->bjkc", precision)
+  both = _product("pkw,bhwc->bphkc", precision)(pair, tokens)
   cos, sin = matrices.height_pair(tokens.shape[1], tokens.dtype)
-  return (
-    product(cos, real) - product(sin, imaginary),
-    product(cos, imaginary) + product(sin, real),
-  )
+  of_parts = np.array([[cos, -sin], [sin, cos]])
+  both = _product("qpjh,bphkc->bqjkc", precision)(of_parts, both)
+  return both[:, 0], both[:, 1]
 
 
 def inverse_separable(spectrum: Pair, grid: Grid, precision: jax.lax.Precision) -> jax.Array:
   """Undoes `separable`."""
-  product = _product("hj,bjkc->bhkc", precision)
-  real, imaginary = spectrum
   # Unitary and symmetric: the conjugate inverts.
-  cos, sin = matrices.height_pair(grid[0], real.dtype)
-  rows = (
-    product(cos, real) + product(sin, imaginary),
-    product(cos, imaginary) - product(sin, real),
-  )
-  pair = matrices.inverse_width_pair(grid[1], real.dtype)
-  return _sum_of_products(_product("wk,bhkc->bhwc", precision), pair, rows)
+  cos, sin = matrices.height_pair(grid[0], spectrum[0].dtype)
+  of_parts = np.array([[cos, sin], [-sin, cos]])
+  both = _product("qphj,bpjkc->bqhkc", precision)(of_parts, _stack(*spectrum))
+  pair = matrices.inverse_width_pair(grid[1], both.dtype)
+  return _product("pwk,bphkc->bhwc", precision)(pair, both)
 
 
 def dense(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
@@ -71,9 +66,8 @@ def dense(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
 
 def inverse_dense(spectrum: Pair, grid: Grid, precision: jax.lax.Precision) -> jax.Array:
   """Undoes `dense`."""
-  product = _product("nk,bkc->bnc", precision)
   pair = matrices.inverse_grid_pair(*grid, spectrum[0].dtype)
-  rows = _sum_of_products(product, pair, spectrum)
+  rows = _product("pnk,bpkc->bnc", precision)(pair, _stack(*spectrum))
   return rows.reshape(rows.shape[0], *grid, rows.shape[-1])
 
 
@@ -81,8 +75,7 @@ def _product(subscripts: str, precision: jax.lax.Precision) -> Callable[..., jax
   return lambda matrix, x: jnp.einsum(subscripts, matrix, x, precision=precision)
 
 
-def _sum_of_products(
-  product: Callable[..., jax.Array], pair: np.ndarray, spectrum: Pair
-) -> jax.Array:
-  real, imaginary = map(product, pair, spectrum)
-  return real + imaginary
+def _stack(real: jax.Array, imaginary: jax.Array) -> jax.Array:
+  """`jnp.stack` along axis 1; a product has it computed as it reads it, never written."""
+  part = jnp.arange(2).reshape(1, 2, *(1 for _ in real.shape[1:]))
+  return jnp.where(part == 0, real[:, None], imaginary[:, None])

@@ -186,5 +186,5 @@ class PatchEmbed(nnx.Module):
       -1, rows, patch, columns, patch, self.in_dim
     )
     x = x.swapaxes(2, 3).reshape(-1, rows, columns, patch * patch * self.in_dim)
-    tokens = self.proj(as_rows(x, self.proj.out_features))
+    tokens = self.proj(as_rows(x))
     return tokens.reshape(-1, rows, columns, tokens.shape[-1])

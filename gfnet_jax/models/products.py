@@ -10,24 +10,16 @@ from jax.typing import DTypeLike
 from gfnet_jax.models.gradients import custom_gradient
 from gfnet_jax.models.platform import multiplies, platform_of
 
-TPU_LANES = 128  # of all generations so far
 
-
-def as_rows(x: jax.Array, channels: int | None = None) -> jax.Array:
-  """Tokens (..., channels) as they are multiplied, summed and normalised fastest.
+def as_rows(x: jax.Array) -> jax.Array:
+  """Tokens (..., channels), any type, as they are multiplied, summed and normalised fastest.
 
   That is as rows (n, channels): XLA is slow to contract several axes in a kernel's gradient. A TPU
-  has 128 lanes; where channels would leave some empty, XLA lays out tokens with the batch last, as
-  it can only while they are not flattened: rows would be copied from one layout to another between
-  filter, norm and product. There, tokens are returned as they are.
-
-  Args:
-    x: (..., columns), any type.
-    channels: of the tokens, if these columns are the pixels of patches.
+  isn't, and there XLA chooses one layout for norm, filter and product, as it can only while the
+  tokens are not flattened: 14 x 14 tokens leave tiles of eight rows partly empty, so that rows of
+  all images would be copied from one layout to another.
   """
-  if platform_of(x) == "tpu" and (channels or x.shape[-1]) % TPU_LANES:
-    return x
-  return x.reshape(-1, x.shape[-1])
+  return x if platform_of(x) == "tpu" else x.reshape(-1, x.shape[-1])
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike) -> jax.Array:
