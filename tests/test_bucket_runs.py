@@ -147,7 +147,9 @@ def test_a_server_that_is_gone_ends_the_run_with_2(store, run):
   [(code, out, errors)] = finish([script])
   *warnings, error = errors.splitlines()
   assert code == 2 and error.startswith("error: the checkpoint of step"), errors
-  assert all(line.startswith("warning: heartbeats not written") for line in warnings), errors
+  # On a busy machine XLA says that it compiles slowly, in lines of its own.
+  warnings = [line for line in warnings if line.startswith("warning: ")]
+  assert all("heartbeats not written" in line for line in warnings), errors
   assert "could not be written to gs://" in error and "cannot be reached" in out
   store.start()
   directory = home / "checkpoints"
