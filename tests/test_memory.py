@@ -52,7 +52,8 @@ def small_config():
   config = get_config()
   config.num_epochs, config.eval_every_epochs, config.log_every_steps = 0.5, 0.5, 1
   config.optimizer.warmup_epochs = 0.1
-  config.data.update(batch_size=320, eval_batch_size=320)
+  config.data.update(train_split="train[:25%]", batch_size=80)
+  config.data.update(eval_split="test[:25%]", eval_batch_size=80)
   config.model.update(embed_dim=16, depth=1)
   return config
 
