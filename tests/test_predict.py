@@ -50,9 +50,18 @@ def directory(model, tmp_path_factory):
   return directory
 
 
+@pytest.fixture(scope="module")
+def load_once():
+  return functools.cache(gfnet_jax.load_model)
+
+
 @pytest.fixture
-def predict(in_process):
-  """predict(*arguments) -> (exit code, standard output, standard error)."""
+def predict(in_process, load_once, monkeypatch):
+  """predict(*arguments) -> (exit code, standard output, standard error).
+
+  Only the first command that names a model loads it, and compiles it for a size of batches.
+  """
+  monkeypatch.setattr(gfnet_jax, "load_model", load_once, raising=False)
   return functools.partial(in_process, "tools/predict.py")
 
 
