@@ -197,6 +197,11 @@ def test_one_device_is_not_told_to_share():
   assert advise(overridden([]), 1, math.inf) == ["--config.model.remat=True"]
 
 
+@pytest.fixture(scope="module")
+def imagenet():
+  return overridden([])
+
+
 @settings(deadline=None, max_examples=50)
 @given(
   rows=st.integers(1, 48),
@@ -205,9 +210,9 @@ def test_one_device_is_not_told_to_share():
   group=st.integers(1, 48),
   excess=st.floats(1.01, 64),
 )
-def test_every_advice_can_be_followed(rows, devices, parts, group, excess):
+def test_every_advice_can_be_followed(imagenet, rows, devices, parts, group, excess):
   """Whatever the config, what is advised is allowed and splits the work finely enough."""
-  config = overridden([])
+  config = imagenet.copy_and_resolve_references()
   config.data.batch_size = rows * parts * devices
   config.optimizer.accumulate_steps = parts
   config.mixing.group_size = math.gcd(group, rows * parts)
