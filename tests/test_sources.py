@@ -94,9 +94,9 @@ def data_section(**fields):
 
 @pytest.fixture(scope="module")
 def sections(tmp_path_factory):
-  """The `data` sections of the same 600 JPEGs as folder, ArrayRecord and TFRecord."""
+  """The `data` sections of the same 200 JPEGs as folder, ArrayRecord and TFRecord."""
   root = tmp_path_factory.mktemp("sources")
-  paths = write_folder(root / "folder", 600)
+  paths = write_folder(root / "folder", 200)
   examples = [
     example(path.read_bytes(), CLASSES.index(path.parent.name), id=path.name.encode())
     for path in paths
@@ -120,16 +120,16 @@ def test_the_same_images_give_the_same_batches_from_every_kind_of_source(section
   batches = {}
   for kind, section in sections.items():
     source = open_source(section, "train")
-    assert len(source) == 600
+    assert len(source) == 200
     assert source.class_names == list(CLASSES)
     batches[kind] = list(
       train_batches(
         source,
         TrainTransform(image_size=40),
         seed=3,
-        share=Share(64),
+        share=Share(40),
         first_batch=0,
-        num_batches=10,
+        num_batches=6,
         reading=Reading(),
       )
     )
