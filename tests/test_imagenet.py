@@ -7,7 +7,7 @@ import tomllib
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, compiled
+from helpers import ROOT, compiled, random_model
 from PIL import Image
 
 import gfnet_jax
@@ -74,7 +74,7 @@ def official_file(tmp_path_factory):
   with pytest.MonkeyPatch.context() as monkeypatch:
     kind, settings = VARIANTS["gfnet-ti"]
     monkeypatch.setitem(VARIANTS, "gfnet-ti", (kind, settings | dict(embed_dim=16, depth=2)))
-    model = gfnet_jax.create_model("gfnet-ti", image_size=32)
+    model = random_model(lambda: gfnet_jax.create_model("gfnet-ti", image_size=32), 0.1)
     write_state_dict(path, gfnet_jax.to_torch_state_dict(model))
     yield path
 
@@ -111,7 +111,7 @@ def test_a_fresh_head_has_no_names(official_file, tmp_path, in_process):
 
 @pytest.fixture(scope="module")
 def saved():
-  model = gfnet_jax.create_model(**CONFIG)
+  model = random_model(lambda: gfnet_jax.create_model(**CONFIG), 0.1)
   return gfnet_jax.SavedModel(model, CONFIG, imagenet.wnids())
 
 
