@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import own_mixer
 import pytest
+from helpers import random_model
 
 import gfnet_jax
 from gfnet_jax.checkpoints import store
@@ -26,7 +27,7 @@ CONFIG = dict(name="gfnet-ti", image_size=[32, 64], num_classes=3, depth=2, embe
 
 @pytest.fixture(scope="module")
 def model():
-  return gfnet_jax.create_model(**CONFIG)
+  return random_model(lambda: gfnet_jax.create_model(**CONFIG))
 
 
 @pytest.fixture
