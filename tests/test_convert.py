@@ -166,7 +166,7 @@ def test_a_file_is_read_as_a_model_without_a_checkpoint(files, weights):
 def test_a_model_with_another_mixer_is_not_exported(convert, tmp_path, monkeypatch, mixer):
   monkeypatch.setitem(MIXERS, "own", type("Own", (MIXERS["global-filter"],), {}))
   config = dict(name=NAME, image_size=32, depth=1, mixer=mixer)
-  save_model(tmp_path / "own", create_model(**config), config)
+  save_model(tmp_path / "own", random_model(lambda: create_model(**config)), config)
   code, output, error = convert("--to-torch", tmp_path / "own", tmp_path / "own.pth")
   assert (code, output) == (2, "")
   message = rf"error: the model mixes tokens by '{mixer}', but the official [^\n]*\n"
