@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import own_mixer
 import pytest
+from helpers import random_model
 
 import gfnet_jax
 from gfnet_jax.checkpoints import store
@@ -21,12 +22,12 @@ from gfnet_jax.models.functional import split
 from gfnet_jax.models.mixers import MIXERS
 from gfnet_jax.training.resume import trained_classes
 
-CONFIG = dict(name="gfnet-ti", image_size=[32, 64], num_classes=3, depth=12, embed_dim=8)
+CONFIG = dict(name="gfnet-ti", image_size=[32, 64], num_classes=3, depth=2, embed_dim=8)
 
 
 @pytest.fixture(scope="module")
 def model():
-  return gfnet_jax.create_model(**CONFIG)
+  return random_model(lambda: gfnet_jax.create_model(**CONFIG))
 
 
 @pytest.fixture
@@ -316,7 +317,7 @@ def test_a_config_of_another_model_is_not_saved_with_it(tmp_path, model):
 def test_a_model_whose_code_has_changed_since_is_named(saved, monkeypatch):
   monkeypatch.setitem(MIXERS, "global-filter", own_mixer.Gate)
   message = (
-    r"00000000 was saved by another version of its network: 12 missing \(blocks.0.filter.gain"
+    r"00000000 was saved by another version of its network: 2 missing \(blocks.0.filter.gain"
   )
   with pytest.raises(UserError, match=message):
     load_model(saved)

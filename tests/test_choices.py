@@ -6,6 +6,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from helpers import random_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -164,9 +165,8 @@ def test_only_automatic_configs_may_leave_fields_open():
 
 def test_the_network_is_that_of_the_weights(tmp_path):
   saved = dict(name="gfnet-h-ti", image_size=160, embed_dims=(8, 8), depths=(1, 1), patch_size=4)
-  save_model(
-    tmp_path / "run", gfnet_jax.create_model(**saved, num_classes=5), saved | {"num_classes": 5}
-  )
+  model = random_model(lambda: gfnet_jax.create_model(**saved, num_classes=5))
+  save_model(tmp_path / "run", model, saved | {"num_classes": 5})
   config = get_config()
   config.init_checkpoint = str(tmp_path / "run")
   choose_model(config)

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import compiled
+from helpers import compiled, random_model
 
 from gfnet_jax.checkpoints.model import read_model, save_model
 from gfnet_jax.command_line import run
 from gfnet_jax.models.mixers import MIXERS
-from gfnet_jax.models.variants import create_model
+from gfnet_jax.models.variants import VARIANTS, create_model
 from gfnet_jax.weights.convert import read_torch_model
 from gfnet_jax.weights.files import read_state_dict, write_state_dict
+from gfnet_jax.weights.state_dict import to_torch_state_dict
 
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("gfnet_jax.weights.reference")
@@ -40,6 +41,18 @@ def files(weights, tmp_path_factory):
   files = {suffix: directory / f"{NAME}{suffix}" for suffix in (".pth", ".safetensors")}
   for path in files.values():
     write_state_dict(path, weights)
+  return files
+
+
+@pytest.fixture
+def small_files(tmp_path, monkeypatch):
+  """As `files`, of two narrow blocks: meanwhile those are gfnet-ti."""
+  kind, settings = VARIANTS[NAME]
+  monkeypatch.setitem(VARIANTS, NAME, (kind, settings | dict(embed_dim=16, depth=2)))
+  model = random_model(lambda: create_model(NAME, image_size=64))
+  files = {suffix: tmp_path / f"{NAME}{suffix}" for suffix in (".pth", ".safetensors")}
+  for path in files.values():
+    write_state_dict(path, to_torch_state_dict(model))
   return files
 
 
@@ -109,9 +122,10 @@ def test_back_to_pytorch_is_bit_equal(converted, weights, convert, tmp_path, suf
     reference.create(NAME).load_state_dict(content, strict=True, assign=True)
 
 
-def test_another_size_and_number_of_classes(files, convert, tmp_path):
+def test_another_size_and_number_of_classes(small_files, convert, tmp_path):
   directory = tmp_path / "fine-tune"
-  code, *_ = convert(files[".safetensors"], directory, "--image-size", "64x96", "--num-classes", 3)
+  options = ("--image-size", "64x96", "--num-classes", 3)
+  code, *_ = convert(small_files[".safetensors"], directory, *options)
   assert code == 0
   model, _ = read_model(directory)
   assert jax.eval_shape(model, np.zeros((1, 64, 96, 3), np.float32)).shape == (1, 3)
@@ -152,7 +166,7 @@ def test_a_file_is_read_as_a_model_without_a_checkpoint(files, weights):
 def test_a_model_with_another_mixer_is_not_exported(convert, tmp_path, monkeypatch, mixer):
   monkeypatch.setitem(MIXERS, "own", type("Own", (MIXERS["global-filter"],), {}))
   config = dict(name=NAME, image_size=32, depth=1, mixer=mixer)
-  save_model(tmp_path / "own", create_model(**config), config)
+  save_model(tmp_path / "own", random_model(lambda: create_model(**config)), config)
   code, output, error = convert("--to-torch", tmp_path / "own", tmp_path / "own.pth")
   assert (code, output) == (2, "")
   message = rf"error: the model mixes tokens by '{mixer}', but the official [^\n]*\n"
@@ -160,9 +174,9 @@ def test_a_model_with_another_mixer_is_not_exported(convert, tmp_path, monkeypat
   assert not (tmp_path / "own.pth").exists()
 
 
-def test_damage_is_refused(files, refused, tmp_path):
+def test_damage_is_refused(small_files, refused, tmp_path):
   rng = np.random.default_rng(0)
-  content = files[".pth"].read_bytes()
+  content = small_files[".pth"].read_bytes()
   path = tmp_path / "damaged.pth"
   for length in (0, 1000, len(content) // 2, len(content) - 1):
     path.write_bytes(content[:length])
@@ -176,9 +190,9 @@ def test_damage_is_refused(files, refused, tmp_path):
     refused("zip archive is damaged", path)
 
 
-def test_damage_of_a_safetensors_header_is_refused(files, refused, tmp_path):
+def test_damage_of_a_safetensors_header_is_refused(small_files, refused, tmp_path):
   rng = np.random.default_rng(0)
-  content = files[".safetensors"].read_bytes()
+  content = small_files[".safetensors"].read_bytes()
   path = tmp_path / "damaged.safetensors"
   header = 8 + int.from_bytes(content[:8], "little")
   for position in [*range(9), *rng.integers(9, header, size=20)]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import random_model
 
 import gfnet_jax
 from gfnet_jax.checkpoints.checksums import DamagedError, write_checksums
@@ -221,7 +222,7 @@ def test_texts_that_are_no_metadata(text):
 
 @pytest.fixture(scope="module")
 def model():
-  return gfnet_jax.create_model(**CONFIG)
+  return random_model(lambda: gfnet_jax.create_model(**CONFIG))
 
 
 @pytest.fixture(scope="module")

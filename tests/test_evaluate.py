@@ -37,7 +37,7 @@ def model():
 @pytest.fixture(scope="module")
 def expected(model):
   """One forward pass over all images, scored with NumPy."""
-  source = TfdsSource("digits", "test")
+  source = TfdsSource("digits", "test[:90]")
   records = [source[i] for i in range(len(source))]
   images = np.stack([np.asarray(decode_image(record.image)) for record in records])
   labels = np.array([record.label for record in records])
@@ -48,12 +48,12 @@ def expected(model):
     "top1": 100 * np.mean(order[:, 0] == labels),
     "top5": 100 * np.mean((order[:, :5] == labels[:, None]).any(1)),
     "loss": loss.mean(),
-    "images": 360,
+    "images": 90,
   }
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8])
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 359, 1000])
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 89, 250])
 def test_every_image_counts_once(model, expected, devices, batch_size):
   mesh = jax.make_mesh(
     (devices,),
@@ -62,7 +62,7 @@ def test_every_image_counts_once(model, expected, devices, batch_size):
     devices=jax.devices()[:devices],
   )
   structure, params = split(model)
-  source = TfdsSource("digits", "test")
+  source = TfdsSource("digits", "test[:90]")
   with jax.set_mesh(mesh):
     results = evaluate_params(
       make_eval_step(structure, mesh),

@@ -52,7 +52,8 @@ def small_config(**changes):
   config.eval_every_epochs = 1.0
   config.log_every_steps = 1
   config.optimizer.warmup_epochs = 1.0
-  config.data.batch_size = 320
+  config.data.update(train_split="train[:25%]", batch_size=80)  # 359 images
+  config.data.update(eval_split="test[:25%]", eval_batch_size=32)  # 90 images
   config.model.update(embed_dim=8, depth=1)
   config.update(changes)
   return config
@@ -63,7 +64,10 @@ def as_flags(config) -> list[str]:
     *(f"--config.{name}={config[name]}" for name in ("num_epochs", "eval_every_epochs")),
     f"--config.log_every_steps={config.log_every_steps}",
     f"--config.optimizer.warmup_epochs={config.optimizer.warmup_epochs}",
-    f"--config.data.batch_size={config.data.batch_size}",
+    *(
+      f"--config.data.{name}={config.data[name]}"
+      for name in ("train_split", "batch_size", "eval_split", "eval_batch_size")
+    ),
     f"--config.model.embed_dim={config.model.embed_dim}",
     f"--config.model.depth={config.model.depth}",
   ]
@@ -75,8 +79,9 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
+  found_arrays = arrays(found)
   for name, value in arrays(expected).items():
-    np.testing.assert_array_equal(arrays(found)[name], value, err_msg=name)
+    np.testing.assert_array_equal(found_arrays[name], value, err_msg=name)
   assert (found / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
 
 
@@ -196,7 +201,7 @@ def test_a_full_disk_is_survived(tmp_path, capsys):
   printed = capsys.readouterr().out
   assert "the checkpoint of step 4 could not be written" in printed
   assert "the next one will be tried" in printed
-  assert results["images"] == 360
+  assert results["images"] == 90
   assert list_steps(workdir / "checkpoints")[-1] == 13
   assert not list((workdir / "checkpoints").glob(".pending-*"))
 
@@ -214,7 +219,7 @@ def poison(monkeypatch):
 
   def poison(config, index: int) -> None:
     batches = train_batches(
-      open_source(config.data, "train"),
+      open_source(config.data, config.data.train_split),
       TrainTransform(image_size=8, **config.augment),
       seed=config.seed,
       share=Share(config.data.batch_size),
@@ -248,56 +253,55 @@ def steps_and_losses(workdir: Path) -> dict[int, float]:
 
 def test_a_loss_that_is_not_finite_stops_the_run_by_default(poison, tmp_path, trained):
   config = small_config(on_nonfinite="stop")
-  poison(config, 11)
-  with pytest.raises(UserError, match=r"the loss of step 12 \(batch 11\) is not finite; the state"):
+  poison(config, 5)
+  with pytest.raises(UserError, match=r"the loss of step 6 \(batch 5\) is not finite; the state"):
     loop.train(config, tmp_path / "run")
-  assert list_steps(tmp_path / "run" / "nonfinite") == [11]
+  assert list_steps(tmp_path / "run" / "nonfinite") == [5]
   clean = steps_and_losses(trained)
-  assert steps_and_losses(tmp_path / "run") == {step: clean[step] for step in range(1, 12)}
+  assert steps_and_losses(tmp_path / "run") == {step: clean[step] for step in range(1, 6)}
 
 
 def test_it_can_be_skipped(poison, tmp_path):
   config = small_config(on_nonfinite="skip")
-  poison(config, 11)
+  poison(config, 5)
   loop.train(config, tmp_path / "run")
   lines = [
     line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "skipped_steps" in line
   ]
-  assert [line["skipped_steps"] for line in lines] == [0] * 11 + [1] * 2
+  assert [line["skipped_steps"] for line in lines] == [0] * 5 + [1] * 8
 
 
 @pytest.mark.parametrize("log_every_steps", [pytest.param(1, marks=pytest.mark.slow), 7])
 def test_it_can_be_rolled_back(poison, tmp_path, capsys, trained, log_every_steps):
-  """Back to step 9, then on without batch 11, which every later step notices."""
+  """Back to step 4, then on without batch 5, which every later step notices."""
   config = small_config(on_nonfinite="rollback", log_every_steps=log_every_steps)
-  poison(config, 11)
+  poison(config, 5)
   loop.train(config, tmp_path / "run")
   assert (
-    "step 12 (batch 11) is not finite; continuing from the last checkpoint"
-    in capsys.readouterr().out
+    "step 6 (batch 5) is not finite; continuing from the last checkpoint" in capsys.readouterr().out
   )
   found, clean = steps_and_losses(tmp_path / "run"), steps_and_losses(trained)
   assert list(found) == [*range(log_every_steps, 13, log_every_steps), 13]
   assert all(np.isfinite(list(found.values())))
   if log_every_steps == 1:
-    assert {step: found[step] for step in range(1, 12)} == {
-      step: clean[step] for step in range(1, 12)
+    assert {step: found[step] for step in range(1, 6)} == {
+      step: clean[step] for step in range(1, 6)
     }
-    assert found[12] != clean[12]
+    assert found[6] != clean[6]
 
 
 def test_what_is_not_finite_is_not_saved(poison, tmp_path):
   """Met by an evaluation before the next line of metrics; and mended by another policy."""
-  config = small_config(num_epochs=4.0, on_nonfinite="stop", log_every_steps=100)
-  poison(config, 11)
-  with pytest.raises(UserError, match="the loss of step 12"):
+  config = small_config(on_nonfinite="stop", log_every_steps=100)
+  poison(config, 5)
+  with pytest.raises(UserError, match="the loss of step 6"):
     loop.train(config, tmp_path / "run")
-  assert list_steps(tmp_path / "run" / "checkpoints")[-1] == 9
+  assert list_steps(tmp_path / "run" / "checkpoints")[-1] == 4
   config.on_nonfinite = "skip"
-  assert loop.train(config, tmp_path / "run")["images"] == 360
+  assert loop.train(config, tmp_path / "run")["images"] == 90
   config.on_nonfinite = "stop"  # a run with skipped steps in its past is not frozen
-  shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000018")
-  assert loop.train(config, tmp_path / "run")["images"] == 360
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000013")
+  assert loop.train(config, tmp_path / "run")["images"] == 90
 
 
 @pytest.mark.parametrize(
@@ -308,7 +312,7 @@ def test_which_checkpoints_are_kept(keep_every, expected):
   """In three epochs of 4.49 steps."""
   config = small_config()
   config.checkpoints.keep_every_epochs = keep_every
-  run = SimpleNamespace(config=config, inputs=SimpleNamespace(steps_per_epoch=1437 / 320))
+  run = SimpleNamespace(config=config, inputs=SimpleNamespace(steps_per_epoch=359 / 80))
   kept = loop.kept_steps(run)
   assert [step for step in range(1, 14) if kept.due(step)] == expected
 
@@ -398,7 +402,7 @@ def test_a_signal_breaks_off_an_evaluation(tmp_path, trained, monkeypatch):
     assert loop.train(small_config(), workdir) is None
   assert list_steps(workdir / "checkpoints") == [4]
   assert [line["step"] for line in read_lines(workdir / "metrics.jsonl")] == [1, 2, 3, 4]
-  assert loop.train(small_config(), workdir)["images"] == 360
+  assert loop.train(small_config(), workdir)["images"] == 90
   assert_same_run(workdir, trained)
 
 
@@ -424,7 +428,7 @@ def test_what_was_learnt_before_an_error_in_the_data_is_saved(
       loop.train(small_config(), workdir)
   assert list_steps(workdir / "checkpoints") == [saved]
   assert f"Everything up to step {saved} is saved" in capsys.readouterr().out
-  assert loop.train(small_config(), workdir)["images"] == 360
+  assert loop.train(small_config(), workdir)["images"] == 90
   assert_same_run(workdir, trained)
 
 
@@ -439,7 +443,7 @@ def test_a_run_in_a_thread_of_a_program(tmp_path, trained, workers):
       return loop.train(config, tmp_path / "run")
 
   with ThreadPoolExecutor(1) as threads:
-    assert threads.submit(train).result()["images"] == 360
+    assert threads.submit(train).result()["images"] == 90
   assert_same_run(tmp_path / "run", trained)
 
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import own_mixer
 import pytest
-from helpers import ROOT
+from helpers import ROOT, random_model
 from PIL import Image
 
 import gfnet_jax
@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_all_blocks_in_their_order(scan):
-  model = gfnet_jax.create_model("gfnet-h-ti", scan=scan, **PYRAMID)
+  model = random_model(lambda: gfnet_jax.create_model("gfnet-h-ti", scan=scan, **PYRAMID), 0.02)
   layers = filter_layers(model)
   assert [layer.name for layer in layers] == ["blocks.0.0", "blocks.0.1", "blocks.1.0"]
   assert [layer.kernel.shape for layer in layers] == [(8, 12, 2), (8, 12, 2), (4, 6, 4)]
@@ -56,9 +56,8 @@ def test_all_blocks_in_their_order(scan):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_half_of_the_channels_of_a_global_local_mixer_have_filters(scan):
-  model = gfnet_jax.create_model(
-    "gfnet-ti", mixer="global-local", embed_dim=4, depth=2, scan=scan, **SMALL
-  )
+  config = dict(name="gfnet-ti", mixer="global-local", embed_dim=4, depth=2, scan=scan, **SMALL)
+  model = random_model(lambda: gfnet_jax.create_model(**config), 0.02)
   layers = filter_layers(model)
   assert [(layer.name, layer.kernel.shape) for layer in layers] == [
     ("blocks.0", (2, 2, 2)),

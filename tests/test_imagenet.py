@@ -7,7 +7,7 @@ import tomllib
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, compiled
+from helpers import ROOT, compiled, random_model
 from PIL import Image
 
 import gfnet_jax
@@ -17,6 +17,7 @@ from gfnet_jax.data.prepare.archives import imagenet_classes
 from gfnet_jax.inference import saved_model
 from gfnet_jax.inference.metrics import format_results
 from gfnet_jax.inference.read_image import read_image
+from gfnet_jax.models.variants import VARIANTS
 from gfnet_jax.weights.convert import import_weights, official_classes
 from gfnet_jax.weights.download import OFFICIAL_ADDRESSES
 from gfnet_jax.weights.files import write_state_dict
@@ -68,11 +69,14 @@ def test_classes_are_only_named_where_they_are_certain(source, variant, num_clas
 
 @pytest.fixture(scope="module")
 def official_file(tmp_path_factory):
-  """A file like an official one, of a smaller image size."""
+  """A file like an official one, of a smaller image size; meanwhile gfnet-ti has two blocks."""
   path = tmp_path_factory.mktemp("weights") / "gfnet-ti.safetensors"
-  model = gfnet_jax.create_model("gfnet-ti", image_size=32)
-  write_state_dict(path, gfnet_jax.to_torch_state_dict(model))
-  return path
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    kind, settings = VARIANTS["gfnet-ti"]
+    monkeypatch.setitem(VARIANTS, "gfnet-ti", (kind, settings | dict(embed_dim=16, depth=2)))
+    model = random_model(lambda: gfnet_jax.create_model("gfnet-ti", image_size=32), 0.1)
+    write_state_dict(path, gfnet_jax.to_torch_state_dict(model))
+    yield path
 
 
 def test_official_weights_predict_names(official_file, tmp_path, monkeypatch, in_process):
@@ -107,7 +111,7 @@ def test_a_fresh_head_has_no_names(official_file, tmp_path, in_process):
 
 @pytest.fixture(scope="module")
 def saved():
-  model = gfnet_jax.create_model(**CONFIG)
+  model = random_model(lambda: gfnet_jax.create_model(**CONFIG), 0.1)
   return gfnet_jax.SavedModel(model, CONFIG, imagenet.wnids())
 
 

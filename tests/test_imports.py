@@ -1,6 +1,7 @@
 """The rules of the house: which way imports go, and how large its rooms are."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -51,13 +52,19 @@ ROOMS = {  # of libraries
 MODULE_LINES, FUNCTION_LINES = 300, 60
 
 
-def modules() -> dict[str, ast.Module]:
-  """The syntax trees of all modules by dotted name."""
-  trees = {}
+@functools.cache
+def syntax_tree(path: Path) -> ast.Module:
+  return ast.parse(path.read_text())
+
+
+@functools.cache
+def modules() -> dict[str, list[str]]:
+  """What every module imports, by its dotted name."""
+  imported = {}
   for path in sorted((ROOT / "gfnet_jax").rglob("*.py")):
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    trees[name] = ast.parse(path.read_text())
-  return trees
+    imported[name] = list(imports(syntax_tree(path)))
+  return imported
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -71,7 +78,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
       assert node.level == 0, "absolute imports only"
       yield node.module
       yield from (f"{node.module}.{alias.name}" for alias in node.names)
-    else:
+    elif not isinstance(node, ast.expr):  # there are no imports in expressions
       yield from imports(node)
 
 
@@ -82,22 +89,20 @@ def floor(module: str) -> int:
   return -1 if rooms[0] in GROUND else FLOORS.index(rooms[0])
 
 
-def imported_modules(module: str, trees: dict[str, ast.Module]) -> set[str]:
+def imported_modules(module: str) -> set[str]:
   """The modules of this project that a module imports; a package counts by what is in it."""
-  found = {name for name in imports(trees[module]) if name in trees}
+  found = {name for name in modules()[module] if name in modules()}
   return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
 
 
 def test_imports_go_downwards():
-  trees = modules()
-  for module in trees:
-    for imported in imported_modules(module, trees):
+  for module in modules():
+    for imported in imported_modules(module):
       assert floor(imported) <= floor(module), f"{module} imports {imported}, which is above it"
 
 
 def test_no_imports_go_in_a_circle():
-  trees = modules()
-  graph = {module: imported_modules(module, trees) for module in trees}
+  graph = {module: imported_modules(module) for module in modules()}
   done = set()
 
   def visit(module: str, path: tuple[str, ...]) -> None:
@@ -112,8 +117,8 @@ def test_no_imports_go_in_a_circle():
 
 
 def test_libraries_have_one_room_each():
-  for module, tree in modules().items():
-    for imported in imports(tree):
+  for module, names in modules().items():
+    for imported in names:
       room = ROOMS.get(imported.split(".")[0])
       assert room is None or module.split(".")[1] == room, f"{module} imports {imported}"
 
@@ -128,7 +133,7 @@ def test_every_module_is_on_the_map():
 
 def test_configs_import_only_ml_collections_and_each_other():
   for path in (ROOT / "configs").glob("*.py"):
-    for imported in imports(ast.parse(path.read_text())):
+    for imported in imports(syntax_tree(path)):
       assert imported.split(".")[0] in ("ml_collections", "configs"), f"{path} imports {imported}"
 
 
@@ -136,7 +141,7 @@ def test_no_module_and_no_function_is_too_long():
   for path in (*ROOT.glob("*.py"), *(ROOT / "gfnet_jax").rglob("*.py")):
     text = path.read_text()
     assert text.count("\n") <= MODULE_LINES, path
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(syntax_tree(path)):
       if isinstance(node, ast.FunctionDef):
         length = node.end_lineno - node.lineno + 1
         assert length <= FUNCTION_LINES, f"{path}: {node.name} has {length} lines"

@@ -297,7 +297,7 @@ def small_config():
   config.update(num_epochs=3.0, eval_every_epochs=1.0, log_every_steps=1)
   config.model.update(embed_dim=8, depth=1)
   config.optimizer.warmup_epochs = 1.0
-  config.data.batch_size = 320
+  config.data.update(train_split="train[:25%]", batch_size=80)
   return config
 
 

@@ -52,7 +52,8 @@ def small_config():
   config = get_config()
   config.num_epochs, config.eval_every_epochs, config.log_every_steps = 0.5, 0.5, 1
   config.optimizer.warmup_epochs = 0.1
-  config.data.update(batch_size=320, eval_batch_size=320)
+  config.data.update(train_split="train[:25%]", batch_size=80)
+  config.data.update(eval_split="test[:25%]", eval_batch_size=80)
   config.model.update(embed_dim=16, depth=1)
   return config
 
@@ -196,6 +197,11 @@ def test_one_device_is_not_told_to_share():
   assert advise(overridden([]), 1, math.inf) == ["--config.model.remat=True"]
 
 
+@pytest.fixture(scope="module")
+def imagenet():
+  return overridden([])
+
+
 @settings(deadline=None, max_examples=50)
 @given(
   rows=st.integers(1, 48),
@@ -204,9 +210,9 @@ def test_one_device_is_not_told_to_share():
   group=st.integers(1, 48),
   excess=st.floats(1.01, 64),
 )
-def test_every_advice_can_be_followed(rows, devices, parts, group, excess):
+def test_every_advice_can_be_followed(imagenet, rows, devices, parts, group, excess):
   """Whatever the config, what is advised is allowed and splits the work finely enough."""
-  config = overridden([])
+  config = imagenet.copy_and_resolve_references()
   config.data.batch_size = rows * parts * devices
   config.optimizer.accumulate_steps = parts
   config.mixing.group_size = math.gcd(group, rows * parts)

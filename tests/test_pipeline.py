@@ -2,17 +2,14 @@
 
 import io
 import multiprocessing
-import os
-import random
-import signal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from worker_sources import DamagedSource, DeadlySource, NoisyTransform, NumberedSource
 
-from gfnet_jax.data.decode import load_rgb
 from gfnet_jax.data.erasing_boxes import Erasing
 from gfnet_jax.data.order import nth_batch
 from gfnet_jax.data.pipeline import (
@@ -24,34 +21,9 @@ from gfnet_jax.data.pipeline import (
   train_batches,
 )
 from gfnet_jax.data.samples import PADDING, Share, sample_rng, try_transforms
-from gfnet_jax.data.sources.records import BadRecordError, Record
+from gfnet_jax.data.sources.records import Record
 from gfnet_jax.data.transforms import EvalTransform, TrainTransform
 from gfnet_jax.errors import UserError
-
-
-class NumberedSource:
-  """Image i is a 4x4 PNG whose every pixel is i, its label i modulo 10."""
-
-  def __init__(self, count: int):
-    self.count = count
-    self.class_names = [str(i) for i in range(10)]
-
-  def __len__(self) -> int:
-    return self.count
-
-  def __getitem__(self, i: int) -> Record:
-    png = io.BytesIO()
-    Image.new("RGB", (4, 4), (i, i, i)).save(png, "PNG")
-    return Record(png.getvalue(), i % 10, f"numbered[{i}]")
-
-
-class NoisyTransform:
-  """Leaves the number in the first channel and draws the others."""
-
-  def __call__(self, image: Image.Image, rng: random.Random) -> np.ndarray:
-    pixels = np.array(load_rgb(image))
-    pixels[..., 1:] = rng.randrange(256)
-    return pixels
 
 
 def train(source, *, steps, batch_size, process=(0, 1), first=0, seed=0, workers=0, **options):
@@ -79,8 +51,8 @@ def joined(parts: list[list[dict]]) -> list[np.ndarray]:
 )
 @settings(max_examples=10)
 def test_an_epoch_holds_every_index_once_for_any_number_of_processes(count, processes, seed):
-  source, batch_size = NumberedSource(count), 12
-  steps = count  # 12 epochs
+  source, batch_size = NumberedSource(count), 6
+  steps = count  # six epochs
   batches = joined(
     [
       train(source, steps=steps, batch_size=batch_size, process=(p, processes), seed=seed)
@@ -88,8 +60,8 @@ def test_an_epoch_holds_every_index_once_for_any_number_of_processes(count, proc
     ]
   )
   numbers = np.concatenate(batches)[:, 0, 0, 0].reshape(batch_size, count)
-  np.testing.assert_array_equal(np.sort(numbers, axis=1), np.tile(np.arange(count), (12, 1)))
-  assert len({tuple(epoch) for epoch in numbers}) == 12, "every epoch has an order of its own"
+  np.testing.assert_array_equal(np.sort(numbers, axis=1), np.tile(np.arange(count), (6, 1)))
+  assert len({tuple(epoch) for epoch in numbers}) == 6, "every epoch has an order of its own"
 
 
 def test_global_batches_are_the_same_for_any_number_of_processes_and_workers():
@@ -221,22 +193,6 @@ def test_erasing_boxes_are_drawn_for_every_sample_and_leave_the_images_alone():
   np.testing.assert_array_equal(joined([plain]), joined([erased]))
 
 
-class DamagedSource(NumberedSource):
-  """Some images cannot be read, each in another way."""
-
-  damaged: tuple[int, ...] = (3, 17, 18, 30, 31)
-
-  def __getitem__(self, i: int) -> Record:
-    record = super().__getitem__(i)
-    if i not in self.damaged:
-      return record
-    kind = self.damaged.index(i) % 5
-    if kind == 4:
-      raise BadRecordError(f"{record.name} has a wrong checksum")
-    bomb = b"P6 60000 60000 255 "  # the header of 10 gigabytes of pixels
-    return record._replace(image=[b"", b"not an image", record.image[:-30], bomb][kind])
-
-
 def test_bad_images_are_replaced_flagged_and_logged_for_any_reading(caplog):
   source = DamagedSource(40)
   whole = train(source, steps=10, batch_size=8)
@@ -287,15 +243,6 @@ def test_evaluation_does_not_pass_over_a_bad_image(workers):
   )
   with pytest.raises(DataError, match=r"evaluation image 3: numbered\[3\] is not a readable image"):
     list(batches)
-
-
-class DeadlySource(NumberedSource):
-  """Image 13 kills the process that reads it."""
-
-  def __getitem__(self, i: int) -> Record:
-    if i == 13:
-      os.kill(os.getpid(), signal.SIGKILL)
-    return super().__getitem__(i)
 
 
 def test_a_worker_that_is_killed_is_an_error_of_the_data():

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import compiled
+from helpers import compiled, random_model
 from PIL import Image
 
 import gfnet_jax
@@ -33,7 +33,7 @@ NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
 
 @pytest.fixture(scope="module")
 def model():
-  return gfnet_jax.create_model(**CONFIG)
+  return random_model(lambda: gfnet_jax.create_model(**CONFIG), 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,18 @@ def directory(model, tmp_path_factory):
   return directory
 
 
+@pytest.fixture(scope="module")
+def load_once():
+  return functools.cache(gfnet_jax.load_model)
+
+
 @pytest.fixture
-def predict(in_process):
-  """predict(*arguments) -> (exit code, standard output, standard error)."""
+def predict(in_process, load_once, monkeypatch):
+  """predict(*arguments) -> (exit code, standard output, standard error).
+
+  Only the first command that names a model loads it, and compiles it for a size of batches.
+  """
+  monkeypatch.setattr(gfnet_jax, "load_model", load_once, raising=False)
   return functools.partial(in_process, "tools/predict.py")
 
 
@@ -199,7 +208,8 @@ def test_a_clipped_image_is_named_once(directory, predict, tmp_path, caplog):
 def test_images_of_another_size_are_named(predict, tmp_path):
   """By a model of small images, which are not resized."""
   config = CONFIG | dict(image_size=(16, 16))
-  save_model(tmp_path / "small", gfnet_jax.create_model(**config), config, NAMES)
+  model = random_model(lambda: gfnet_jax.create_model(**config), 0.1)
+  save_model(tmp_path / "small", model, config, NAMES)
   for name, size in (("a.png", (16, 16)), ("b.png", (15, 16)), ("c.png", (300, 2))):
     (tmp_path / "images").mkdir(exist_ok=True)
     Image.new("RGB", size).save(tmp_path / "images" / name)
@@ -210,7 +220,7 @@ def test_images_of_another_size_are_named(predict, tmp_path):
 
 
 def test_probabilities_that_are_not_finite_are_json(predict, tmp_path):
-  model = gfnet_jax.create_model(**CONFIG)
+  model = random_model(lambda: gfnet_jax.create_model(**CONFIG), 0.1)
   model.head.bias[...] = jnp.full(7, jnp.nan)
   save_model(tmp_path / "broken", model, CONFIG, NAMES)
   Image.new("RGB", (60, 70)).save(tmp_path / "a.png")

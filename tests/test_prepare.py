@@ -116,6 +116,17 @@ def entries(tmp_path):
   return archives.list_folder(tmp_path / "pictures" / "train")
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+  """No processes write and verify the shards, each of which would first import for a second."""
+
+  def one_by_one(work, shards, processes, name):
+    for shard in shards:
+      work(shard)
+
+  monkeypatch.setattr(write, "_in_parallel", one_by_one)
+
+
 def run_prepare(directory, entries, processes=1):
   classes, images = entries
   write.prepare(
@@ -129,6 +140,7 @@ def run_prepare(directory, entries, processes=1):
   )
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_later_run_keeps_what_is_whole(tmp_path, entries, capsys):
   directory = tmp_path / "set"
   shards = list(write._shards(directory, "pictures", "train", entries[1], 16))
@@ -147,6 +159,7 @@ def test_a_later_run_keeps_what_is_whole(tmp_path, entries, capsys):
   assert not list(directory.glob(".*"))
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_shard_of_other_images_is_written_again(tmp_path, entries):
   directory = tmp_path / "set"
   directory.mkdir()

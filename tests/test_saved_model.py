@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 import gfnet_jax
 from gfnet_jax.inference import saved_model
 from gfnet_jax.inference.read_image import read_image
+from gfnet_jax.models.variants import VARIANTS
 from gfnet_jax.weights.files import write_state_dict
 
 CONFIG = dict(
@@ -98,6 +99,8 @@ def test_what_is_no_image(saved, image, message):
 
 
 def test_a_file_of_weights_and_a_name_are_loaded_too(tmp_path, monkeypatch):
+  kind, settings = VARIANTS["gfnet-ti"]
+  monkeypatch.setitem(VARIANTS, "gfnet-ti", (kind, settings | dict(embed_dim=16, depth=2)))
   config = dict(name="gfnet-ti", image_size=32, num_classes=3)
   model = random_model(lambda: gfnet_jax.create_model(**config), 0.1)
   expected = compiled(model)(np.zeros((1, 32, 32, 3), np.float32))

@@ -129,6 +129,7 @@ def test_eval_prints_the_number_that_the_run_ended_with(finished, tmp_path, scri
   assert f"top-1 {last['eval_top1']:6.2f} %" in result.stdout
 
 
+TINY = ("--config.model.embed_dim=8", "--config.model.depth=1")  # where it is initialised
 MIXED = ("--config.mixing.mixup_alpha=0.8",)
 
 
@@ -151,10 +152,10 @@ MIXED = ("--config.mixing.mixup_alpha=0.8",)
       [*("train.py", "--config.model.image_size=16", "--config.augment.crop=random_resized")],
       "digits test[0]: got an image of 8x8 (height x width), expected 16x16",
     ),
-    (["train.py", "--workdir", "runs/\udcff"], "is not UTF-8 in this locale"),
+    (["train.py", *TINY, "--workdir", "runs/\udcff"], "is not UTF-8 in this locale"),
     (["train.py", "--config.precision=fp8"], "expected one of highest, default, bf16"),
     (["train.py", "--config.model.num_classes=7"], "has 10 classes, the model has 7"),
-    (["train.py", "--workdir", "README.md/run"], "cannot write to README.md/run"),
+    (["train.py", *TINY, "--workdir", "README.md/run"], "cannot write to README.md/run"),
     (["train.py", "--config.init_checkpoint=runs/nothing"], "no checkpoint in runs/nothing"),
     (["train.py", "--config.distillation.teacher=runs/nothing"], "no checkpoint in runs/nothing"),
     (["train.py", "--config.model.mixer=global-fitler"], "did you mean global-filter?"),

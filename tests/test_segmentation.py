@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -247,12 +248,26 @@ def few_shapes():
 
 @pytest.fixture(scope="module")
 def whole_run(few_shapes, tmp_path_factory):
-  """The directory of a run with a report, what `train` returned, and what was printed."""
-  run = tmp_path_factory.mktemp("whole") / "run"
-  printed = io.StringIO()
-  with jax.numpy_dtype_promotion("standard"), contextlib.redirect_stdout(printed):
-    results = gfnet_jax.train(tiny_config(report=True), run)
-  return run, results, printed.getvalue()
+  """The directory of a run with a report, what `train` returned, and what was printed.
+
+  Beside it, `at_step_6` is the directory as the end of the process at step 6 would have left it.
+  """
+  workdir = tmp_path_factory.mktemp("whole") / "run"
+  log, printed = loop.log, io.StringIO()
+
+  def log_and_copy(run, state, step, guards, *others):
+    if step == 6:
+      guards.checkpoints.wait()
+      shutil.copytree(
+        workdir, workdir.with_name("at_step_6"), ignore=shutil.ignore_patterns("lock*")
+      )
+    return log(run, state, step, guards, *others)
+
+  with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(printed):
+    monkeypatch.setattr(loop, "log", log_and_copy)
+    with jax.numpy_dtype_promotion("standard"):
+      results = gfnet_jax.train(tiny_config(report=True), workdir)
+  return workdir, results, printed.getvalue()
 
 
 def test_a_run_trains_evaluates_reports_and_predicts(whole_run, tmp_path, in_process):
@@ -310,20 +325,13 @@ def assert_same_run(first, second):
   assert read_lines(first / "metrics.jsonl") == read_lines(second / "metrics.jsonl")
 
 
-def test_a_run_continues_bit_for_bit(whole_run, tmp_path, monkeypatch):
-  log = loop.log
-
-  def end_at_step_6(run, state, step, *others):
-    if step == 6:
-      raise RuntimeError("the end")
-    return log(run, state, step, *others)
-
-  monkeypatch.setattr(loop, "log", end_at_step_6)
-  with pytest.raises(RuntimeError, match="the end"):
-    gfnet_jax.train(tiny_config(report=False), tmp_path / "stopped")
-  monkeypatch.setattr(loop, "log", log)
-  gfnet_jax.train(tiny_config(report=False), tmp_path / "stopped")
-  assert_same_run(whole_run[0], tmp_path / "stopped")
+def test_a_run_continues_bit_for_bit(whole_run, tmp_path, capsys):
+  stopped = tmp_path / "stopped"
+  shutil.copytree(whole_run[0].with_name("at_step_6"), stopped)
+  assert max(line["step"] for line in read_lines(stopped / "metrics.jsonl")) == 4
+  gfnet_jax.train(tiny_config(report=False), stopped)
+  assert "resumed after 4" in capsys.readouterr().out
+  assert_same_run(whole_run[0], stopped)
 
 
 @pytest.mark.slow

@@ -12,12 +12,13 @@ from helpers import ROOT
 from image_sets import CLASSES, example, write_folder, write_tfds, write_tfrecord_file
 from PIL import Image
 from sklearn.datasets import load_digits
+from worker_sources import Shades
 
 from gfnet_jax.data.pipeline import Reading, train_batches
 from gfnet_jax.data.samples import Share
 from gfnet_jax.data.sources.open import SOURCES, check_classes, open_source
 from gfnet_jax.data.sources.recognise import recognise
-from gfnet_jax.data.sources.records import BadRecordError, Record
+from gfnet_jax.data.sources.records import BadRecordError
 from gfnet_jax.data.sources.tfds import TfdsSource
 from gfnet_jax.data.transforms import TrainTransform
 from gfnet_jax.errors import UserError
@@ -93,9 +94,9 @@ def data_section(**fields):
 
 @pytest.fixture(scope="module")
 def sections(tmp_path_factory):
-  """The `data` sections of the same 600 JPEGs as folder, ArrayRecord and TFRecord."""
+  """The `data` sections of the same 200 JPEGs as folder, ArrayRecord and TFRecord."""
   root = tmp_path_factory.mktemp("sources")
-  paths = write_folder(root / "folder", 600)
+  paths = write_folder(root / "folder", 200)
   examples = [
     example(path.read_bytes(), CLASSES.index(path.parent.name), id=path.name.encode())
     for path in paths
@@ -119,16 +120,16 @@ def test_the_same_images_give_the_same_batches_from_every_kind_of_source(section
   batches = {}
   for kind, section in sections.items():
     source = open_source(section, "train")
-    assert len(source) == 600
+    assert len(source) == 200
     assert source.class_names == list(CLASSES)
     batches[kind] = list(
       train_batches(
         source,
         TrainTransform(image_size=40),
         seed=3,
-        share=Share(64),
+        share=Share(40),
         first_batch=0,
-        num_batches=10,
+        num_batches=6,
         reading=Reading(),
       )
     )
@@ -172,29 +173,7 @@ def test_an_unknown_kind_of_source_is_named_with_those_there_are(kind, message):
     open_source(data_section(name="digits", source=kind), "train")
 
 
-class Shades:
-  """A source: grey images of `shades` levels, so many per class; the split is a list of classes."""
-
-  def __init__(self, data, split):
-    self.class_names = ["dark", "light"]
-    self.items = [
-      (shade, label)
-      for label, name in enumerate(self.class_names)
-      for shade in data.shades[name]
-      if name in split.split("+")
-    ]
-
-  def __len__(self):
-    return len(self.items)
-
-  def __getitem__(self, index):
-    shade, label = self.items[index]
-    png = io.BytesIO()
-    Image.new("L", (8, 8), shade).save(png, "PNG")
-    return Record(png.getvalue(), label, f"shade {shade}")
-
-
-@pytest.mark.parametrize("entry", [Shades, f"{__name__}:Shades"])
+@pytest.mark.parametrize("entry", [Shades, "worker_sources:Shades"])
 def test_a_source_of_ones_own_takes_an_entry_and_has_fields_of_its_own(monkeypatch, entry):
   monkeypatch.setitem(SOURCES, "shades", entry)
   shades = dict(dark=(0, 50), light=(200, 250))

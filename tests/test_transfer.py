@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import read_lines
+from helpers import random_model, read_lines
 from PIL import Image
 
 import gfnet_jax
@@ -23,7 +23,7 @@ CONFIG = dict(name="gfnet-ti", image_size=64, num_classes=5, embed_dim=16, depth
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
   directory = tmp_path_factory.mktemp("pretrained") / "run"
-  save_model(directory, gfnet_jax.create_model(**CONFIG), CONFIG)
+  save_model(directory, random_model(lambda: gfnet_jax.create_model(**CONFIG)), CONFIG)
   return directory
 
 
