@@ -55,13 +55,15 @@ def test_recomputing_and_scanning_blocks_change_nothing_but_rounding(name):
     """Loss and gradients of a training step, and logits."""
     structure, params = split(create(name, drop_path_rate=0.5, **options))
 
-    @jax.jit
-    @jax.value_and_grad
-    def loss(params):
+    def loss(params, images):
       return (merge(structure, params)(images, key=jax.random.key(1)) ** 2).sum()
 
-    value, gradients = loss(params)
-    return value, separated(gradients), jax.jit(lambda p: merge(structure, p)(images))(params)
+    @jax.jit
+    def compute(params, images):
+      return *jax.value_and_grad(loss)(params, images), merge(structure, params)(images)
+
+    value, gradients, logits = compute(params, images)
+    return value, separated(gradients), logits
 
   expected = results()
   for options in (dict(remat=True), dict(scan=True), dict(remat=True, scan=True)):
