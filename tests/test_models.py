@@ -206,8 +206,13 @@ def test_stages_are_named_as_their_parameters(name):
 
 def test_bfloat16_computes_close_to_float32_with_float32_parameters():
   images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-  exact = gfnet_jax.create_model("gfnet-ti", image_size=32, depth=2)
-  fast = gfnet_jax.create_model("gfnet-ti", image_size=32, depth=2, dtype=jnp.bfloat16)
+  exact, fast = (
+    random_model(
+      lambda dtype=dtype: gfnet_jax.create_model("gfnet-ti", image_size=32, depth=2, dtype=dtype),
+      0.02,
+    )
+    for dtype in (jnp.float32, jnp.bfloat16)
+  )
   logits = compiled(fast)(images)
   assert logits.dtype == jnp.float32
   assert all(value.dtype == jnp.float32 for value in split(fast)[1].values())
