@@ -34,7 +34,8 @@ GRIDS = [(3, 5), pytest.param((1, 4), marks=pytest.mark.slow)]
 
 def make(mixer, dim=4, grid=(3, 5), dtype=jnp.float32, **options):
   """The mixer with parameters far from their small initial values."""
-  layer = MIXERS[mixer](dim, *grid, backend="auto", dtype=dtype, rngs=nnx.Rngs(0), **options)
+  options |= dict(backend="auto", dtype=dtype)
+  layer = nnx.eval_shape(lambda: MIXERS[mixer](dim, *grid, rngs=nnx.Rngs(0), **options))
   structure, params = split(layer)
   rng = np.random.default_rng(0)
   return structure, {
