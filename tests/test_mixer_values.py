@@ -174,7 +174,8 @@ def test_attention_of_several_heads():
   ("dim", "heads"), [(4, 1), (64, 1), (96, 1), (135, 1), (384, 6), (768, 12)]
 )
 def test_heads_have_64_channels_where_that_divides(dim, heads):
-  layer = MIXERS["attention"](dim, 2, 2, backend="auto", dtype=jnp.float32, rngs=nnx.Rngs(0))
+  options = dict(backend="auto", dtype=jnp.float32)
+  layer = nnx.eval_shape(lambda: MIXERS["attention"](dim, 2, 2, rngs=nnx.Rngs(0), **options))
   assert layer.heads == heads
 
 
