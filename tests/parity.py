@@ -18,6 +18,8 @@ from gfnet_jax.weights.state_dict import load_torch_state_dict, to_torch_state_d
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("gfnet_jax.weights.reference")
 
+torch.set_num_threads(1)  # several spend more time waiting for each other than they save
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -80,7 +82,10 @@ class Trajectory:
       yield images.astype(self.dtype), targets.astype(self.dtype), learning_rate
 
   def run(self):
-    model = gfnet_jax.GFNet(32, 4, 64, 4, 10, dtype=self.dtype, rngs=nnx.Rngs(0))
+    def create():
+      return gfnet_jax.GFNet(32, 4, 64, 4, 10, dtype=self.dtype, rngs=nnx.Rngs(0))
+
+    model = nnx.eval_shape(create)  # the weights are loaded
     structure, params = split(load_torch_state_dict(model, self.weights))
     optimizer = make_optimizer(self.settings)
     state = optimizer.init(params)

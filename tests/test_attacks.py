@@ -114,7 +114,7 @@ def test_a_network_is_attacked_as_by_pytorch(name):
     weights = reference.golden_weights(reference.shapes(module))
     weights = {key: value.astype(np.float64) for key, value in weights.items()}
     module = reference.load(module, weights)
-    model = gfnet_jax.GFNet(**MODEL, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: gfnet_jax.GFNet(**MODEL, dtype=jnp.float64, rngs=nnx.Rngs(0)))
     structure, params = split(load_torch_state_dict(model, weights))
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)

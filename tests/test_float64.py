@@ -84,7 +84,8 @@ def test_nothing_of_a_backend_is_float32(backend, scan, platform, monkeypatch):
 def training_step(**changes) -> str:
   """The lowered step of a run in float64, and the state that it returns, checked."""
   config = get_config()
-  config.model.update(**SMALL["gfnet-h-ti"], name="gfnet-h-ti", patch_size=4)
+  pyramid = dict(image_size=32, embed_dims=(8, 8), depths=(1, 2), num_classes=5)
+  config.model.update(**pyramid, name="gfnet-h-ti", patch_size=4)
   config.model.update(embed_dim=None, depth=None)
   config.update({"precision": "float64", "ema_decay": 0.9, **changes})
   program = build_program(config, make_mesh(jax.devices()[:1]))

@@ -34,7 +34,8 @@ GRIDS = [(3, 5), pytest.param((1, 4), marks=pytest.mark.slow)]
 
 def make(mixer, dim=4, grid=(3, 5), dtype=jnp.float32, **options):
   """The mixer with parameters far from their small initial values."""
-  layer = MIXERS[mixer](dim, *grid, backend="auto", dtype=dtype, rngs=nnx.Rngs(0), **options)
+  options |= dict(backend="auto", dtype=dtype)
+  layer = nnx.eval_shape(lambda: MIXERS[mixer](dim, *grid, rngs=nnx.Rngs(0), **options))
   structure, params = split(layer)
   rng = np.random.default_rng(0)
   return structure, {
@@ -173,7 +174,8 @@ def test_attention_of_several_heads():
   ("dim", "heads"), [(4, 1), (64, 1), (96, 1), (135, 1), (384, 6), (768, 12)]
 )
 def test_heads_have_64_channels_where_that_divides(dim, heads):
-  layer = MIXERS["attention"](dim, 2, 2, backend="auto", dtype=jnp.float32, rngs=nnx.Rngs(0))
+  options = dict(backend="auto", dtype=jnp.float32)
+  layer = nnx.eval_shape(lambda: MIXERS["attention"](dim, 2, 2, rngs=nnx.Rngs(0), **options))
   assert layer.heads == heads
 
 

@@ -1,5 +1,6 @@
 """Mixup, CutMix and smoothing against replayed draws and a model of the official loops."""
 
+import functools
 import math
 import re
 
@@ -171,9 +172,16 @@ def test_pair_mode_draws_once_per_pair():
   assert len(np.unique(draws.lam)) == 32
 
 
-def test_elem_mode_draws_for_every_sample():
-  draws = draw(batch=64, group_size=8, mode="elem", cutmix_alpha=0.0)
-  assert len(np.unique(draws.lam)) == 64
+@pytest.fixture(scope="module")
+def many() -> Draws:
+  """Enough draws to see their distributions, of images of 1000 x 1000 pixels."""
+  options = dict(group_size=8, mode="elem", prob=0.9, switch_prob=0.3)
+  return draw(batch=100_000, height=1000, width=1000, **options)
+
+
+def test_elem_mode_draws_for_every_sample(many):
+  blended = many.lam[(many.lam < 1) & ~many.use_cutmix][:64]
+  assert len(np.unique(blended)) == 64
 
 
 @pytest.mark.parametrize("minmax", [None, (0.2, 0.8)])
@@ -191,20 +199,18 @@ def test_lam_is_the_part_that_the_box_leaves(minmax, new_box):
     assert (right - left).min() == 9 and (right - left).max() == 37  # [trunc(9.6), trunc(38.4))
 
 
-def test_draws_follow_their_distributions():
-  draws = draw(batch=100_000, group_size=100_000, mode="elem", prob=0.9, switch_prob=0.3)
-  active = draws.lam < 1
+def test_draws_follow_their_distributions(many):
+  active = many.lam < 1
   # A CutMix box may be empty, so activity shows exactly in mixup alone: 0.9 * 0.7 of all.
-  blended = draws.lam[active & ~draws.use_cutmix]
-  assert abs(draws.use_cutmix.mean() - 0.9 * 0.3) < 0.005
+  blended = many.lam[active & ~many.use_cutmix]
+  assert abs(many.use_cutmix.mean() - 0.9 * 0.3) < 0.005
   assert abs(len(blended) / 100_000 - 0.9 * 0.7) < 0.005
   assert scipy.stats.kstest(blended, scipy.stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
 
 
-def test_box_centres_and_areas_follow_their_distributions():
-  mixing = dict(batch=50_000, group_size=50_000, mode="elem", mixup_alpha=0.0)
-  draws = draw(height=1000, width=1000, **mixing)
-  top, bottom, left, right = draws.box.T
+def test_box_centres_and_areas_follow_their_distributions(many):
+  """Every sample has a box, also where it is not pasted."""
+  top, bottom, left, right = many.box.T
   whole = (top > 0) & (bottom < 1000) & (left > 0) & (right < 1000)
   # A box of side s stays inside with probability (1 - s)^2, where 1 - s^2 is uniform.
   assert abs(whole.mean() - 1 / 6) < 0.01
@@ -229,31 +235,43 @@ def test_without_alphas_only_smooths():
   np.testing.assert_array_equal(targets, smooth_targets(labels, 4, 0.1))
 
 
-@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
-def test_targets_sum_to_one(mode):
-  mixing = Mixing(num_classes=17, group_size=8, mode=mode)
-  images, labels = jnp.zeros((32, 16, 16, 3)), jnp.arange(32) % 17
-  mix = jax.jit(mixing)
-  for seed in range(5):
-    _, targets = mix(images, labels, jax.random.key(seed))
-    np.testing.assert_allclose(np.asarray(targets).sum(axis=1), 1, atol=1e-6)
-
-
-@pytest.mark.parametrize("mode, minmax", [("batch", None), ("pair", (0.2, 0.8)), ("elem", None)])
-def test_eight_devices_agree_with_one_and_do_not_communicate(mode, minmax):
+@functools.cache
+def preparation(mode, minmax):
+  """Erases and mixes; compiled once for all tests that call it on one device."""
   mixing = Mixing(num_classes=10, group_size=4, mode=mode, cutmix_minmax=minmax)
 
+  @jax.jit
   def prepare(images, labels, boxes, key):
     erase_key, mix_key = jax.random.split(key)
     images = erase(normalize(images), boxes, erase_key)
     return mixing(images, labels, mix_key)
 
+  return prepare
+
+
+def random_batch():
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (32, 16, 16, 3), np.uint8)
   labels = rng.integers(0, 10, 32, np.int32)
   boxes = rng.integers(0, 16, (32, 1, 4), np.int32)
-  arguments = (images, labels, boxes, jax.random.key(5))
-  alone = jax.jit(prepare)(*arguments)
+  return images, labels, boxes
+
+
+WAYS = [("batch", None), ("pair", (0.2, 0.8)), ("elem", None)]
+
+
+@pytest.mark.parametrize("mode, minmax", WAYS)
+def test_targets_sum_to_one(mode, minmax):
+  for seed in range(5):
+    _, targets = preparation(mode, minmax)(*random_batch(), jax.random.key(seed))
+    np.testing.assert_allclose(np.asarray(targets).sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode, minmax", WAYS)
+def test_eight_devices_agree_with_one_and_do_not_communicate(mode, minmax):
+  prepare = preparation(mode, minmax)
+  arguments = (*random_batch(), jax.random.key(5))
+  alone = prepare(*arguments)
 
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
   split, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))

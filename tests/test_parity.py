@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import compiled
 from parity import (
   Trajectory,
   golden,
@@ -53,7 +54,7 @@ def test_fourier_transform(side, measured):
 @pytest.mark.parametrize("side", GRIDS)
 def test_filter(side, measured):
   tokens, weight = random_array(2, side, side, 3), random_array(2, side, side // 2 + 1, 3, seed=1)
-  actual = global_filter(jnp.asarray(tokens), jnp.asarray(weight))
+  actual = jax.jit(global_filter)(tokens, weight)
   spectrum = np.fft.rfft2(np.float64(tokens), axes=(1, 2), norm="ortho")
   spectrum *= weight[0] + 1j * np.float64(weight[1])
   by_numpy = np.fft.irfft2(spectrum, s=(side, side), axes=(1, 2), norm="ortho")
@@ -130,7 +131,7 @@ def test_block(variant, measured):
     block, module = block[0], module[0]
   tokens = random_array(1, *block.filter.grid, block.norm1.scale.shape[0])
   expected = module(to_tokens(tokens)).detach().numpy().reshape(tokens.shape)
-  difference = largest_difference(block(jnp.asarray(tokens)), expected)
+  difference = largest_difference(compiled(block)(tokens), expected)
   measured(f"block of {variant.name}, reference", difference, 5e-6)
 
 

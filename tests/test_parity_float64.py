@@ -72,8 +72,9 @@ class Network:
     if self.name not in SMALL:
       return model_from_torch(self.weights, dtype=jnp.float64, backend=backend)[0]
     module = gfnet_jax.GFNetPyramid if self.name == "hierarchical" else gfnet_jax.GFNet
-    options = dict(num_classes=10, dtype=jnp.float64, backend=backend, rngs=nnx.Rngs(0))
-    return load_torch_state_dict(module(**SMALL[self.name], **options), self.weights)
+    options = dict(num_classes=10, dtype=jnp.float64, backend=backend)
+    model = nnx.eval_shape(lambda: module(**SMALL[self.name], **options, rngs=nnx.Rngs(0)))
+    return load_torch_state_dict(model, self.weights)
 
   @functools.cached_property
   def images(self):

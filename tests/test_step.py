@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import collectives
+from helpers import collectives, random_model
 
 import gfnet_jax
 from configs.digits import get_config
@@ -40,6 +40,13 @@ def full_recipe(**changes):
   return config
 
 
+def boxes_recipe(**changes):
+  """Everything on, but boxes of equally likely sides: Beta is slow to compile."""
+  config = recipe(**changes)
+  config.mixing.update(cutmix_minmax=(0.2, 0.8), group_size=2)
+  return config
+
+
 def recipe(**changes):
   """All but mixing, whose random draws are half of what there is to compile."""
   config = get_config()
@@ -67,7 +74,8 @@ class Training:
 
     self.shardings = shard_state(jax.eval_shape(init, shapes), self.mesh, config.sharding)
     with jax.set_mesh(self.mesh):
-      self.state = jax.jit(init, out_shardings=self.shardings)(split(make_model())[1])
+      params = split(random_model(make_model, 0.02))[1]
+      self.state = jax.jit(init, out_shardings=self.shardings)(params)
     objective = make_objective(structure, config)
     self.step = make_train_step(objective, optimizer, config, self.mesh, self.shardings)
     self.eval_step = make_eval_step(structure, self.mesh)
@@ -101,16 +109,18 @@ def elements(shape: str) -> int:
 
 
 @pytest.mark.parametrize(
-  ("name", "backend"),
+  ("name", "backend", "make_config"),
   [
-    ("gfnet-ti", "fft"),
-    ("gfnet-ti", "dense"),
-    pytest.param("gfnet-ti", "separable", marks=pytest.mark.slow),  # two products, as dense is one
-    pytest.param("gfnet-h-ti", "auto", marks=pytest.mark.slow),
+    ("gfnet-ti", "fft", full_recipe),
+    ("gfnet-ti", "dense", boxes_recipe),
+    pytest.param("gfnet-ti", "dense", full_recipe, marks=pytest.mark.slow),
+    # Two products, as dense is one.
+    pytest.param("gfnet-ti", "separable", full_recipe, marks=pytest.mark.slow),
+    pytest.param("gfnet-h-ti", "auto", full_recipe, marks=pytest.mark.slow),
   ],
 )
-def test_only_gradients_and_metrics_cross_devices(name, backend):
-  training = Training(full_recipe(), name, backend=backend)
+def test_only_gradients_and_metrics_cross_devices(name, backend, make_config):
+  training = Training(make_config(), name, backend=backend)
   train, evaluate = collectives(training.train_hlo()), collectives(training.eval_hlo())
   assert set(train) == {"all-reduce"}
   parameters = sum(value.size for value in training.state.params.values())
@@ -122,8 +132,11 @@ def test_only_gradients_and_metrics_cross_devices(name, backend):
   assert sum(map(elements, evaluate["all-reduce"])) <= 64
 
 
-def test_with_fsdp_only_parameters_are_gathered():
-  training = Training(full_recipe(sharding="fsdp"))
+@pytest.mark.parametrize(
+  "make_config", [boxes_recipe, pytest.param(full_recipe, marks=pytest.mark.slow)]
+)
+def test_with_fsdp_only_parameters_are_gathered(make_config):
+  training = Training(make_config(sharding="fsdp"))
   train = collectives(training.train_hlo())
   assert set(train) <= {"all-reduce", "all-gather", "reduce-scatter"}
   shapes = {tuple(value.shape) for value in training.state.params.values()}
@@ -145,10 +158,10 @@ def test_fsdp_computes_the_same(scan):
 
 
 def test_parts_of_a_batch_give_the_gradient_of_the_whole():
-  """Without drop path, whose masks are drawn for each part."""
+  """Without drop path, whose masks are drawn for each part; images are mixed before."""
   states = []
   for parts in (1, 4):
-    config = full_recipe()
+    config = boxes_recipe()
     config.optimizer.accumulate_steps = parts
     training = Training(config, drop_path_rate=0.0, depth=1)
     training.run([1e-3])
