@@ -90,8 +90,8 @@ def test_kills_at_random_moments_change_nothing(tmp_path, store, run, processes,
   print(f"survived {kills} kills: {kills - single} of all, {single} of one process of several")
 
 
-def test_a_signal_another_run_and_what_reads_it(tmp_path, store, run, start):
-  """Stopped, refused to a second run, continued, evaluated and predicted from."""
+def test_a_signal_another_run_and_what_reads_it(tmp_path, store, run, start, in_process):
+  """Stopped, refused to a second run, evaluated, predicted from, exported and tuned."""
   flags, home = as_flags(small_config(num_epochs=200.0)), BucketPath(f"gs://{BUCKET}/a/run")
   [script] = run(home, *flags)
   wait_for_checkpoint(script, home / "checkpoints", 4)
@@ -106,6 +106,10 @@ def test_a_signal_another_run_and_what_reads_it(tmp_path, store, run, start):
   Image.new("L", (8, 8)).save(image)
   [(code, out, errors)] = finish(start("tools/predict.py", str(home), str(image), processes=1))
   assert code == 0 and str(image) in out, errors
+  exported = tmp_path / "model.safetensors"
+  flags = "export", home, exported, "--format", "safetensors"
+  code, _, errors = in_process("gfnet_jax/__main__.py", *flags)
+  assert code == 0 and exported.exists(), errors
   tuned = [*as_flags(small_config()), f"--config.init_checkpoint={home}"]
   said = succeeds(run(f"gs://{BUCKET}/tuned", *tuned))
   assert f"Initial weights: {home}, a gfnet-" in said and f"of step {step}" in said

@@ -51,6 +51,7 @@ def trained(monkeypatch):
 
 
 def test_the_table_has_mean_and_deviation_of_the_seeds(compare, trained, tmp_path):
+  pytest.importorskip("matplotlib")
   code, output, error = compare("--figure", tmp_path / "plots" / "mixers.svg")
   assert (code, error) == (0, "")
   assert trained == [("conv3", 0), ("fnet", 0), ("conv3", 1), ("fnet", 1)]

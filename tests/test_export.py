@@ -233,6 +233,8 @@ def test_what_is_not_installed_is_told_before_the_model_is_loaded(
   ],
 )
 def test_a_model_that_segments_has_no_format(path, format, tmp_path):
+  if format == "web":
+    pytest.importorskip("onnx")
   sizes = dict(image_size=32, num_classes=3, embed_dims=(4, 4), depths=(1, 1))
   config = dict(name="gfnet-h-ti", decoder="semantic-fpn", **sizes)
   saved = gfnet_jax.SavedModel(nnx.eval_shape(lambda: gfnet_jax.create_model(**config)), config)

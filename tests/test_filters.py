@@ -178,6 +178,7 @@ def test_the_tool_draws_some_layers_as_svg(checkpoint, tmp_path, in_process):
   ],
 )
 def test_what_is_out_of_range_is_one_line(checkpoint, tmp_path, in_process, arguments, message):
+  pytest.importorskip("matplotlib")
   code, printed, errors = in_process(TOOL, checkpoint, "--output", tmp_path / "x", *arguments)
   assert (code, printed) == (2, "")
   assert errors.startswith(f"error: {message}")

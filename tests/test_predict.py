@@ -272,7 +272,7 @@ def test_no_names_on_standard_input_are_a_mistake(predict, monkeypatch, tmp_path
   ("name", "shown"),
   [
     ("", "no images in '' (an empty name), expected an image file"),
-    ("a\0b", r"no images in a\x00b (embedded null byte), expected an image file"),
+    ("a\0b", r"no images in a\x00b (a zero byte), expected an image file"),
     ("gs://b/*.jpg", "gs://b/*.jpg is in a store, expected images on a disk"),
   ],
 )

@@ -25,7 +25,7 @@ def find_images(names: Iterable[str]) -> list[Path | UserError]:
     found, reason = [], ""
     try:
       found = _find(name)
-    except (OSError, ValueError) as error:  # ValueError: of a zero byte
+    except (OSError, ValueError) as error:
       reason = f" ({getattr(error, 'strerror', None) or error})"
     shown = printable(name, 1000) or "''"
     if is_in_store(name):
@@ -43,6 +43,8 @@ def find_images(names: Iterable[str]) -> list[Path | UserError]:
 def _find(name: str) -> list[Path]:
   if not name:  # which Path takes for the working directory
     raise ValueError("an empty name")
+  if "\0" in name:  # in which Pythons differ
+    raise ValueError("a zero byte")
   if glob.has_magic(name) and not os.path.lexists(name):
     matches = map(Path, sorted(glob.glob(name, recursive=True)))  # noqa: PTH207 (of any path)
     images = (image for match in matches for image in _images_in(match))
