@@ -52,11 +52,13 @@ ELSEWHERE = (
   "mpirun python train.py --config ...",
   'gcloud compute tpus tpu-vm ssh NAME --worker=all --command="..."',
 )
-SOME_STEPS = (
-  *("--config.data.batch_size=16", "--config.data.eval_batch_size=16"),
-  *("--config.mixing.group_size=2", "--config.data.reading.workers=0"),
+A_STEP = (
+  *("--config.data.batch_size=8", "--config.data.eval_batch_size=8"),
+  *("--config.mixing.group_size=8", "--config.data.reading.workers=0"),
   *("--config.optimizer.warmup_epochs=0", "--config.eval_every_epochs=1"),
+  *("--config.precision=default", "--config.model.scan=True"),
 )
+SMALL = (*A_STEP, "--config.model.depth=1", "--config.model.image_size=48")
 TWO_EPOCHS = (
   *("--config.num_epochs=2", "--config.eval_every_epochs=1"),
   "--config.optimizer.warmup_epochs=1",
@@ -64,19 +66,20 @@ TWO_EPOCHS = (
 SHORTER = {  # flags by the last word of a command that is here
   "train.py": TWO_EPOCHS,
   "train": TWO_EPOCHS,
-  "configs/photos.py": ("--config.num_epochs=1",),
-  "configs/imagenet.py": (
-    *(*SOME_STEPS, "--config.num_epochs=0.04"),
-    *("--config.model.image_size=32", "--config.model.depth=1"),
+  "configs/photos.py": ("--config.num_epochs=1", "--config.model.scan=True"),
+  "configs/imagenet.py": (*SMALL, "--config.num_epochs=0.016"),
+  # The other way to ImageNet, for another run.
+  "--config.data.data_dir=$HOME/tensorflow_datasets": (
+    *(*SMALL, "--config.num_epochs=0.016", "--workdir", "runs/archives"),
   ),
   "configs/imagenet_384.py": (
-    *(*SOME_STEPS, "--config.num_epochs=0.02", "--config.data.eval_split=validation[:16]"),
+    *(*A_STEP, "--config.num_epochs=0.008", "--config.data.eval_split=validation[:8]"),
   ),
-  "configs/transfer.py": (*SOME_STEPS, "--config.num_epochs=1"),
+  "configs/transfer.py": (*A_STEP, "--config.num_epochs=0.25", "--config.data.eval_split=test[:8]"),
   "path/to/imagenet": ("--batch-size", "8"),
   "tools/robustness.py": ("--batch-size", "8"),
-  "tools/domains.py": ("--seeds", "1", "--domains", "rotated", "inverted", *TWO_EPOCHS),
-  "pytest": ("--collect-only", "-q", "-n", "0"),
+  "tools/domains.py": ("--seeds", "1", "--domains", "rotated", *TWO_EPOCHS),
+  "pytest": ("--collect-only", "-n", "0", "tests/test_readme.py"),
 }
 
 
@@ -196,9 +199,11 @@ def test_ci_runs_what_is_left_to_it():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", HERE)
+@pytest.mark.parametrize("command", HERE, ids=HERE)
 def test_a_command_runs_as_typed(command, here, clone):
-  here(whole(command))
+  output = here(whole(command))
+  if "init_checkpoint" in command:
+    assert "Initial weights: " in output, "an earlier run was continued"
   for path in promised(command):
     assert (clone / path).exists(), f"{command} wrote no {path}"
 
@@ -214,7 +219,7 @@ def promised(command: str) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", IN_SHELL)
+@pytest.mark.parametrize("command", IN_SHELL, ids=IN_SHELL)
 def test_a_command_runs_in_a_shell(command, in_shell):
   output = in_shell(whole(command))
   if devices := re.search(r"device_count=(\d+)", command):
@@ -222,7 +227,7 @@ def test_a_command_runs_in_a_shell(command, in_shell):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", TWO_MACHINES)
+@pytest.mark.parametrize("command", TWO_MACHINES, ids=TWO_MACHINES)
 def test_two_machines_by_hand(command, in_shell):
   """Both are this one; the second differs in its number alone, as the README says."""
   first = whole(f"{command} --workdir runs/two").replace("HOST0:1234", f"127.0.0.1:{free_port()}")
