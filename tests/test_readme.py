@@ -41,12 +41,12 @@ BY_CI = {  # what of them stands in .ci/run
   "pip install .": 'pip" install --quiet --no-deps .',
   'python -m pytest -m "processes and not slow"': '-m pytest -q -m "processes and not slow"',
 }
-ELSEWHERE = (
-  # Installations of what a test cannot download.
-  *("pip install matplotlib", 'pip install -U "jax[cuda13]"', 'pip install -U "jax[tpu]"'),
-  "pip install -r requirements-ahead.txt",
-  # In tests/test_compile_ahead.py, where these compilers are installed.
-  "python tools/compile_ahead.py --topology v5e:2x4 --config configs/imagenet.py:gfnet-h-b",
+# Where the compilers for accelerators are installed: in tests/test_compile_ahead.py.
+AHEAD = "python tools/compile_ahead.py --topology v5e:2x4 --config configs/imagenet.py:gfnet-h-b"
+NOT_RUN = (
+  # Installations: of what .ci/run has by other names, and for accelerators.
+  *("pip install matplotlib", "pip install -r requirements-ahead.txt"),
+  *('pip install -U "jax[cuda13]"', 'pip install -U "jax[tpu]"'),
   # Programs of others. What SLURM and Open MPI tell a process: tests/test_distributed.py.
   *("tensorboard --logdir runs", "srun python train.py --config ..."),
   "mpirun python train.py --config ...",
@@ -104,7 +104,7 @@ def clone(tmp_path_factory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def here(clone, monkeypatch, capsys) -> Callable[[str], str]:
+def here(clone, monkeypatch, capsys) -> Iterator[Callable[[str], str]]:
   """here(command) runs a script of the project in this process; returns what it prints."""
 
   def run_here(command: str) -> str:
@@ -129,22 +129,13 @@ def here(clone, monkeypatch, capsys) -> Callable[[str], str]:
 @pytest.fixture
 def in_shell(clone) -> Callable[..., str]:
   """in_shell(*commands) runs commands in shells, at the same time; returns what they print."""
-  environment = script_environment() | {
-    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-  }
-  environment = {name: v for name, v in environment.items() if not name.startswith("PYTEST_")}
+  path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+  environment = script_environment() | {"PATH": path}
 
   def run_in_shell(*commands: str) -> str:
+    options = dict(cwd=clone, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     processes = [
-      subprocess.Popen(
-        ["bash", "-c", command],
-        cwd=clone,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-      )
-      for command in commands
+      subprocess.Popen(["bash", "-c", command], text=True, **options) for command in commands
     ]
     outputs = [process.communicate(timeout=HANGS)[0] for process in processes]
     for command, process, output in zip(commands, processes, outputs, strict=True):
@@ -165,14 +156,14 @@ def runs_in_shell(command: str) -> bool:
   return bool(re.match(r"[A-Z_]+=\S+ python \S+\.py|python -m pytest", command))
 
 
-TO_RUN = [command for command in COMMANDS if command not in {*NEW, *BY_CI, *ELSEWHERE}]
+TO_RUN = [command for command in COMMANDS if command not in {*NEW, *BY_CI, AHEAD, *NOT_RUN}]
 HERE = list(filter(runs_here, TO_RUN))
 IN_SHELL = list(filter(runs_in_shell, TO_RUN))
 TWO_MACHINES = [command for command in TO_RUN if "--coordinator" in command]
 
 
 def test_every_command_is_run():
-  run = {*HERE, *IN_SHELL, *TWO_MACHINES, *NEW, *BY_CI, *ELSEWHERE}
+  run = {*HERE, *IN_SHELL, *TWO_MACHINES, *NEW, *BY_CI, AHEAD, *NOT_RUN}
   for command in COMMANDS:
     assert command in run, f"README has a command that nothing runs: {command}"
   for command in run:
@@ -196,6 +187,11 @@ def test_ci_runs_what_is_left_to_it():
   assert set(commands) == {*NEW, "python train.py"}
   assert all(re.search(rf'fresh .* "\${name}"', text) for name in names)
   assert all(part in text for part in BY_CI.values())
+
+
+def test_what_is_compiled_ahead_is_that_of_its_tests():
+  flags = ", ".join(f'"{word}"' for word in AHEAD.split()[2:])
+  assert f"({flags})" in (ROOT / "tests/test_compile_ahead.py").read_text()
 
 
 @pytest.mark.slow
@@ -252,5 +248,6 @@ def test_the_python_gives_what_its_comments_say(code, clone, monkeypatch):
     shapes = [ast.literal_eval(shape) for shape in re.findall(r"\((?:\d+, )+\d+\)", comment)]
     if len(shapes) == 1:
       assert names[name].shape == shapes[0]
+      assert "float32" not in comment or names[name].dtype == "float32"
     elif shapes:
       assert [names[name][0].shape, names[name][-1].shape] == shapes
