@@ -60,8 +60,8 @@ def jpeg() -> bytes:
 
 
 def write_official_weights(path: Path) -> None:
-  """Random weights, in a file and as if they had been downloaded already."""
-  model = random_model(lambda: gfnet_jax.create_model(NETWORK), scale=0.02)
+  """Random weights for small images, in a file and as if they had been downloaded already."""
+  model = random_model(lambda: gfnet_jax.create_model(NETWORK, image_size=96), scale=0.02)
   write_state_dict(path, gfnet_jax.to_torch_state_dict(model))
   downloaded = _cached_path(OFFICIAL_ADDRESSES[NETWORK], CACHE_DIRECTORY.expanduser())
   downloaded.parent.mkdir(parents=True)

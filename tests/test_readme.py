@@ -61,7 +61,7 @@ A_STEP = (
 SMALL = (*A_STEP, "--config.model.depth=1", "--config.model.image_size=48")
 TWO_EPOCHS = (
   *("--config.num_epochs=2", "--config.eval_every_epochs=1"),
-  "--config.optimizer.warmup_epochs=1",
+  *("--config.optimizer.warmup_epochs=1", "--config.model.depth=1"),
 )
 SHORTER = {  # flags by the last word of a command that is here
   "train.py": TWO_EPOCHS,
@@ -74,8 +74,12 @@ SHORTER = {  # flags by the last word of a command that is here
   ),
   "configs/imagenet_384.py": (
     *(*A_STEP, "--config.num_epochs=0.008", "--config.data.eval_split=validation[:8]"),
+    "--config.model.image_size=160",
   ),
-  "configs/transfer.py": (*A_STEP, "--config.num_epochs=0.25", "--config.data.eval_split=test[:8]"),
+  "configs/transfer.py": (
+    *(*A_STEP, "--config.num_epochs=0.25", "--config.data.eval_split=test[:8]"),
+    "--config.model.image_size=96",
+  ),
   "path/to/imagenet": ("--batch-size", "8"),
   "tools/robustness.py": ("--batch-size", "8"),
   "tools/domains.py": ("--seeds", "1", "--domains", "rotated", *TWO_EPOCHS),
@@ -130,7 +134,7 @@ def here(clone, monkeypatch, capsys) -> Iterator[Callable[[str], str]]:
 def in_shell(clone) -> Callable[..., str]:
   """in_shell(*commands) runs commands in shells, at the same time; returns what they print."""
   path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-  environment = script_environment() | {"PATH": path}
+  environment = script_environment() | {"PATH": path, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
   def run_in_shell(*commands: str) -> str:
     options = dict(cwd=clone, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
