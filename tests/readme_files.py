@@ -15,6 +15,7 @@ from tensorflow_datasets.core import constants
 import gfnet_jax
 from gfnet_jax.data.imagenet import subset, wnids
 from gfnet_jax.data.prepare import archives, splits, write
+from gfnet_jax.models.variants import VARIANTS
 from gfnet_jax.weights.download import CACHE_DIRECTORY, OFFICIAL_ADDRESSES, _cached_path
 from gfnet_jax.weights.files import write_state_dict
 
@@ -41,6 +42,9 @@ def move_home(home: Path, patch: pytest.MonkeyPatch) -> None:
 
 def write_what_users_have(clone: Path, home: Path, patch: pytest.MonkeyPatch) -> None:
   """Everything that README.md takes for granted, in the clone and the (moved) home directory."""
+  settings = VARIANTS[NETWORK][1]
+  for name, value in dict(embed_dim=64, depth=2).items():  # of 384 and 12: else minutes longer
+    patch.setitem(settings, name, value)
   write_photos(clone / "photos", 24)
   image = jpeg()
   for name in ("new.jpg", "photo.jpg"):
@@ -60,8 +64,8 @@ def jpeg() -> bytes:
 
 
 def write_official_weights(path: Path) -> None:
-  """Random weights for small images, in a file and as if they had been downloaded already."""
-  model = random_model(lambda: gfnet_jax.create_model(NETWORK, image_size=96), scale=0.02)
+  """Random weights, in a file and as if they had been downloaded already."""
+  model = random_model(lambda: gfnet_jax.create_model(NETWORK), scale=0.02)
   write_state_dict(path, gfnet_jax.to_torch_state_dict(model))
   downloaded = _cached_path(OFFICIAL_ADDRESSES[NETWORK], CACHE_DIRECTORY.expanduser())
   downloaded.parent.mkdir(parents=True)

@@ -1,7 +1,8 @@
 """Every command of README.md, run as typed in a directory that looks like a clone.
 
 Commands that would take hours get flags behind their own (SHORTER). What a user would have, such as
-photos, ImageNet and the official weights, is small and made here (readme_files.py).
+photos, ImageNet and the official weights, is small and made by readme_files.py. A command may need
+what one before it made, so all are run in the README's order: first those in blocks of code.
 """
 
 import ast
@@ -31,13 +32,13 @@ TYPED = [part for line in typed_lines(README) for part in parts(line)]
 NAMED = [span for span in spans(README) if " " in span and span.split()[0] in PROGRAMS]
 COMMANDS = list(dict.fromkeys([*TYPED, *NAMED]))
 
-NEW = (  # .ci/run takes these lines from the README
+NEW = (  # environments: .ci/run takes these lines from the README
   "pip install -r requirements.txt",
   "pip install -r requirements-test.txt",
   "python -m pytest",
   "pip install -r requirements.txt pytest pytest-xdist hypothesis safetensors scipy",
 )
-BY_CI = {  # what of them stands in .ci/run
+BY_CI = {  # and runs these, which stand there in another form
   "pip install .": 'pip" install --quiet --no-deps .',
   'python -m pytest -m "processes and not slow"': '-m pytest -q -m "processes and not slow"',
 }
@@ -56,9 +57,9 @@ A_STEP = (
   *("--config.data.batch_size=8", "--config.data.eval_batch_size=8"),
   *("--config.mixing.group_size=8", "--config.data.reading.workers=0"),
   *("--config.optimizer.warmup_epochs=0", "--config.eval_every_epochs=1"),
-  *("--config.precision=default", "--config.model.scan=True"),
+  "--config.precision=default",  # bf16 is slow on a CPU
 )
-SMALL = (*A_STEP, "--config.model.depth=1", "--config.model.image_size=48")
+IMAGENET = (*A_STEP, "--config.num_epochs=0.016", "--config.model.image_size=48")
 TWO_EPOCHS = (
   *("--config.num_epochs=2", "--config.eval_every_epochs=1"),
   *("--config.optimizer.warmup_epochs=1", "--config.model.depth=1"),
@@ -66,19 +67,19 @@ TWO_EPOCHS = (
 SHORTER = {  # flags by the last word of a command that is here
   "train.py": TWO_EPOCHS,
   "train": TWO_EPOCHS,
-  "configs/photos.py": ("--config.num_epochs=1", "--config.model.scan=True"),
-  "configs/imagenet.py": (*SMALL, "--config.num_epochs=0.016"),
+  "configs/photos.py": ("--config.num_epochs=1",),
+  "configs/imagenet.py": IMAGENET,
   # The other way to ImageNet, for another run.
-  "--config.data.data_dir=$HOME/tensorflow_datasets": (
-    *(*SMALL, "--config.num_epochs=0.016", "--workdir", "runs/archives"),
-  ),
+  "--config.data.data_dir=$HOME/tensorflow_datasets": (*IMAGENET, "--workdir", "runs/archives"),
   "configs/imagenet_384.py": (
-    *(*A_STEP, "--config.num_epochs=0.008", "--config.data.eval_split=validation[:8]"),
-    "--config.model.image_size=160",
+    *A_STEP,
+    "--config.num_epochs=0.008",
+    "--config.data.eval_split=validation[:8]",
   ),
   "configs/transfer.py": (
-    *(*A_STEP, "--config.num_epochs=0.25", "--config.data.eval_split=test[:8]"),
-    "--config.model.image_size=96",
+    *A_STEP,
+    "--config.num_epochs=0.25",
+    "--config.data.eval_split=test[:8]",
   ),
   "path/to/imagenet": ("--batch-size", "8"),
   "tools/robustness.py": ("--batch-size", "8"),
