@@ -59,10 +59,14 @@ A_STEP = (
   *("--config.optimizer.warmup_epochs=0", "--config.eval_every_epochs=1"),
   "--config.precision=default",  # bf16 is slow on a CPU
 )
-IMAGENET = (*A_STEP, "--config.num_epochs=0.016", "--config.model.image_size=48")
+IMAGENET = (
+  *(*A_STEP, "--config.num_epochs=0.016", "--config.model.image_size=48"),
+  "--config.data.eval_batch_size=200",
+)
 TWO_EPOCHS = (
   *("--config.num_epochs=2", "--config.eval_every_epochs=1"),
-  *("--config.optimizer.warmup_epochs=1", "--config.model.depth=1"),
+  *("--config.optimizer.warmup_epochs=1", "--config.data.batch_size=320"),
+  "--config.model.depth=1",
 )
 SHORTER = {  # flags by the last word of a command that is here
   "train.py": TWO_EPOCHS,
