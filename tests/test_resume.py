@@ -109,6 +109,18 @@ def test_a_field_may_come_and_go_with_one_warning(capsys):
   assert capsys.readouterr().out == "", "a new field that changes nothing, and is off"
 
 
+@pytest.mark.parametrize("before", ["", "weights.pth"])
+def test_other_initial_weights_are_a_warning(capsys, before):
+  now = flatten(get_config().to_dict()) | {"init_checkpoint": "gfnet-xs"}
+  check_same_run(now | {"init_checkpoint": before}, now, "runs/x")
+  assert capsys.readouterr().out == (
+    "warning: runs/x holds a run, which continues; init_checkpoint=gfnet-xs has no effect: to "
+    "begin with these weights, set another --workdir\n"
+  )
+  check_same_run(now, now | {"init_checkpoint": ""}, "runs/x")
+  assert capsys.readouterr().out == ""
+
+
 def test_which_fields_may_change():
   now = flatten(get_config().to_dict())
   for name, value in now.items():

@@ -50,6 +50,12 @@ def check_same_run(
       "the learning rate is that of the longer schedule, usually a jump upwards; the result is not "
       "that of a run which was as long from its beginning"
     )
+  initial = now.get("init_checkpoint")
+  if initial and initial != before.get("init_checkpoint"):
+    say(
+      f"warning: {workdir} holds a run, which continues; init_checkpoint={printable(initial)} has "
+      "no effect: to begin with these weights, set another --workdir"
+    )
   new, gone = _only_in(now, before), _only_in(before, now)
   if new or gone:
     parts = [f"with {', '.join(new)}"] * bool(new) + [f"without {', '.join(gone)}"] * bool(gone)
