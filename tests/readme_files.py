@@ -20,14 +20,18 @@ from gfnet_jax.weights.download import CACHE_DIRECTORY, OFFICIAL_ADDRESSES, _cac
 from gfnet_jax.weights.files import write_state_dict
 
 NETWORK = "gfnet-xs"
+REPOSITORY = (
+  *("README.md", "pyproject.toml", "requirements.txt", "requirements-test.txt"),
+  *("configs", "docs", "gfnet_jax", "tests", "tools"),
+  *("train.py", "eval.py", "convert_torch_weights.py"),
+)
 
 
 def make_clone(clone: Path) -> Path:
-  """Links to what the repository holds, but for its runs."""
+  """Links to what the repository holds; nothing of its user's, which the commands would change."""
   clone.mkdir()
-  for path in ROOT.iterdir():
-    if not path.name.startswith(".") and path.name not in ("runs", "build", "dist"):
-      (clone / path.name).symlink_to(path)
+  for name in REPOSITORY:
+    (clone / name).symlink_to(ROOT / name)
   return clone
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import select
 import signal
 from collections.abc import Callable, Iterator
@@ -107,8 +108,8 @@ def test_a_signal_another_run_and_what_reads_it(tmp_path, store, run, start, in_
   [(code, out, errors)] = finish(start("tools/predict.py", str(home), str(image), processes=1))
   assert code == 0 and str(image) in out, errors
   exported = tmp_path / "model.safetensors"
-  flags = "export", home, exported, "--format", "safetensors"
-  code, _, errors = in_process("gfnet_jax/__main__.py", *flags)
+  export = "export", home, exported, "--format", "safetensors"
+  code, _, errors = in_process("gfnet_jax/__main__.py", *export)
   assert code == 0 and exported.exists(), errors
   tuned = [*as_flags(small_config()), f"--config.init_checkpoint={home}"]
   said = succeeds(run(f"gs://{BUCKET}/tuned", *tuned))
@@ -149,11 +150,11 @@ def test_a_server_that_is_gone_ends_the_run_with_2(store, run):
   wait_for_checkpoint(script, home / "checkpoints", 4)
   store.stop()
   [(code, out, errors)] = finish([script])
-  *warnings, error = errors.splitlines()
-  assert code == 2 and error.startswith("error: the checkpoint of step"), errors
   # On a busy machine XLA says that it compiles slowly, in lines of its own.
-  warnings = [line for line in warnings if line.startswith("warning: ")]
-  assert all("heartbeats not written" in line for line in warnings), errors
+  alarm = re.compile(r"\S+ .*slow_operation_alarm.*|\**|.*Very slow compile\?.*")
+  *warnings, error = (line for line in errors.splitlines() if not alarm.fullmatch(line))
+  assert code == 2 and error.startswith("error: the checkpoint of step"), errors
+  assert all(line.startswith("warning: heartbeats not written") for line in warnings), errors
   assert "could not be written to gs://" in error and "cannot be reached" in out
   store.start()
   directory = home / "checkpoints"

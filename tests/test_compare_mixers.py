@@ -1,6 +1,7 @@
 """tools/compare_mixers.py: what is run, continued and refused; its table and its plot."""
 
 import functools
+import importlib.util
 import json
 import os
 import signal
@@ -51,8 +52,9 @@ def trained(monkeypatch):
 
 
 def test_the_table_has_mean_and_deviation_of_the_seeds(compare, trained, tmp_path):
-  pytest.importorskip("matplotlib")
-  code, output, error = compare("--figure", tmp_path / "plots" / "mixers.svg")
+  figure = tmp_path / "plots" / "mixers.svg"
+  flags = ("--figure", figure) if importlib.util.find_spec("matplotlib") else ()
+  code, output, error = compare(*flags)
   assert (code, error) == (0, "")
   assert trained == [("conv3", 0), ("fnet", 0), ("conv3", 1), ("fnet", 1)]
   header, _, first, second = output.splitlines()
@@ -63,7 +65,7 @@ def test_the_table_has_mean_and_deviation_of_the_seeds(compare, trained, tmp_pat
   assert second.endswith(" | 71.00 | 1.41 | 70.00, 72.00 | 0.500 |")
   parameters = [int(line.split("|")[2].replace(",", "")) for line in (first, second)]
   assert parameters[0] - parameters[1] == 9 * 8 + 8
-  assert (tmp_path / "plots" / "mixers.svg").read_text().startswith("<?xml")
+  assert not flags or figure.read_text().startswith("<?xml")
   assert "printed by a run" in (tmp_path / "out/fnet/seed-1/log.txt").read_text()
   results = json.loads((tmp_path / "out/results.json").read_text())
   assert results["machine"]["versions"]["jax"]

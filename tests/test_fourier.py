@@ -179,6 +179,26 @@ def test_shards_filter_their_own_images(backend):
   assert not any(name in hlo for name in ("all-gather", "all-to-all", "collective-permute"))
 
 
+@pytest.mark.parametrize("backend", PAIRED)
+@pytest.mark.parametrize("axis", [0, 3])
+def test_the_form_for_a_tpu_takes_an_explicit_sharding(backend, axis, monkeypatch):
+  """Of the batch or of the channels."""
+  monkeypatch.setattr(fourier, "platform_of", lambda _: "tpu")
+  arrays = random_arrays(4, 6, batch=8, channels=8)
+
+  def forward_and_backward(tokens, weight, gradient):
+    filtered, pull_back = jax.vjp(lambda x, w: global_filter(x, w, backend), tokens, weight)
+    return filtered, *pull_back(gradient)
+
+  expected = jax.jit(lambda *arguments: forward_and_backward(*arguments))(*arrays)
+  spec = jax.P(*(None,) * axis, "data")
+  with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))):
+    arrays = map(jax.device_put, arrays, (spec, jax.P(), spec))
+    found = jax.jit(forward_and_backward)(*arrays)
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   ("precision", "low", "high"), [("high", 1e-7, 2e-5), ("default", 1e-3, 2e-2)]
 )

@@ -18,7 +18,7 @@ from jax.sharding import (
 )
 from jax.test_util import check_grads
 
-from gfnet_jax.models import dense, layer_norm, platform, products
+from gfnet_jax.models import dense, fourier, layer_norm, platform, products
 from gfnet_jax.models.dense import Mlp
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.platform import platform_of
@@ -204,6 +204,29 @@ def test_the_network_is_the_same_in_the_form_of_every_platform(monkeypatch):
   for name in ("gpu", "tpu"):
     for a, b in zip(found[name], found["cpu"], strict=True):
       assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
+
+
+@pytest.mark.parametrize("backend", ["separable", "dense"])
+def test_the_form_for_a_tpu_takes_a_batch_of_explicit_sharding(backend, monkeypatch):
+  for module in (dense, fourier, layer_norm, products):
+    monkeypatch.setattr(module, "platform_of", lambda _: "tpu")
+  options = dict(patch_size=8, embed_dim=8, depth=1, num_classes=4, backend=backend)
+  structure, params = split(
+    random_model(lambda: create_model("gfnet-ti", image_size=32, **options), 0.1)
+  )
+  params = {name: np.asarray(value) for name, value in params.items()}
+  images = np.random.default_rng(0).standard_normal((8, 32, 32, 3), np.float32)
+
+  def loss(params, images):
+    return (merge(structure, params)(images) ** 2).sum()
+
+  compute = jax.value_and_grad(loss, (0, 1))
+  expected = jax.jit(lambda *arguments: compute(*arguments))(params, images)
+  with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))):
+    params = jax.device_put(params, PartitionSpec())
+    found = jax.jit(compute)(params, jax.device_put(images, PartitionSpec("data")))
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
 @as_for_users

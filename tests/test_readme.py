@@ -6,6 +6,7 @@ what one before it made, so all are run in the README's order: first those in bl
 """
 
 import ast
+import contextlib
 import itertools
 import os
 import re
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -143,11 +145,15 @@ def in_shell(clone) -> Callable[..., str]:
 
   def run_in_shell(*commands: str) -> str:
     options = dict(cwd=clone, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    processes = [
-      subprocess.Popen(["bash", "-c", command], text=True, **options) for command in commands
-    ]
-    outputs = [process.communicate(timeout=HANGS)[0] for process in processes]
-    for command, process, output in zip(commands, processes, outputs, strict=True):
+    with contextlib.ExitStack() as stack:
+      started = []
+      for command in commands:
+        process = subprocess.Popen(["bash", "-c", command], text=True, **options)
+        started.append(stack.enter_context(process))
+        stack.callback(process.kill)  # before the context waits for its end
+      with ThreadPoolExecutor() as threads:  # so that none waits for another to be read
+        outputs = list(threads.map(lambda process: process.communicate(timeout=HANGS)[0], started))
+    for command, process, output in zip(commands, started, outputs, strict=True):
       assert process.returncode == 0, f"{command}: {output}"
     return "".join(outputs)
 
@@ -173,6 +179,8 @@ TWO_MACHINES = [command for command in TO_RUN if "--coordinator" in command]
 
 def test_every_command_is_run():
   run = {*HERE, *IN_SHELL, *TWO_MACHINES, *NEW, *BY_CI, AHEAD, *NOT_RUN}
+  words = {word.partition(":")[0] for command in run for word in command.split()}
+  assert words >= SHORTER.keys(), "flags that shorten no command"
   for command in COMMANDS:
     assert command in run, f"README has a command that nothing runs: {command}"
   for command in run:
@@ -206,6 +214,8 @@ def test_what_is_compiled_ahead_is_that_of_its_tests():
 @pytest.mark.slow
 @pytest.mark.parametrize("command", HERE, ids=HERE)
 def test_a_command_runs_as_typed(command, here, clone):
+  before = {path for path in promised(command) if (clone / path).exists()}
+  assert not before - {Path("~/tensorflow_datasets").expanduser()}, "left by another command"
   output = here(whole(command))
   if "init_checkpoint" in command:
     assert "Initial weights: " in output, "an earlier run was continued"

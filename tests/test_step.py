@@ -41,7 +41,7 @@ def full_recipe(**changes):
 
 
 def boxes_recipe(**changes):
-  """Everything on, but boxes of equally likely sides: Beta is slow to compile."""
+  """CutMix with boxes of equally likely sides: Beta, of all else, is slow to compile."""
   config = recipe(**changes)
   config.mixing.update(cutmix_minmax=(0.2, 0.8), group_size=2)
   return config

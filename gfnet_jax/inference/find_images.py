@@ -43,7 +43,7 @@ def find_images(names: Iterable[str]) -> list[Path | UserError]:
 def _find(name: str) -> list[Path]:
   if not name:  # which Path takes for the working directory
     raise ValueError("an empty name")
-  if "\0" in name:  # in which Pythons differ
+  if "\0" in name:  # for which versions of Python have other words
     raise ValueError("a zero byte")
   if glob.has_magic(name) and not os.path.lexists(name):
     matches = map(Path, sorted(glob.glob(name, recursive=True)))  # noqa: PTH207 (of any path)

@@ -1,8 +1,8 @@
 """Different ways to compute one transform: the orthonormal real 2D DFT of token grids.
 
 A spectrum is a tuple of arrays of the tokens' type, the batch first. CPUs and GPUs multiply
-fastest with one array (batch, 2, ...) of real parts before imaginary parts; on a TPU, putting the
-parts together costs as much as a product, and they are two arrays (batch, ...). The grid and the
+fastest with one array (batch, 2, ...) of real parts before imaginary parts; on a TPU, copying the
+parts into one costs as much as a product, and they are two arrays (batch, ...). The grid and the
 channels follow in an order, and in axes, of the backend's own.
 """
 

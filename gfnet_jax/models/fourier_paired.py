@@ -1,10 +1,10 @@
-"""Transforms for TPUs: real and imaginary parts in an array each.
+"""Transforms for TPUs: of a spectrum, real and imaginary parts are an array each.
 
-Putting the parts into one array, or reshaping across the channels, would cost a TPU as much
-as the products. A product over both parts takes them as a selection between them (`_stack`),
-which XLA computes as it reads the factor; a sum of two products would write and read the first.
-The products along height and width, and those over all tokens, are written for XLA to choose the
-layout of what is between them.
+Copying both into one array, or reshaping across the channels, would cost a TPU as much as the
+products. A product over both parts takes them as a selection between them (`_stack`), which XLA
+computes as it reads the factor; a sum of two products would write and read the first. The products
+along height and width, and those over all tokens, are written for XLA to choose the layout of what
+is between them.
 """
 
 from collections.abc import Callable
@@ -76,6 +76,6 @@ def _product(subscripts: str, precision: jax.lax.Precision) -> Callable[..., jax
 
 
 def _stack(real: jax.Array, imaginary: jax.Array) -> jax.Array:
-  """`jnp.stack` along axis 1; a product has it computed as it reads it, never written."""
+  """`jnp.stack` along axis 1, as a selection: a product computes it as it reads it."""
   part = jnp.arange(2).reshape(1, 2, *(1 for _ in real.shape[1:]))
   return jnp.where(part == 0, real[:, None], imaginary[:, None])

@@ -14,10 +14,10 @@ from gfnet_jax.models.platform import multiplies, platform_of
 def as_rows(x: jax.Array) -> jax.Array:
   """Tokens (..., channels), any type, as they are multiplied, summed and normalised fastest.
 
-  That is as rows (n, channels): XLA is slow to contract several axes in a kernel's gradient. A TPU
-  isn't, and there XLA chooses one layout for norm, filter and product, as it can only while the
-  tokens are not flattened: 14 x 14 tokens leave tiles of eight rows partly empty, so that rows of
-  all images would be copied from one layout to another.
+  On a CPU or GPU that is as rows (n, channels): there XLA is slow to contract several axes in a
+  kernel's gradient. On a TPU it isn't, and chooses one layout for norm, filter and product, which
+  it can do only while the tokens are not flattened: 14 x 14 tokens leave tiles of eight rows partly
+  empty, so that rows of all images would be copied from one layout to another.
   """
   return x if platform_of(x) == "tpu" else x.reshape(-1, x.shape[-1])
 

@@ -15,7 +15,8 @@ def check_same_run(
   """Holds the config and the data of a continued run against those that it began with.
 
   A field that only one of them has came or went with another version of the code; that
-  is only a warning, once for all such fields.
+  is only a warning, once for all such fields. So are more epochs, and initial weights that
+  the run did not begin with.
 
   Args:
     before: values by dotted name, as from `flatten`.
