@@ -74,7 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers() -> int:
   """One worker more than cores: where tests wait for threads, processes and disks, it goes on."""
-  return len(os.sched_getaffinity(0)) + 1
+  return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
