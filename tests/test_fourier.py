@@ -179,7 +179,7 @@ def test_shards_filter_their_own_images(backend):
   assert not any(name in hlo for name in ("all-gather", "all-to-all", "collective-permute"))
 
 
-@pytest.mark.parametrize("backend", PAIRED)
+@pytest.mark.parametrize("backend", ["separable", "dense"])
 @pytest.mark.parametrize("axis", [0, 3])
 def test_the_form_for_a_tpu_takes_an_explicit_sharding(backend, axis, monkeypatch):
   """Of the batch or of the channels."""

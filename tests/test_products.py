@@ -206,11 +206,10 @@ def test_the_network_is_the_same_in_the_form_of_every_platform(monkeypatch):
       assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
 
 
-@pytest.mark.parametrize("backend", ["separable", "dense"])
-def test_the_form_for_a_tpu_takes_a_batch_of_explicit_sharding(backend, monkeypatch):
+def test_the_form_for_a_tpu_takes_a_batch_of_explicit_sharding(monkeypatch):
   for module in (dense, fourier, layer_norm, products):
     monkeypatch.setattr(module, "platform_of", lambda _: "tpu")
-  options = dict(patch_size=8, embed_dim=8, depth=1, num_classes=4, backend=backend)
+  options = dict(patch_size=8, embed_dim=8, depth=1, num_classes=4)
   structure, params = split(
     random_model(lambda: create_model("gfnet-ti", image_size=32, **options), 0.1)
   )
