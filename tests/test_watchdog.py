@@ -56,7 +56,7 @@ def test_a_heartbeat_that_cannot_be_read_says_nothing(tmp_path, content):
 def test_a_run_without_progress_is_ended(ended, tmp_path, monkeypatch):
   watchdog, over = Watchdog(Lock(tmp_path), 0.1), threading.Event()
   monkeypatch.setattr(
-    Watchdog, "_end", lambda self, reason: (ended.append(reason), over.set(), self._stopped.set())
+    Watchdog, "_end", lambda self, reason: (ended.append(reason), self._stopped.set(), over.set())
   )
   watchdog.advance()
   with watchdog:

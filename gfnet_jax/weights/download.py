@@ -193,7 +193,7 @@ def _request(
   request = urllib.request.Request(address, headers=headers)
   with _network():
     try:
-      response = urllib.request.urlopen(request, timeout=TIMEOUT)
+      response = urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
       error.close()
       if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not offset:
@@ -203,6 +203,19 @@ def _request(
       response.close()
       raise urllib.error.URLError("it was redirected to another protocol than HTTP")
     return response
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+  """Closes an answer whose address to go on to is none, which urllib leaves open."""
+
+  def http_error_302(self, request, response, *others):
+    try:
+      return super().http_error_302(request, response, *others)
+    except ValueError:
+      response.close()
+      raise
+
+  http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 @contextmanager
