@@ -61,6 +61,7 @@ def test_a_run_without_progress_is_ended(ended, tmp_path, monkeypatch):
   watchdog.advance()
   with watchdog:
     assert over.wait(HANGS)
+    watchdog._thread.join()  # which ends with the process otherwise
   assert ended == ["process 0 made no progress for 0 s"]
   assert json.loads((tmp_path / "heartbeats/process-0.json").read_text())["finished"] is False
 
