@@ -1,4 +1,4 @@
-"""Matrix products as a TPU computes them: float32 factors in passes of bfloat16."""
+"""Matrix products as a TPU or GPU computes them: float32 factors in passes of bfloat16."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 
 def emulate(function: Callable, *arguments: jax.Array) -> list[jax.Array]:
-  """The results of a function of arrays, flat, were its products computed on a TPU.
+  """The results of a function of arrays, flat, were its products computed so.
 
   Every product of float32 takes the passes that its precision asks for: one for DEFAULT, three for
-  HIGH, six for HIGHEST.
+  HIGH and BF16_BF16_F32_X3, six for HIGHEST.
   """
   closed = jax.make_jaxpr(function)(*arguments)
   return _run(closed, jax.tree.leaves(arguments))
@@ -28,7 +28,7 @@ def _run(closed: ClosedJaxpr, arguments: list[jax.Array]) -> list[jax.Array]:
     inputs, name = list(map(read, equation.invars)), equation.primitive.name
     if name == "dot_general" and inputs[0].dtype == inputs[1].dtype == jnp.float32:
       outputs = [_multiply(*inputs, equation.params)]
-    elif "jaxpr" in equation.params or "call_jaxpr" in equation.params:
+    elif name != "reduce" and ("jaxpr" in equation.params or "call_jaxpr" in equation.params):
       inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
       outputs = _run(inner, inputs)
     else:
@@ -41,7 +41,8 @@ def _run(closed: ClosedJaxpr, arguments: list[jax.Array]) -> list[jax.Array]:
 def _multiply(a: jax.Array, b: jax.Array, params: dict) -> jax.Array:
   precision = params["precision"]
   precision = precision[0] if isinstance(precision, tuple) else precision
-  largest = {None: 0, "DEFAULT": 0, "HIGH": 1, "HIGHEST": 2}[precision and precision.name]
+  known = {None: 0, "DEFAULT": 0, "HIGH": 1, "BF16_BF16_F32_X3": 1, "HIGHEST": 2}
+  largest = known[precision and precision.name]
 
   def multiply(a, b):
     return jax.lax.dot_general(

@@ -152,9 +152,12 @@ def test_unknown_backends_are_named():
 
 
 @pytest.mark.usefixtures("compiled_as_for_users")
-@pytest.mark.parametrize("backend", STACKED)
-def test_shards_filter_their_own_images(backend):
+@pytest.mark.parametrize(
+  ("backend", "platform"), [*((name, "cpu") for name in STACKED), ("separable", "gpu")]
+)
+def test_shards_filter_their_own_images(backend, platform, monkeypatch):
   """The same results under a mesh of eight devices, with no collective but the gradient's sum."""
+  monkeypatch.setattr(fourier, "platform_of", lambda _: platform)
   tokens, weight, gradient = random_arrays(4, 6, batch=16)
 
   def forward_and_backward(tokens, weight, gradient):
@@ -209,11 +212,12 @@ def test_the_form_for_a_tpu_takes_an_explicit_sharding(backend, axis, monkeypatc
     for case in CASES
   ],
 )
-def test_precision_on_a_tpu(grid, backend, precision, low, high, monkeypatch):
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_precision_on_accelerators(grid, backend, platform, precision, low, high, monkeypatch):
   """Three passes keep what precision.py promises; one does not, and is not what is taken."""
   if backend == "fft":  # of which a TPU makes products at highest precision, whatever is asked
     precision, low, high = "default", 0, 1e-6
-  monkeypatch.setattr(fourier, "platform_of", lambda _: "tpu")
+  monkeypatch.setattr(fourier, "platform_of", lambda _: platform)
   tokens, weight, gradient = random_arrays(*grid)
 
   def forward_and_backward(tokens, weight, gradient):
@@ -237,9 +241,9 @@ def test_precision_of_the_products(platform, monkeypatch):
 
   def precisions(name):
     jaxpr = jax.make_jaxpr(lambda x, w: global_filter(x, w, "dense", name))(*arrays)
-    return set(re.findall(r"Precision\.(\w+)", str(jaxpr)))
+    return set(re.findall(r"(?:Precision\.|precision=)([A-Z]\w+)", str(jaxpr)))
 
-  expected = {"cpu": "HIGHEST", "tpu": "HIGH", "gpu": "HIGHEST"}[platform]
+  expected = {"cpu": "HIGHEST", "tpu": "HIGH", "gpu": "BF16_BF16_F32_X3"}[platform]
   assert precisions("high") == {expected}
   assert precisions("highest") == {"HIGHEST"}
   assert precisions("default") == {"DEFAULT"}

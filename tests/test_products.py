@@ -1,6 +1,7 @@
 """Products with a gradient of their own, and sums as products."""
 
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from gfnet_jax.models import dense, fourier, layer_norm, platform, products
 from gfnet_jax.models.dense import Mlp
 from gfnet_jax.models.functional import merge, split
 from gfnet_jax.models.platform import platform_of
+from gfnet_jax.models.precision import filter_precision
 from gfnet_jax.models.products import (
   as_rows,
   linear,
@@ -318,10 +320,32 @@ def test_processors_with_bfloat16_products(text, expected, monkeypatch, tmp_path
   if text:
     path.write_text(text)
   monkeypatch.setattr(platform, "Path", lambda _: path)
-  platform._has_bfloat16_products.cache_clear()
+  platform._cpu_has_bfloat16_products.cache_clear()
   assert platform.multiplies(jnp.bfloat16, "cpu") == expected
   assert platform.multiplies(jnp.bfloat16, "tpu") and not platform.multiplies(jnp.float16, "cpu")
-  platform._has_bfloat16_products.cache_clear()
+  platform._cpu_has_bfloat16_products.cache_clear()
+
+
+@pytest.mark.parametrize(
+  ("capability", "expected"),
+  [("7.5", False), ("8.0", True), ("10.0", True), ("gfx942", True), (None, True)],
+)
+def test_gpus_with_bfloat16_products(capability, expected, monkeypatch):
+  """NVIDIA's T4 has none; a machine without a GPU compiles for a recent one."""
+
+  def devices(backend):
+    assert backend == "gpu"
+    if capability is None:
+      raise RuntimeError("Unknown backend gpu")
+    return [types.SimpleNamespace(compute_capability=capability)]
+
+  monkeypatch.setattr(jax, "local_devices", devices)
+  platform._gpu_has_bfloat16_products.cache_clear()
+  assert platform.multiplies(jnp.bfloat16, "gpu") == expected
+  three_passes, float32 = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3, jax.lax.Precision.HIGHEST
+  assert filter_precision("high", "gpu") == (three_passes if expected else float32)
+  assert filter_precision("high", "gpu", jnp.float64) == float32
+  platform._gpu_has_bfloat16_products.cache_clear()
 
 
 def test_the_platform_is_that_of_the_mesh():

@@ -6,13 +6,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import PrecisionLike
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from gfnet_jax.models.fourier_backends import Backend, choose_backend, form, like, parts
 from gfnet_jax.models.gradients import custom_gradient
 from gfnet_jax.models.platform import platform_of
 from gfnet_jax.models.precision import filter_precision
-from gfnet_jax.models.products import sum_over_rows, sum_type
+from gfnet_jax.models.products import sum_in_one_pass, sum_over_rows, sum_type
 from gfnet_jax.sharding import BATCH_AXIS, reshard
 
 SCOPE = "global_filter"  # by which profiles and compiled programs name its operations
@@ -54,7 +55,7 @@ def global_filter(
   chosen = choose_backend(backend, tokens.shape[1:], platform, weight.dtype)
   if chosen != "fused" or tokens.dtype != jnp.bfloat16:  # of which its kernel reads half the bytes
     tokens = tokens.astype(weight.dtype)
-  filter_tokens = _filter(chosen, platform, filter_precision(precision, platform))
+  filter_tokens = _filter(chosen, platform, filter_precision(precision, platform, weight.dtype))
   mesh, batch, channels = _find_split(tokens)
   specs = PartitionSpec(batch, None, None, channels), PartitionSpec(None, None, None, channels)
   tokens, weight = map(reshard, (tokens, weight), specs)
@@ -89,7 +90,7 @@ def _axes(mesh: AbstractMesh) -> list[tuple[str, AxisType]]:
 
 @functools.cache
 def _filter(
-  name: str, platform: str, precision: jax.lax.Precision
+  name: str, platform: str, precision: PrecisionLike
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """The filter of tokens and weight, computed by a backend."""
   if name == "fused":
@@ -99,7 +100,7 @@ def _filter(
   return custom_gradient(*map(jax.named_scope(SCOPE), functions))
 
 
-def _in_one_kernel(precision: jax.lax.Precision, platform: str) -> tuple[Callable, ...]:
+def _in_one_kernel(precision: PrecisionLike, platform: str) -> tuple[Callable, ...]:
   """What `custom_gradient` needs, each function one kernel (a sum of two in forward mode).
 
   Kernels have no derivatives; those of these functions are of the transforms' equals.
@@ -149,7 +150,7 @@ def _differentiated_as(plain: Callable, function: Callable) -> Callable:
   return function
 
 
-def _by_transforms(backend: Backend, precision: jax.lax.Precision) -> tuple[Callable, ...]:
+def _by_transforms(backend: Backend, precision: PrecisionLike) -> tuple[Callable, ...]:
   """What `custom_gradient` needs, by a backend's transform and its inverse."""
 
   def transform(tokens):
@@ -191,8 +192,11 @@ def _by_transforms(backend: Backend, precision: jax.lax.Precision) -> tuple[Call
     transformed = transform(gradient)
     (a, b), (c, d) = parts(spectrum), parts(transformed)
     real, imaginary = arrange(weight, c)
-    product = like(spectrum, a * c + b * d, a * d - b * c)
-    sums = parts(tuple(sum_over_rows(x)[None] for x in product))
+    products = a * c + b * d, a * d - b * c
+    if platform_of(gradient) == "gpu":
+      sums = sum_in_one_pass((0,), *products)
+    else:
+      sums = parts(tuple(sum_over_rows(x)[None] for x in like(spectrum, *products)))
     columns = np.arange(weight.shape[2])
     copies = np.where((columns == 0) | (2 * columns == grid[1]), 1, 2).astype(weight.dtype)
     shape, order = [weight.shape[1:][axis] for axis in backend.axes], np.argsort(backend.axes)

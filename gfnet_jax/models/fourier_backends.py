@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
@@ -28,15 +29,15 @@ class Backend(NamedTuple):
 
   Attributes:
     transform: maps tokens (batch, height, width, channels), float32 or float64, to their
-      spectrum; its second argument is the `jax.lax.Precision` of its products.
+      spectrum; its second argument is the precision of its products.
     invert: maps a spectrum, (height, width) and the precision back to tokens. Like
       `jnp.fft.irfft2`, it ignores the imaginary parts of the DC and Nyquist columns once
       the height is transformed back.
     axes: the order of (height, columns, channels) in a spectrum.
   """
 
-  transform: Callable[[jax.Array, jax.lax.Precision], Spectrum]
-  invert: Callable[[Spectrum, Grid, jax.lax.Precision], jax.Array]
+  transform: Callable[[jax.Array, PrecisionLike], Spectrum]
+  invert: Callable[[Spectrum, Grid, PrecisionLike], jax.Array]
   axes: tuple[int, int, int] = (0, 1, 2)
 
 

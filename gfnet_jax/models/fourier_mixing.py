@@ -50,7 +50,7 @@ class FourierMixing(nnx.Module):
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Maps (batch, height, width, dim) of any float type to the same shape, float32 or float64."""
     batch, height, width, dim = tokens.shape
-    precision = filter_precision(self.precision, platform_of(tokens))
+    precision = filter_precision(self.precision, platform_of(tokens), self.dtype)
     product = functools.partial(jnp.einsum, precision=precision)
     channels, rows, columns = (
       matrix.astype(self.dtype)

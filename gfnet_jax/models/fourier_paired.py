@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import PrecisionLike
 
 from gfnet_jax.models import fourier_matrices as matrices
 
@@ -19,7 +20,7 @@ Pair = tuple[jax.Array, jax.Array]
 Grid = tuple[int, int]
 
 
-def fft(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
+def fft(tokens: jax.Array, precision: PrecisionLike) -> Pair:
   """By `jnp.fft`, in the type of the tokens; parts (batch, channels, height, columns)."""
   del precision
   # FFT libraries want the grid last. The spectrum stays that way: the filter is smaller, and
@@ -28,13 +29,13 @@ def fft(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
   return spectrum.real, spectrum.imag
 
 
-def inverse_fft(spectrum: Pair, grid: Grid, precision: jax.lax.Precision) -> jax.Array:
+def inverse_fft(spectrum: Pair, grid: Grid, precision: PrecisionLike) -> jax.Array:
   """Undoes `fft`."""
   del precision
   return jnp.moveaxis(jnp.fft.irfft2(jax.lax.complex(*spectrum), s=grid, norm="ortho"), 1, -1)
 
 
-def separable(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
+def separable(tokens: jax.Array, precision: PrecisionLike) -> Pair:
   """Along the width, then along the height; parts (batch, height, columns, channels)."""
   pair = matrices.width_pair(tokens.shape[2], tokens.dtype)
   both = _product("pkw,bhwc->bphkc", precision)(pair, tokens)
@@ -44,7 +45,7 @@ def separable(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
   return both[:, 0], both[:, 1]
 
 
-def inverse_separable(spectrum: Pair, grid: Grid, precision: jax.lax.Precision) -> jax.Array:
+def inverse_separable(spectrum: Pair, grid: Grid, precision: PrecisionLike) -> jax.Array:
   """Undoes `separable`."""
   # Unitary and symmetric: the conjugate inverts.
   cos, sin = matrices.height_pair(grid[0], spectrum[0].dtype)
@@ -54,7 +55,7 @@ def inverse_separable(spectrum: Pair, grid: Grid, precision: jax.lax.Precision) 
   return _product("pwk,bphkc->bhwc", precision)(pair, both)
 
 
-def dense(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
+def dense(tokens: jax.Array, precision: PrecisionLike) -> Pair:
   """Over all tokens at once; parts (batch, height * columns, channels)."""
   batch, height, width, channels = tokens.shape
   product = _product("kn,bnc->bkc", precision)
@@ -64,14 +65,14 @@ def dense(tokens: jax.Array, precision: jax.lax.Precision) -> Pair:
   return real, imaginary
 
 
-def inverse_dense(spectrum: Pair, grid: Grid, precision: jax.lax.Precision) -> jax.Array:
+def inverse_dense(spectrum: Pair, grid: Grid, precision: PrecisionLike) -> jax.Array:
   """Undoes `dense`."""
   pair = matrices.inverse_grid_pair(*grid, spectrum[0].dtype)
   rows = _product("pnk,bpkc->bnc", precision)(pair, _stack(*spectrum))
   return rows.reshape(rows.shape[0], *grid, rows.shape[-1])
 
 
-def _product(subscripts: str, precision: jax.lax.Precision) -> Callable[..., jax.Array]:
+def _product(subscripts: str, precision: PrecisionLike) -> Callable[..., jax.Array]:
   return lambda matrix, x: jnp.einsum(subscripts, matrix, x, precision=precision)
 
 

@@ -7,6 +7,7 @@ XLA makes none.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 
 from gfnet_jax.models import fourier_matrices as matrices
@@ -15,17 +16,17 @@ from gfnet_jax.models import fourier_paired as paired
 Grid = tuple[int, int]
 
 
-def fft(tokens: jax.Array, precision: jax.lax.Precision) -> tuple[jax.Array]:
+def fft(tokens: jax.Array, precision: PrecisionLike) -> tuple[jax.Array]:
   """By `jnp.fft`; (batch, 2, channels, height, columns)."""
   return (jnp.stack(paired.fft(tokens, precision), axis=1),)
 
 
-def inverse_fft(spectrum: tuple[jax.Array], grid: Grid, precision: jax.lax.Precision) -> jax.Array:
+def inverse_fft(spectrum: tuple[jax.Array], grid: Grid, precision: PrecisionLike) -> jax.Array:
   """Undoes `fft`."""
   return paired.inverse_fft((spectrum[0][:, 0], spectrum[0][:, 1]), grid, precision)
 
 
-def separable(tokens: jax.Array, precision: jax.lax.Precision) -> tuple[jax.Array]:
+def separable(tokens: jax.Array, precision: PrecisionLike) -> tuple[jax.Array]:
   """Along the width, then along the height; (batch, 2, height, columns, channels)."""
   batch, height, width, channels = tokens.shape
   columns = width // 2 + 1
@@ -37,7 +38,7 @@ def separable(tokens: jax.Array, precision: jax.lax.Precision) -> tuple[jax.Arra
 
 
 def inverse_separable(
-  spectrum: tuple[jax.Array], grid: Grid, precision: jax.lax.Precision
+  spectrum: tuple[jax.Array], grid: Grid, precision: PrecisionLike
 ) -> jax.Array:
   """Undoes `separable`."""
   batch, _, height, columns, channels = spectrum[0].shape
@@ -48,7 +49,7 @@ def inverse_separable(
   return _product(np.concatenate(pair, axis=1), x, precision)
 
 
-def dense(tokens: jax.Array, precision: jax.lax.Precision) -> tuple[jax.Array]:
+def dense(tokens: jax.Array, precision: PrecisionLike) -> tuple[jax.Array]:
   """Over all tokens at once; (batch, 2, height, columns, channels)."""
   batch, height, width, channels = tokens.shape
   matrix = matrices.grid_pair(height, width, tokens.dtype).reshape(-1, height * width)
@@ -56,9 +57,7 @@ def dense(tokens: jax.Array, precision: jax.lax.Precision) -> tuple[jax.Array]:
   return (x.reshape(batch, 2, height, width // 2 + 1, channels),)
 
 
-def inverse_dense(
-  spectrum: tuple[jax.Array], grid: Grid, precision: jax.lax.Precision
-) -> jax.Array:
+def inverse_dense(spectrum: tuple[jax.Array], grid: Grid, precision: PrecisionLike) -> jax.Array:
   """Undoes `dense`."""
   x = spectrum[0].reshape(spectrum[0].shape[0], -1, spectrum[0].shape[-1])
   pair = matrices.inverse_grid_pair(*grid, x.dtype)
@@ -66,7 +65,7 @@ def inverse_dense(
   return x.reshape(x.shape[0], *grid, x.shape[-1])
 
 
-def _product(matrix: np.ndarray, x: jax.Array, precision: jax.lax.Precision) -> jax.Array:
+def _product(matrix: np.ndarray, x: jax.Array, precision: PrecisionLike) -> jax.Array:
   """Multiplies a matrix (m, n) with each of (..., n, c), which gives (..., m, c)."""
   # With one matrix for all, XLA would put m or the channels first and then transpose the result.
   copies = jnp.broadcast_to(matrix, (*x.shape[:-2], *matrix.shape))

@@ -2,21 +2,19 @@
 
 By platform and (height, width, channels), for a batch of 8 on a CPU and of 128 on others. A row is
 
-- measured: written by python tools/benchmark.py backends --write, in place of what was there;
-- estimated: by the compiler for a TPU v5e, three bfloat16 passes;
-- a floor: of an H100, its bytes by 3.35 TB/s or its arithmetic by 67 TFLOP/s (float32; NVIDIA's
-  data sheet), whichever takes longer.
-
-The last two are of python tools/compile_ahead.py --program filter-gradient (docs/speed.md).
+- measured: written by python tools/benchmark.py backends --write, in place of what was there
+  (the GPU: an H100, three bfloat16 passes);
+- estimated: by the compiler for a TPU v5e, three bfloat16 passes, of
+  python tools/compile_ahead.py --program filter-gradient (docs/speed.md).
 """
 
 from typing import Literal, NamedTuple
 
 
 class Timing(NamedTuple):
-  """Milliseconds of a filter by backend, and whether they are measured, estimated or a floor."""
+  """Milliseconds of a filter by backend, and whether they are measured or estimated."""
 
-  origin: Literal["measured", "estimated", "floor"]
+  origin: Literal["measured", "estimated"]
   milliseconds: dict[str, float]
 
 
@@ -42,10 +40,10 @@ TIMINGS = {
     (96, 96, 96): Timing("measured", {"fft": 73.25, "separable": 128.299}),
   },
   "gpu": {
-    (7, 7, 768): Timing("floor", {"fft": 0.187, "separable": 0.217, "dense": 0.112}),
-    (14, 14, 384): Timing("floor", {"fft": 0.454, "separable": 0.283, "dense": 0.258}),
-    (28, 28, 192): Timing("floor", {"fft": 0.868, "separable": 0.536, "dense": 1.933}),
-    (56, 56, 96): Timing("floor", {"fft": 1.505, "separable": 1.043}),
+    (7, 7, 768): Timing("measured", {"fft": 0.395, "separable": 0.284, "dense": 0.176}),
+    (14, 14, 384): Timing("measured", {"fft": 0.635, "separable": 0.346, "dense": 0.378}),
+    (28, 28, 192): Timing("measured", {"fft": 1.311, "separable": 0.658}),
+    (56, 56, 96): Timing("measured", {"fft": 2.528, "separable": 1.479}),
   },
   "tpu": {
     (7, 7, 768): Timing("estimated", {"separable": 1.012, "dense": 0.227}),

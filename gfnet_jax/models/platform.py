@@ -29,13 +29,26 @@ def multiplies(dtype: jax.typing.DTypeLike, platform: str) -> bool:
   """Whether a platform has instructions for products of a type narrower than float32.
 
   A CPU is this machine's. On x86 they are AVX512_BF16 and AMX-BF16, for bfloat16 (Zen 4, Sapphire
-  Rapids and later).
+  Rapids and later). A GPU is this machine's, too; one that it lacks, as in compiling ahead, is
+  taken for a recent one.
   """
-  return platform != "cpu" or (dtype == jax.numpy.bfloat16 and _has_bfloat16_products())
+  if platform == "cpu":
+    return dtype == jax.numpy.bfloat16 and _cpu_has_bfloat16_products()
+  return platform != "gpu" or dtype != jax.numpy.bfloat16 or _gpu_has_bfloat16_products()
 
 
 @functools.cache
-def _has_bfloat16_products() -> bool:
+def _gpu_has_bfloat16_products() -> bool:
+  """NVIDIA's have since compute capability 8.0 (A100)."""
+  try:
+    device = jax.local_devices(backend="gpu")[0]
+  except RuntimeError:
+    return True
+  return not re.match(r"[0-7]\.", getattr(device, "compute_capability", ""))
+
+
+@functools.cache
+def _cpu_has_bfloat16_products() -> bool:
   try:
     flags = re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
   except OSError:

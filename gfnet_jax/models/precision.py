@@ -4,9 +4,11 @@ import contextlib
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.arguments import check_dtype
+from gfnet_jax.models.platform import multiplies
 from gfnet_jax.models.products import sum_type
 
 PRECISIONS = ("highest", "default", "bf16", "float64")
@@ -48,24 +50,30 @@ def matmul_precision(precision: str) -> contextlib.AbstractContextManager:
   return contextlib.nullcontext()
 
 
-def filter_precision(name: str, platform: str) -> jax.lax.Precision:
+def filter_precision(
+  name: str, platform: str, dtype: DTypeLike = jnp.float32
+) -> jax.lax.PrecisionLike:
   """Returns the precision of the matrix products by which a filter transforms.
 
   Args:
-    name: "high" for a relative error below 2e-5 (three bfloat16 passes on a TPU, float32
-      elsewhere), "highest" for float32 everywhere (by the backend "fused", which knows no more
+    name: "high" for a relative error below 2e-5 (three bfloat16 passes on a TPU or GPU, float32
+      on a CPU), "highest" for float32 everywhere (by the backend "fused", which knows no more
       than three passes, as "high"), "default" for the platform's fastest
-      (one bfloat16 pass on a TPU, with an error of up to 1e-2; TF32 on a GPU). In a context
-      of `matmul_precision("highest")`, all are "highest".
+      (one bfloat16 pass on a TPU, with an error of up to 1e-2; TF32 on a GPU, with 1e-3). In a
+      context of `matmul_precision("highest")`, all are "highest".
     platform: see `platform_of`.
+    dtype: of the computation; products of float64 have one precision.
 
   Raises:
     UserError: for another name.
   """
   check_filter_precision(name)
-  if jax.config.jax_default_matmul_precision in ("highest", "float32"):
+  highest = jax.config.jax_default_matmul_precision in ("highest", "float32")
+  if highest or dtype == jnp.float64:
     return jax.lax.Precision.HIGHEST
   if name == "high" and platform != "tpu":  # HIGH means TF32 on a GPU, where exports may go, too
+    if platform == "gpu" and multiplies(jnp.bfloat16, platform):
+      return jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3
     return jax.lax.Precision.HIGHEST
   return jax.lax.Precision[name.upper()]
 

@@ -145,23 +145,26 @@ def sum_per_channel(*tokens: jax.Array) -> tuple[jax.Array, ...]:
   gather such sums instead of reducing them.
   """
   if platform_of(tokens[0]) == "gpu" and _on_one_device(tokens[0]):
-    return _sum_in_one_pass(*tokens)
+    return sum_in_one_pass(_rows(tokens[0]), *tokens)
   return tuple(sum_over_rows(x) if x.ndim == 2 else x.sum(_rows(x)) for x in tokens)
 
 
-@jax.custom_jvp
-def _sum_in_one_pass(*tokens):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def sum_in_one_pass(axes: tuple[int, ...], *arrays: jax.Array) -> tuple[jax.Array, ...]:
+  """Sums arrays of one shape and float type over axes, in one pass on a GPU.
+
+  XLA would otherwise read what they are computed from for each sum.
+  """
+
   def add(sums, terms):
     return tuple(map(jax.lax.add, sums, terms))
 
-  return tuple(
-    jax.lax.reduce(tokens, tuple(x.dtype.type(0) for x in tokens), add, _rows(tokens[0]))
-  )
+  return tuple(jax.lax.reduce(arrays, tuple(x.dtype.type(0) for x in arrays), add, axes))
 
 
-@_sum_in_one_pass.defjvp
-def _(tokens, tangents):
-  return _sum_in_one_pass(*tokens), tuple(x.sum(_rows(x)) for x in tangents)
+@sum_in_one_pass.defjvp
+def _(axes, arrays, tangents):
+  return sum_in_one_pass(axes, *arrays), tuple(x.sum(axes) for x in tangents)
 
 
 def _rows(x: jax.Array) -> tuple[int, ...]:

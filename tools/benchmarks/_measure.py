@@ -8,7 +8,8 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory, write_atomically
 
-T = TypeVar("T")
+T, U = TypeVar("T"), TypeVar("U")
 
 LOAD_BEFORE = os.getloadavg()[0]  # of the last minute, when this is imported: before any work
 FULL = 1.1  # load per core that a benchmark makes by itself, and a quiet machine beside it
@@ -35,6 +36,12 @@ def count(text: str) -> int:
 def progress(items: Collection[T], unit: str) -> Iterator[T]:
   """The items, with a bar while they last; quiet off a terminal."""
   return iter(tqdm(items, unit=unit, leave=False, disable=None))
+
+
+def in_threads(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+  """The results in order; XLA compiles programs of several threads at once."""
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
+    yield from pool.map(function, items)
 
 
 def time_in_turns(
@@ -62,9 +69,14 @@ def time_in_turns(
 
 
 def _seconds(function: Callable[[], object], repetitions: int) -> float:
+  """Of a call. An accelerator has the next one queued meanwhile; a CPU might run both at once."""
+  queued = jax.default_backend() != "cpu"
   start = time.perf_counter()
   for _ in range(repetitions):
-    jax.block_until_ready(function())
+    result = function()
+    if not queued:
+      jax.block_until_ready(result)
+  jax.block_until_ready(result)
   return (time.perf_counter() - start) / repetitions
 
 

@@ -4,11 +4,13 @@ The time of the filter forward, and forward with its gradient. With --write, the
 become the measurements from which backend="auto" chooses on this platform:
 
   python tools/benchmark.py backends --write
+  python tools/benchmark.py backends --grids 14x14x384 56x56x96 --batch-size 128
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -29,13 +31,17 @@ DENSE_LIMIT = 600  # tokens above which one product over all of them is hopeless
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--batch-size", type=_measure.count, default=8)
   parser.add_argument("--rounds", type=_measure.count, default=15, help="turns of every backend")
+  parser.add_argument(
+    "--grids", nargs="+", type=grid, metavar="HEIGHTxWIDTHxCHANNELS", help="these instead"
+  )
   parser.add_argument("--largest", type=_measure.count, default=96, help="side of the largest grid")
   parser.add_argument("--write", action="store_true", help="renew the measurements of auto")
 
 
 def run(options: argparse.Namespace) -> None:
   rows, milliseconds, platform = [], {}, platform_of(jnp.zeros(()))
-  shapes = sorted(shape for shape in variant_shapes() if shape[0] <= options.largest)
+  shapes = options.grids or variant_shapes()
+  shapes = sorted(shape for shape in shapes if shape[0] <= options.largest)
   for shape in _measure.progress(shapes, "grid"):
     forward, gradient = measure(shape, options)
     # The least: other programs only ever add time.
@@ -61,6 +67,14 @@ def run(options: argparse.Namespace) -> None:
     file = Path(fourier_timings.__file__)
     head, line, _ = file.read_text().partition("TIMINGS = {\n")
     write_atomically(file, head + line + "".join(table_lines(table)))
+
+
+def grid(text: str) -> tuple[int, int, int]:
+  """A flag's grid of tokens."""
+  sides = tuple(map(int, re.findall(r"\d+", text)))
+  if not re.fullmatch(r"\d+x\d+x\d+", text) or not all(sides):
+    raise argparse.ArgumentTypeError(f"{text} found, expected a grid such as 14x14x384")
+  return sides
 
 
 def worth_running(platform: str) -> list[str]:
@@ -103,23 +117,30 @@ def measure(
   keys = jax.random.split(jax.random.key(0))
   tokens = jax.random.normal(keys[0], (options.batch_size, *shape))
   weight = jax.random.normal(keys[1], (2, height, width // 2 + 1, channels))
-  forward, gradient = {}, {}
-  for name in worth_running(platform_of(tokens)):
-    if name == "dense" and height * width > DENSE_LIMIT:
-      continue
+  names = [
+    name
+    for name in worth_running(platform_of(tokens))
+    if name != "dense" or height * width <= DENSE_LIMIT
+  ]
 
-    @jax.jit
-    def filtered(tokens, weight, name=name):
-      return global_filter(tokens, weight, name)
+  def compiled(function) -> Callable[[], object]:
+    program = jax.jit(function).lower(tokens, weight).compile()
+    return lambda: program(tokens, weight)
 
-    @jax.jit
-    def with_gradient(tokens, weight, name=name):
-      result, pull_back = jax.vjp(lambda x, w: global_filter(x, w, name), tokens, weight)
+  def filtered(name):
+    return lambda tokens, weight: global_filter(tokens, weight, name)
+
+  def with_gradient(name):
+    def function(tokens, weight):
+      result, pull_back = jax.vjp(filtered(name), tokens, weight)
       return result, pull_back(jnp.ones_like(result))
 
-    forward[name] = lambda filtered=filtered: filtered(tokens, weight)
-    gradient[name] = lambda with_gradient=with_gradient: with_gradient(tokens, weight)
-  return (
-    _measure.time_in_turns(forward, options.rounds, turn=0.02),
-    _measure.time_in_turns(gradient, options.rounds, turn=0.02),
+    return function
+
+  functions = [kind(name) for kind in (filtered, with_gradient) for name in names]
+  programs = list(_measure.in_threads(compiled, functions))
+  forward, gradient = programs[: len(names)], programs[len(names) :]
+  return tuple(
+    _measure.time_in_turns(dict(zip(names, kind, strict=True)), options.rounds, turn=0.02)
+    for kind in (forward, gradient)
   )

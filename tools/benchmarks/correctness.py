@@ -60,34 +60,43 @@ def logits(options: argparse.Namespace) -> Iterator[dict[str, object]]:
   images = np.random.default_rng(0).standard_normal(
     (2, options.image_size, options.image_size, 3), np.float32
   )
-  for name in _measure.progress(options.models, "model"):
+
+  def compare(name: str) -> dict[str, object]:
     reference, weights = beside_torch.their_model(name, options.image_size)
     expected = np.asarray(beside_torch.torch_inference(reference, images, autocast=False)())
     found = beside_torch.our_logits(name, weights, images)
-    difference = _measure.relative_l2(found, expected)
-    yield row("logits", name, difference, beside_torch.EXACT)
+    return row("logits", name, _measure.relative_l2(found, expected), beside_torch.EXACT)
+
+  return _measure.in_threads(compare, options.models)
 
 
 def filters(options: argparse.Namespace) -> Iterator[dict[str, object]]:
-  """The filter by every backend on every grid, one after the other."""
+  """The filter by every backend on every grid."""
   names = options.backends or backends.worth_running(platform_of(jnp.zeros(())))
   grids = sorted({shape[:2] for shape in backends.variant_shapes()})
-  rng = np.random.default_rng(0)
-  for height, width in grids:
-    if height > options.largest:
-      continue
+  cases = [
+    (height, width, name)
+    for height, width in grids
+    for name in names
+    if height <= options.largest and (name != "dense" or height * width <= backends.DENSE_LIMIT)
+  ]
+
+  def compare(case: tuple[int, int, str]) -> list[dict[str, object]]:
+    height, width, name = case
+    rng = np.random.default_rng(height * width)
     tokens, cotangent = rng.standard_normal((2, 2, height, width, CHANNELS), np.float32)
     weight = rng.standard_normal((2, height, width // 2 + 1, CHANNELS), np.float32)
+    found = filter_and_gradients(tokens, weight, cotangent, name)
     expected = filter_in_float64(tokens, weight, cotangent)
-    for name in names:
-      if name == "dense" and height * width > backends.DENSE_LIMIT:
-        continue
-      found = filter_and_gradients(tokens, weight, cotangent, name)
+    return [
+      row(what, f"{height}x{width} {name}", _measure.relative_l2(ours, theirs), FILTER)
       for what, ours, theirs in zip(
         ("filter", "gradient of tokens", "gradient of filter"), found, expected, strict=True
-      ):
-        difference = _measure.relative_l2(ours, theirs)
-        yield row(what, f"{height}x{width} {name}", difference, FILTER)
+      )
+    ]
+
+  for rows in _measure.in_threads(compare, cases):
+    yield from rows
 
 
 def filter_and_gradients(

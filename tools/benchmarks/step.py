@@ -67,7 +67,7 @@ def measure(
     return state.step
 
   times = _measure.time_in_turns(
-    {"train": train_step, "evaluate": lambda: evaluate(params, batch)}, options.rounds
+    {"train": train_step, "evaluate": lambda: evaluate(params, batch)}, options.rounds, turn=0.2
   )
   if options.profile:
     with jax.profiler.trace(options.profile, create_perfetto_trace=True):
