@@ -26,11 +26,10 @@ hf://OWNER/NAME of the hub:
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 from gfnet_jax.command_line import ArgumentParser, program
-from gfnet_jax.commands.predict import read_class_names
+from gfnet_jax.commands.predict import name_classes, read_class_names
 from gfnet_jax.export.formats import FORMATS, check_destination, check_export
 from gfnet_jax.text import printable
 
@@ -40,6 +39,7 @@ def main(arguments: list[str]) -> None:
   checkpoint, path, format = (options.pop(name) for name in ("checkpoint", "out", "format"))
   check_destination(path, format)  # at once, and the rest before the model is loaded
   class_names = options.pop("class_names")
+  names = read_class_names(class_names) if class_names else None
   reading = {name: options.pop(name) for name in ("which", "ema", "precision")}
   from gfnet_jax import startup
 
@@ -48,9 +48,8 @@ def main(arguments: list[str]) -> None:
 
   check_export(path, format, **options)
   saved = gfnet_jax.load_model(checkpoint, **reading)
-  if class_names:
-    names = read_class_names(class_names, saved.config["num_classes"])
-    saved = dataclasses.replace(saved, class_names=names)
+  if names is not None:
+    saved = name_classes(saved, names, class_names)
   report = gfnet_jax.export_model(saved, path, format, **options)
   size = f"{report.pop('bytes'):,} bytes"
   described = ", ".join([size, *(f"{name} {value}" for name, value in report.items())])

@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> None:
 
 def _load(options: argparse.Namespace) -> "SavedModel":
   """The model, with the names of its classes that the flags ask for."""
+  names = read_class_names(options.class_names) if options.class_names else None
   from gfnet_jax import startup
 
   startup.start()
@@ -83,10 +84,7 @@ def _load(options: argparse.Namespace) -> "SavedModel":
   saved = gfnet_jax.load_model(
     options.model, options.which, precision=options.precision, ema=options.ema
   )
-  if options.class_names:
-    names = read_class_names(options.class_names, saved.config["num_classes"])
-    saved = dataclasses.replace(saved, class_names=names)
-  return saved
+  return saved if names is None else name_classes(saved, names, options.class_names)
 
 
 def _segment(paths: list[Path], options: argparse.Namespace) -> int:
@@ -230,25 +228,31 @@ def _names(arguments: Sequence[str]) -> Iterator[str]:
       yield argument
 
 
-def read_class_names(path: Path, num_classes: int) -> list[str]:
+def read_class_names(path: Path) -> list[str]:
   """The lines of a file, or ImageNet's wnids for the name imagenet where there is no such file.
 
   Raises:
-    UserError: if it cannot be read or has another number of lines than the model classes.
+    UserError: if it cannot be read.
   """
   from gfnet_jax.data import imagenet
 
   try:
     known = str(path) == "imagenet" and not path.exists()
-    names = imagenet.wnids() if known else path.read_text("utf-8-sig").splitlines()
+    return imagenet.wnids() if known else path.read_text("utf-8-sig").splitlines()
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, "strerror", None) or error
     raise UserError(f"cannot read {path} ({reason}); expected one class name per line") from error
-  if len(names) != num_classes:
-    raise UserError(
-      f"{path} has {len(names)} lines, expected one for each of {num_classes} classes"
-    )
-  return names
+
+
+def name_classes(saved: "SavedModel", names: list[str], path: Path) -> "SavedModel":
+  """The model with these names of its classes.
+
+  Raises:
+    UserError: if the file that they are from has another number of lines than the model classes.
+  """
+  if len(names) != (expected := saved.config["num_classes"]):
+    raise UserError(f"{path} has {len(names)} lines, expected one for each of {expected} classes")
+  return dataclasses.replace(saved, class_names=names)
 
 
 def print_json(path: Path, best: list) -> None:

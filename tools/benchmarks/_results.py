@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,13 @@ def do_runs(
   """
   done = read_results(output, config)
   bar = tqdm(wanted, unit="run", disable=None)
-  for what in bar:
-    bar.set_postfix_str(", ".join(f"{name} {printable(value)}" for name, value in what.items()))
+  for number, what in enumerate(bar, 1):
+    described = ", ".join(f"{name} {printable(value)}" for name, value in what.items())
+    bar.set_postfix_str(described)
     if any(what.items() <= row.items() for row in done):
       continue
+    if bar.disable:  # no terminal
+      print(f"run {number} of {len(wanted)}: {described}", file=sys.stderr, flush=True)
     results = do(**what)
     if results is None:
       bar.close()
