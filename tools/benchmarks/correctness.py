@@ -10,6 +10,7 @@ relative, in the L2 norm. Fails if one exceeds `at_most`.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -47,7 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   beside_torch.need_torch()
-  rows = [*logits(options), *filters(options), *repeated_run(options)]
+  rows = []
+  for check in (logits, filters, repeated_run):
+    for found in check(options):
+      # At once: an accelerator's compiler may take minutes, and all may be cut off.
+      print("{what}, {case}: {difference:.1e}".format(**found), file=sys.stderr, flush=True)
+      rows.append(found)
   _measure.report("correctness", rows, options)
 
 
