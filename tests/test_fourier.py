@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import collectives
 from jax.test_util import check_grads
 from passes import emulate
 
 from gfnet_jax.errors import UserError
-from gfnet_jax.models import fourier, fourier_backends
+from gfnet_jax.models import fourier, fourier_backends, products
 from gfnet_jax.models.fourier import global_filter
 from gfnet_jax.models.fourier_backends import (
   PAIRED,
@@ -30,6 +31,12 @@ CASES = [
   for backend in STACKED
   if backend != "dense" or grid[0] * grid[1] <= 600  # its matrix is as large as the grid, squared
 ]
+
+
+def compute_as_on(platform, monkeypatch):
+  """Has the forms of a platform computed on this one."""
+  for module in (fourier, products):
+    monkeypatch.setattr(module, "platform_of", lambda _: platform)
 
 
 def exact_filter(tokens, weight):
@@ -71,7 +78,7 @@ def relative(actual, expected):
 )
 def test_backends_agree_with_a_float64_transform(grid, backend, platform, monkeypatch):
   """In the forms of every platform."""
-  monkeypatch.setattr(fourier, "platform_of", lambda _: platform)
+  compute_as_on(platform, monkeypatch)
   arrays = random_arrays(*grid)
 
   @jax.jit
@@ -120,7 +127,7 @@ def test_one_transform_and_one_inverse_in_the_backward_pass(forms, backend, monk
 
   counting = {name: counted(name, getattr(forms[backend], name)) for name in expected}
   monkeypatch.setitem(forms, backend, forms[backend]._replace(**counting))
-  monkeypatch.setattr(fourier, "platform_of", lambda _: "cpu" if forms is STACKED else "tpu")
+  compute_as_on("cpu" if forms is STACKED else "tpu", monkeypatch)
   fourier._filter.cache_clear()
   tokens, weight, gradient = random_arrays(4, 6)
   _, pull_back = jax.vjp(lambda x, w: global_filter(x, w, backend), tokens, weight)
@@ -157,7 +164,7 @@ def test_unknown_backends_are_named():
 )
 def test_shards_filter_their_own_images(backend, platform, monkeypatch):
   """The same results under a mesh of eight devices, with no collective but the gradient's sum."""
-  monkeypatch.setattr(fourier, "platform_of", lambda _: platform)
+  compute_as_on(platform, monkeypatch)
   tokens, weight, gradient = random_arrays(4, 6, batch=16)
 
   def forward_and_backward(tokens, weight, gradient):
@@ -182,11 +189,28 @@ def test_shards_filter_their_own_images(backend, platform, monkeypatch):
   assert not any(name in hlo for name in ("all-gather", "all-to-all", "collective-permute"))
 
 
+@pytest.mark.usefixtures("compiled_as_for_users")
+def test_sums_of_the_gradient_are_gathered_on_no_mesh(monkeypatch):
+  """Nor on one whose axis the filter does not know, where XLA splits it."""
+  compute_as_on("gpu", monkeypatch)
+  arrays = random_arrays(4, 6, batch=8, channels=8)
+  mesh = jax.make_mesh((8,), ("other",), axis_types=(jax.sharding.AxisType.Auto,))
+  split, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (["other"], []))
+
+  def gradients(tokens, weight, gradient):
+    return jax.vjp(lambda x, w: global_filter(x, w, "separable"), tokens, weight)[1](gradient)
+
+  with jax.set_mesh(mesh):
+    program = jax.jit(gradients, in_shardings=(split, whole, split), out_shardings=(split, whole))
+    found = collectives(program.lower(*arrays).compile().as_text())
+  assert set(found) == {"all-reduce"}
+
+
 @pytest.mark.parametrize("backend", ["separable", "dense"])
 @pytest.mark.parametrize("axis", [0, 3])
 def test_the_form_for_a_tpu_takes_an_explicit_sharding(backend, axis, monkeypatch):
   """Of the batch or of the channels."""
-  monkeypatch.setattr(fourier, "platform_of", lambda _: "tpu")
+  compute_as_on("tpu", monkeypatch)
   arrays = random_arrays(4, 6, batch=8, channels=8)
 
   def forward_and_backward(tokens, weight, gradient):
@@ -203,7 +227,8 @@ def test_the_form_for_a_tpu_takes_an_explicit_sharding(backend, axis, monkeypatc
 
 
 @pytest.mark.parametrize(
-  ("precision", "low", "high"), [("high", 1e-7, 2e-5), ("default", 1e-3, 2e-2)]
+  ("platform", "precision", "low", "high"),
+  [("tpu", "high", 1e-7, 2e-5), ("tpu", "default", 1e-3, 2e-2), ("gpu", "high", 1e-7, 2e-5)],
 )
 @pytest.mark.parametrize(
   ("grid", "backend"),
@@ -212,12 +237,11 @@ def test_the_form_for_a_tpu_takes_an_explicit_sharding(backend, axis, monkeypatc
     for case in CASES
   ],
 )
-@pytest.mark.parametrize("platform", ["tpu", "gpu"])
 def test_precision_on_accelerators(grid, backend, platform, precision, low, high, monkeypatch):
   """Three passes keep what precision.py promises; one does not, and is not what is taken."""
   if backend == "fft":  # of which a TPU makes products at highest precision, whatever is asked
     precision, low, high = "default", 0, 1e-6
-  monkeypatch.setattr(fourier, "platform_of", lambda _: platform)
+  compute_as_on(platform, monkeypatch)
   tokens, weight, gradient = random_arrays(*grid)
 
   def forward_and_backward(tokens, weight, gradient):
@@ -236,7 +260,7 @@ def test_precision_on_accelerators(grid, backend, platform, precision, low, high
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
 def test_precision_of_the_products(platform, monkeypatch):
   """No product of a filter is left at the platform's default unless asked for."""
-  monkeypatch.setattr(fourier, "platform_of", lambda _: platform)
+  compute_as_on(platform, monkeypatch)
   arrays = random_arrays(7, 7)[:2]
 
   def precisions(name):

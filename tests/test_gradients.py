@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
+from gfnet_jax.models import fourier, products
 from gfnet_jax.models.fourier import global_filter
 from gfnet_jax.models.fourier_backends import STACKED
 from gfnet_jax.models.gradients import custom_gradient
@@ -108,7 +109,10 @@ def test_second_derivatives_are_the_automatic_ones(case, outer, inner):
   assert_alike(found, jax.jit(jax.hessian(curved(plain), (0, 1)))(*arrays), 3e-6)
 
 
-def test_the_hessian_of_a_filter_is_the_automatic_one():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_the_hessian_of_a_filter_is_the_automatic_one(platform, monkeypatch):
+  for module in (fourier, products):
+    monkeypatch.setattr(module, "platform_of", lambda _: platform)
   tokens, weight = random(1, 2, 2, 1), random(2, 2, 2, 1, seed=1)
   found, expected = (
     jax.jit(jax.hessian(curved(f), (0, 1)))(tokens, weight)

@@ -328,10 +328,20 @@ def test_processors_with_bfloat16_products(text, expected, monkeypatch, tmp_path
 
 @pytest.mark.parametrize(
   ("capability", "expected"),
-  [("7.5", False), ("8.0", True), ("10.0", True), ("gfx942", True), (None, True)],
+  [
+    ("7.5", False),
+    ("8.0", True),
+    ("10.0", True),
+    ("gfx942", True),
+    ("gfx906", False),
+    ("gfx1030", False),
+    ("", False),
+    (None, True),
+  ],
 )
-def test_gpus_with_bfloat16_products(capability, expected, monkeypatch):
+def test_gpus_with_bfloat16_products(capability, expected, monkeypatch, request):
   """NVIDIA's T4 has none; a machine without a GPU compiles for a recent one."""
+  request.addfinalizer(platform._gpu_has_bfloat16_products.cache_clear)
 
   def devices(backend):
     assert backend == "gpu"
@@ -345,7 +355,6 @@ def test_gpus_with_bfloat16_products(capability, expected, monkeypatch):
   three_passes, float32 = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3, jax.lax.Precision.HIGHEST
   assert filter_precision("high", "gpu") == (three_passes if expected else float32)
   assert filter_precision("high", "gpu", jnp.float64) == float32
-  platform._gpu_has_bfloat16_products.cache_clear()
 
 
 def test_the_platform_is_that_of_the_mesh():

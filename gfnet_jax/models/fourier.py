@@ -9,11 +9,11 @@ import numpy as np
 from jax.lax import PrecisionLike
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from gfnet_jax.models.fourier_backends import Backend, choose_backend, form, like, parts
+from gfnet_jax.models.fourier_backends import choose_backend, form, like, parts
 from gfnet_jax.models.gradients import custom_gradient
 from gfnet_jax.models.platform import platform_of
 from gfnet_jax.models.precision import filter_precision
-from gfnet_jax.models.products import sum_in_one_pass, sum_over_rows, sum_type
+from gfnet_jax.models.products import sum_over_rows, sum_together, sum_type
 from gfnet_jax.sharding import BATCH_AXIS, reshard
 
 SCOPE = "global_filter"  # by which profiles and compiled programs name its operations
@@ -96,7 +96,7 @@ def _filter(
   if name == "fused":
     functions = _in_one_kernel(precision, platform)
   else:
-    functions = _by_transforms(form(name, platform), precision)
+    functions = _by_transforms(name, platform, precision)
   return custom_gradient(*map(jax.named_scope(SCOPE), functions))
 
 
@@ -108,7 +108,7 @@ def _in_one_kernel(precision: PrecisionLike, platform: str) -> tuple[Callable, .
   from gfnet_jax.models import fused_filter  # imports Pallas, which takes long
 
   options = dict(precision=precision, interpret=platform != "tpu")
-  transform, _, pull_back_transforms = _by_transforms(form("separable", platform), precision)
+  transform, _, pull_back_transforms = _by_transforms("separable", platform, precision)
 
   def filter_plainly(tokens, weight):
     return transform(tokens.astype(jnp.float32), weight)[0]
@@ -150,8 +150,9 @@ def _differentiated_as(plain: Callable, function: Callable) -> Callable:
   return function
 
 
-def _by_transforms(backend: Backend, precision: PrecisionLike) -> tuple[Callable, ...]:
+def _by_transforms(name: str, platform: str, precision: PrecisionLike) -> tuple[Callable, ...]:
   """What `custom_gradient` needs, by a backend's transform and its inverse."""
+  backend = form(name, platform)
 
   def transform(tokens):
     return backend.transform(tokens, precision)
@@ -193,10 +194,10 @@ def _by_transforms(backend: Backend, precision: PrecisionLike) -> tuple[Callable
     (a, b), (c, d) = parts(spectrum), parts(transformed)
     real, imaginary = arrange(weight, c)
     products = a * c + b * d, a * d - b * c
-    if platform_of(gradient) == "gpu":
-      sums = sum_in_one_pass((0,), *products)
-    else:
+    if platform == "cpu":
       sums = parts(tuple(sum_over_rows(x)[None] for x in like(spectrum, *products)))
+    else:
+      sums = sum_together((0,), *products)
     columns = np.arange(weight.shape[2])
     copies = np.where((columns == 0) | (2 * columns == grid[1]), 1, 2).astype(weight.dtype)
     shape, order = [weight.shape[1:][axis] for axis in backend.axes], np.argsort(backend.axes)

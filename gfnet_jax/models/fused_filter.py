@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.lax import PrecisionLike
 
 from gfnet_jax.errors import UserError
 from gfnet_jax.models.fused_layout import (
@@ -38,7 +39,7 @@ VMEM_BYTES = 100 * 2**20  # of the 128 MiB of a TPU v5e, whose default limit is 
 
 
 def forward(
-  tokens: jax.Array, weight: jax.Array, *, precision: jax.lax.Precision, interpret: bool
+  tokens: jax.Array, weight: jax.Array, *, precision: PrecisionLike, interpret: bool
 ) -> jax.Array:
   """Filters grids of tokens, as `fourier.global_filter` does.
 
@@ -72,7 +73,7 @@ def pull_back(
   weight: jax.Array,
   gradient: jax.Array,
   *,
-  precision: jax.lax.Precision,
+  precision: PrecisionLike,
   interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
   """The gradients of `forward`'s arguments, given its result's.

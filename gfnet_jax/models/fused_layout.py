@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
+from jax.lax import PrecisionLike
 
 from gfnet_jax.errors import UserError
 
@@ -87,7 +88,7 @@ def as_columns(weight: jax.Array, layout: Layout) -> jax.Array:
   return jnp.pad(weight.transpose(2, 0, 1, 3), ((0, 0), (0, 0), (0, padding), (0, 0)))
 
 
-def count_passes(precision: jax.lax.Precision, *factors: jax.Array) -> int:
+def count_passes(precision: PrecisionLike, *factors: jax.Array) -> int:
   """How many products of bfloat16 halves make one product with these factors."""
   if precision == jax.lax.Precision.DEFAULT:
     return 1

@@ -39,12 +39,16 @@ def multiplies(dtype: jax.typing.DTypeLike, platform: str) -> bool:
 
 @functools.cache
 def _gpu_has_bfloat16_products() -> bool:
-  """NVIDIA's have since compute capability 8.0 (A100)."""
+  """NVIDIA's have since compute capability 8.0 (A100), AMD's since MI100 and RX 7000.
+
+  XLA refuses the others what it would have to multiply so (`IsSupportedDotAlgorithmOnGpu`).
+  """
   try:
     device = jax.local_devices(backend="gpu")[0]
   except RuntimeError:
     return True
-  return not re.match(r"[0-7]\.", getattr(device, "compute_capability", ""))
+  capability = getattr(device, "compute_capability", "")
+  return bool(re.match(r"([89]|\d\d)\.|gfx(908|90a|94|95|11|12)", capability))
 
 
 @functools.cache

@@ -56,11 +56,11 @@ def filter_precision(
   """Returns the precision of the matrix products by which a filter transforms.
 
   Args:
-    name: "high" for a relative error below 2e-5 (three bfloat16 passes on a TPU or GPU, float32
-      on a CPU), "highest" for float32 everywhere (by the backend "fused", which knows no more
-      than three passes, as "high"), "default" for the platform's fastest
-      (one bfloat16 pass on a TPU, with an error of up to 1e-2; TF32 on a GPU, with 1e-3). In a
-      context of `matmul_precision("highest")`, all are "highest".
+    name: "high" for a relative error below 2e-5 (three bfloat16 passes on a TPU or a GPU that
+      has bfloat16, float32 elsewhere), "highest" for float32 everywhere (by the backend
+      "fused", which knows no more than three passes, as "high"), "default" for the platform's
+      fastest (one bfloat16 pass on a TPU, with an error of up to 1e-2; TF32 on a GPU, with
+      1e-3). In a context of `matmul_precision("highest")`, all are "highest".
     platform: see `platform_of`.
     dtype: of the computation; products of float64 have one precision.
 
@@ -71,11 +71,12 @@ def filter_precision(
   highest = jax.config.jax_default_matmul_precision in ("highest", "float32")
   if highest or dtype == jnp.float64:
     return jax.lax.Precision.HIGHEST
-  if name == "high" and platform != "tpu":  # HIGH means TF32 on a GPU, where exports may go, too
-    if platform == "gpu" and multiplies(jnp.bfloat16, platform):
-      return jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3
-    return jax.lax.Precision.HIGHEST
-  return jax.lax.Precision[name.upper()]
+  if name != "high" or platform == "tpu":
+    return jax.lax.Precision[name.upper()]
+  # HIGH would mean TF32 on a GPU, where exports that are traced for a CPU may go, too.
+  if platform == "gpu" and multiplies(jnp.bfloat16, platform):
+    return jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3
+  return jax.lax.Precision.HIGHEST
 
 
 def check_filter_precision(name: str) -> None:

@@ -139,32 +139,44 @@ def sum_over_rows(x: jax.Array) -> jax.Array:
 
 
 def sum_per_channel(*tokens: jax.Array) -> tuple[jax.Array, ...]:
-  """Sums arrays of tokens (..., channels), of one shape and float type, to (channels,) each.
+  """Sums arrays of tokens (..., channels), of one shape and float type, to (channels,) each."""
+  if platform_of(tokens[0]) == "cpu" and tokens[0].ndim == 2:
+    return tuple(map(sum_over_rows, tokens))
+  return sum_together(_rows(tokens[0]), *tokens)
 
-  On one GPU, in one pass over all of them and what they are computed from; of several, XLA would
-  gather such sums instead of reducing them.
+
+def sum_together(axes: tuple[int, ...], *arrays: jax.Array) -> tuple[jax.Array, ...]:
+  """Sums arrays of one shape and float type over some axes.
+
+  On a GPU, in one pass: XLA would otherwise read what they are computed from for each sum. Not
+  where it may split them over devices: it would gather such sums instead of reducing them.
   """
-  if platform_of(tokens[0]) == "gpu" and _on_one_device(tokens[0]):
-    return sum_in_one_pass(_rows(tokens[0]), *tokens)
-  return tuple(sum_over_rows(x) if x.ndim == 2 else x.sum(_rows(x)) for x in tokens)
+  if platform_of(arrays[0]) == "gpu" and not _may_be_split(arrays[0]):
+    return _sum_in_one_pass(axes, *arrays)
+  return tuple(x.sum(axes) for x in arrays)
+
+
+def _may_be_split(x: jax.Array) -> bool:
+  """Whether a mesh has an axis over which XLA may split an array: none of `jax.shard_map`'s."""
+  meshes = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh
+  return any(
+    size > 1 and kind != jax.sharding.AxisType.Manual
+    for mesh in meshes
+    for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+  )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def sum_in_one_pass(axes: tuple[int, ...], *arrays: jax.Array) -> tuple[jax.Array, ...]:
-  """Sums arrays of one shape and float type over axes, in one pass on a GPU.
-
-  XLA would otherwise read what they are computed from for each sum.
-  """
-
+def _sum_in_one_pass(axes, *arrays):
   def add(sums, terms):
     return tuple(map(jax.lax.add, sums, terms))
 
   return tuple(jax.lax.reduce(arrays, tuple(x.dtype.type(0) for x in arrays), add, axes))
 
 
-@sum_in_one_pass.defjvp
+@_sum_in_one_pass.defjvp
 def _(axes, arrays, tangents):
-  return sum_in_one_pass(axes, *arrays), tuple(x.sum(axes) for x in tangents)
+  return _sum_in_one_pass(axes, *arrays), tuple(x.sum(axes) for x in tangents)
 
 
 def _rows(x: jax.Array) -> tuple[int, ...]:

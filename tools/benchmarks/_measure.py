@@ -40,7 +40,7 @@ def progress(items: Collection[T], unit: str) -> Iterator[T]:
 
 def in_threads(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
   """The results in order; XLA compiles programs of several threads at once."""
-  with ThreadPoolExecutor(os.cpu_count()) as pool:
+  with ThreadPoolExecutor() as pool:
     yield from pool.map(function, items)
 
 

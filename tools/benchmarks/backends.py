@@ -24,6 +24,7 @@ from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
 from gfnet_jax.models.fourier_timings import TIMINGS, Timing
 from gfnet_jax.models.platform import platform_of
 from gfnet_jax.models.variants import VARIANTS
+from gfnet_jax.text import printable
 
 DENSE_LIMIT = 600  # tokens above which one product over all of them is hopeless
 
@@ -40,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   rows, milliseconds, platform = [], {}, platform_of(jnp.zeros(()))
-  shapes = options.grids or variant_shapes()
-  shapes = sorted(shape for shape in shapes if shape[0] <= options.largest)
+  known = [shape for shape in variant_shapes() if shape[0] <= options.largest]
+  shapes = sorted(set(options.grids or known))
   for shape in _measure.progress(shapes, "grid"):
     forward, gradient = measure(shape, options)
     # The least: other programs only ever add time.
@@ -71,10 +72,12 @@ def run(options: argparse.Namespace) -> None:
 
 def grid(text: str) -> tuple[int, int, int]:
   """A flag's grid of tokens."""
-  sides = tuple(map(int, re.findall(r"\d+", text)))
-  if not re.fullmatch(r"\d+x\d+x\d+", text) or not all(sides):
-    raise argparse.ArgumentTypeError(f"{text} found, expected a grid such as 14x14x384")
-  return sides
+  found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
+  if not found:
+    raise argparse.ArgumentTypeError(
+      f"{printable(text)} found, expected height, width and channels such as 14x14x384"
+    )
+  return tuple(map(int, found.groups()))
 
 
 def worth_running(platform: str) -> list[str]:
