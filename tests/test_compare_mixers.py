@@ -134,7 +134,7 @@ def test_the_config_of_the_ablation_takes_any_mixer():
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_continues_to_the_same_end(script, server, tmp_path):
+def test_a_killed_comparison_continues_to_the_same_end(script, scripts, tmp_path):
   def arguments(name):
     options = ("--mixers", "identity", "conv3", "--seeds", 1, "--output", tmp_path / name)
     short = ("--config.num_epochs=4", "--config.data.batch_size=320")
@@ -143,7 +143,7 @@ def test_a_killed_comparison_continues_to_the_same_end(script, server, tmp_path)
   whole = script(*arguments("whole"))
   assert whole.returncode == 0, whole.stderr
   log = tmp_path / "killed/conv3/seed-0/log.txt"
-  with server.start(*arguments("killed"), env=script_environment()) as process:
+  with scripts.start(*arguments("killed"), env=script_environment()) as process:
     while process.poll() is None and not (log.exists() and "Steps:" in log.read_text()):
       os.sched_yield()
     process.send_signal(signal.SIGKILL)
