@@ -170,7 +170,7 @@ def test_a_single_process_saves_on_sigterm_and_continues(start, tmp_path, script
   run[0].send_signal(signal.SIGTERM)
   assert finish(run)[0][0] == 0
   saved = list_steps(workdir / "checkpoints")[-1]
-  shorter = script("train.py", "--workdir", workdir, *LONG, "--config.num_epochs=1")
+  shorter = script("train.py", "--workdir", workdir, *LONG, "--config.num_epochs=10")
   assert shorter.returncode == 2, "another config does not continue the run"
   assert "num_epochs=50" in shorter.stderr
   assert list_steps(workdir / "checkpoints")[-1] == saved
