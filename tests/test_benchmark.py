@@ -365,6 +365,8 @@ def test_backends(script, tmp_path):
     ratios = [row["to_the_best"] for row in rows if row["grid"] == grid]
     assert min(ratios) == 1
     assert sum(row["auto"] == "*" for row in rows if row["grid"] == grid) == 1
+  rows = run(script, tmp_path, "backends", "--rounds", 2, "--grids", "5x6x4", "5x6x4")
+  assert [row["grid"] for row in rows] == ["5x6x4"] * 3
 
 
 def test_mistakes(script):

@@ -10,9 +10,7 @@ docs/speed.md, "Compiled ahead", says how to read them. The exit code is 2 if th
 fit or does not compile.
 """
 
-import argparse
 import importlib.metadata
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -21,11 +19,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project need not be installed
 
 from ahead import chips
+from token_grid import token_grid
 
 from gfnet_jax.command_line import ArgumentParser, run
 from gfnet_jax.errors import UserError
 from gfnet_jax.files import make_directory_of, to_json, write_atomically
-from gfnet_jax.text import printable
 
 PROGRAMS = ("train", "eval", "filter", "filter-gradient")
 
@@ -53,7 +51,10 @@ def main(arguments: list[str]) -> None:
     "its gradients",
   )
   parser.add_argument(
-    "--grid", type=grid, metavar="HxWxC", help="tokens and channels of the filter, if it is alone"
+    "--grid",
+    type=token_grid,
+    metavar="HxWxC",
+    help="tokens and channels of the filter, if it is alone",
   )
   parser.add_argument("--output", type=Path, help="write the result to this file as JSON")
   parser.add_argument("--text", type=Path, help="write the compiled program to this file")
@@ -93,16 +94,6 @@ def main(arguments: list[str]) -> None:
     print(f"  {name:24}{value}")
   if not result["fits"]:
     raise UserError(refusal(result))
-
-
-def grid(text: str) -> tuple[int, int, int]:
-  """A flag's "14x14x384"."""
-  found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
-  if not found:
-    raise argparse.ArgumentTypeError(
-      f"{printable(text)} found, expected height, width and channels such as 14x14x384"
-    )
-  return tuple(map(int, found.groups()))
 
 
 def images(config, program: str) -> int:

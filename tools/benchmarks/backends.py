@@ -9,13 +9,13 @@ become the measurements from which backend="auto" chooses on this platform:
 
 import argparse
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from benchmarks import _measure
+from token_grid import token_grid
 
 from gfnet_jax.files import write_atomically
 from gfnet_jax.models import fourier_timings
@@ -24,7 +24,6 @@ from gfnet_jax.models.fourier_backends import BACKENDS, choose_backend
 from gfnet_jax.models.fourier_timings import TIMINGS, Timing
 from gfnet_jax.models.platform import platform_of
 from gfnet_jax.models.variants import VARIANTS
-from gfnet_jax.text import printable
 
 DENSE_LIMIT = 600  # tokens above which one product over all of them is hopeless
 
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--batch-size", type=_measure.count, default=8)
   parser.add_argument("--rounds", type=_measure.count, default=15, help="turns of every backend")
   parser.add_argument(
-    "--grids", nargs="+", type=grid, metavar="HEIGHTxWIDTHxCHANNELS", help="these instead"
+    "--grids", nargs="+", type=token_grid, metavar="HEIGHTxWIDTHxCHANNELS", help="these instead"
   )
   parser.add_argument("--largest", type=_measure.count, default=96, help="side of the largest grid")
   parser.add_argument("--write", action="store_true", help="renew the measurements of auto")
@@ -68,16 +67,6 @@ def run(options: argparse.Namespace) -> None:
     file = Path(fourier_timings.__file__)
     head, line, _ = file.read_text().partition("TIMINGS = {\n")
     write_atomically(file, head + line + "".join(table_lines(table)))
-
-
-def grid(text: str) -> tuple[int, int, int]:
-  """A flag's grid of tokens."""
-  found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
-  if not found:
-    raise argparse.ArgumentTypeError(
-      f"{printable(text)} found, expected height, width and channels such as 14x14x384"
-    )
-  return tuple(map(int, found.groups()))
 
 
 def worth_running(platform: str) -> list[str]:
