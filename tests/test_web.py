@@ -325,7 +325,7 @@ def test_the_page_says_what_predict_says(converted, tmp_path):
       np.testing.assert_array_equal(pixels, read_image(file, (224, 224)), err_msg=file.name)
     loaded = page.evaluate("performance.getEntriesByType('resource').map(({ name }) => name)")
     assert all(name.startswith(address) for name in loaded)
-  assert {line.partition(" ")[2] for line in asked} == {"200"}
+  assert {line.partition(" ")[2] for line in asked} <= {"200", "304"}  # 304: unchanged since
 
 
 @pytest.mark.slow
