@@ -135,7 +135,8 @@ def test_rows_that_a_convention_does_not_print_are_named(monkeypatch, capsys):
     flops.run(options)
 
 
-def test_a_plot_of_another_kind_is_refused_before_the_work(tmp_path, in_process):
+def test_a_plot_of_another_kind_is_refused_before_the_work(tmp_path, in_process, monkeypatch):
+  monkeypatch.syspath_prepend("tools")  # as Python does for a script
   code, output, error = in_process(
     "tools/benchmark.py", "layer", "--figure", tmp_path / "layer.jpg"
   )
@@ -279,6 +280,19 @@ def test_bounds_of_logits(monkeypatch):
   assert (at_most("bf16", 384), at_most("bf16", 224), at_most("bf16", 32)) == (5e-3, 5e-3, 1e-2)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert (at_most("highest", 224), at_most("default", 224)) == (2e-5, 5e-3)
+
+
+@pytest.mark.parametrize(("platform", "waited"), [("cpu", [1, 2, 3, 3]), ("gpu", [3])])
+def test_an_accelerator_queues_the_calls_of_a_turn(monkeypatch, platform, waited):
+  """While the last is waited for; a CPU would run them at once."""
+  monkeypatch.syspath_prepend("tools")
+  from benchmarks import _measure
+
+  found = []
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  monkeypatch.setattr(jax, "block_until_ready", found.append)
+  _measure._seconds(iter([1, 2, 3]).__next__, 3)
+  assert found == waited
 
 
 @pytest.mark.parametrize("width", [4, 5])

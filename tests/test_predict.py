@@ -112,6 +112,9 @@ def test_mistakes_are_told_in_one_line(directory, predict):
     code, output, error = predict(directory / "named", *arguments)
     assert (code, output) == (2, "")
     assert re.fullmatch(rf"error: [^\n]*{match}[^\n]*\n", error), error
+  # Before the model, which takes longer.
+  _, _, error = predict(directory / "nowhere", directory / "images", "--class-names", "nothing")
+  assert error.startswith("error: cannot read nothing")
 
 
 @pytest.fixture
