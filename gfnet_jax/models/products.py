@@ -86,8 +86,8 @@ def _linear(dtype: jnp.dtype, x_type: jnp.dtype) -> Callable[..., jax.Array]:
     factor = rounded(gradient)
     of_x = multiply(factor, kernel, [x.ndim - 1], [1], out_sharding=_explicit(x))
     rows = _rows(x)
-    if _from_the_narrow_side(kernel):
-      of_kernel = _turned(multiply(factor, x, rows, rows))
+    if platform_of(kernel) == "cpu" and _on_one_device(kernel):
+      of_kernel = _from_the_narrow_side(x, factor, multiply)
     else:
       of_kernel = multiply(x, factor, rows, rows, out_sharding=_explicit(kernel))
     (of_bias,) = sum_per_channel(gradient)
@@ -102,14 +102,19 @@ def _explicit(x: jax.Array) -> jax.sharding.NamedSharding | None:
   return sharding if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types else None
 
 
-def _from_the_narrow_side(kernel: jax.Array) -> bool:
-  """Whether the gradient of a kernel is to be computed as its transpose.
+def _from_the_narrow_side(
+  x: jax.Array, gradient: jax.Array, multiply: Callable[..., jax.Array]
+) -> jax.Array:
+  """The gradient of a kernel, from the factors of its product, as a CPU multiplies fastest.
 
-  A CPU multiplies faster so if the kernel has more rows than columns. On several devices,
-  fixing the layout would gather a sharded gradient on each.
+  That is with the narrower factor on the left, transposed in memory: XLA for CPUs hands only a
+  product of rows by columns to its fast kernels, and others in bfloat16 it computes in float32.
+  Not on several devices: fixing the layout would gather a sharded gradient on each.
   """
-  rows, columns = kernel.shape
-  return rows > columns and _on_one_device(kernel) and platform_of(kernel) == "cpu"
+  x, gradient = (tokens.reshape(-1, tokens.shape[-1]) for tokens in (x, gradient))
+  if x.shape[1] <= gradient.shape[1]:
+    return multiply(_transposed(x), gradient, [1], [0])
+  return _transposed(multiply(_transposed(gradient), x, [1], [0]))
 
 
 def _on_one_device(x: jax.Array) -> bool:
@@ -118,14 +123,13 @@ def _on_one_device(x: jax.Array) -> bool:
 
 
 @jax.jit  # run eagerly, a layout constraint would tie the array to its device
-def _turned(product: jax.Array) -> jax.Array:
-  """Returns the transpose, but has the product itself computed."""
+def _transposed(matrix: jax.Array) -> jax.Array:
+  """The transpose, stored by rows: a product is computed before it, and a factor moved."""
   # Imported here, so that a change in an experimental module can only break training on a CPU.
   from jax.experimental.layout import Layout, with_layout_constraint
 
-  product = jax.lax.optimization_barrier(product)  # else XLA computes the transpose
-  # Stored by rows, so that the optimiser need not stride through it.
-  return with_layout_constraint(product.T, Layout((0, 1)))
+  matrix = jax.lax.optimization_barrier(matrix)  # else XLA computes the transpose
+  return with_layout_constraint(matrix.T, Layout((0, 1)))
 
 
 def sum_over_rows(x: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import shlex
 import sys
 import time
@@ -23,6 +24,7 @@ from gfnet_jax.files import make_directory, write_atomically
 T, U = TypeVar("T"), TypeVar("U")
 
 LOAD_BEFORE = os.getloadavg()[0]  # of the last minute, when this is imported: before any work
+WARM_UP = 10  # rounds
 FULL = 1.1  # load per core that a benchmark makes by itself, and a quiet machine beside it
 
 
@@ -49,6 +51,9 @@ def time_in_turns(
 ) -> dict[str, list[float]]:
   """Times every function once per round, so that a busy machine slows all alike.
 
+  Rounds that don't count come first, at most WARM_UP of them, as long as the process takes more
+  memory: its first pages cost a training step on a CPU more than its arithmetic.
+
   Args:
     functions: by name; what they return is waited for if jax computes it.
     rounds: turns of every function; every second round is in reverse order.
@@ -61,11 +66,22 @@ def time_in_turns(
   for name, function in functions.items():
     _seconds(function, 1)  # compiles
     repetitions[name] = max(1, int(turn / _seconds(function, 1)))
+  for _ in range(WARM_UP):
+    before = _peak_memory()
+    for function in functions.values():
+      _seconds(function, 1)
+    if _peak_memory() < 1.01 * before:
+      break
   times = {name: [] for name in functions}
   for i in progress(range(rounds), "round"):
     for name in list(functions)[:: 1 if i % 2 == 0 else -1]:
       times[name].append(_seconds(functions[name], repetitions[name]))
   return times
+
+
+def _peak_memory() -> int:
+  """Of this process so far, in a unit of the platform's."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _seconds(function: Callable[[], object], repetitions: int) -> float:

@@ -118,8 +118,13 @@ def products_alone(model: nnx.Module, batch_size: int, dtype: jnp.dtype) -> Call
     )
     for rows, chain in kernels(model)
   ]
-  multiply = jax.jit(lambda chains: [functools.reduce(jnp.matmul, ks, x) for x, ks in chains])
+  multiply = jax.jit(lambda chains: [functools.reduce(_product, ks, x) for x, ks in chains])
   return lambda: multiply(chains)
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Of the factors' type, but summed in float32, as a network's: a CPU is slow at any other."""
+  return jax.lax.dot(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
 def filters_alone(model: nnx.Module, batch_size: int) -> Callable[[], object]:
@@ -149,5 +154,5 @@ def _filter(x: jax.Array, block: Block) -> jax.Array:
 def product_peak(dtype: jnp.dtype, side: int) -> tuple[Callable[[], object], float]:
   """A square matrix product, and its floating-point operations."""
   matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)
-  multiply = jax.jit(jnp.matmul)
+  multiply = jax.jit(_product)
   return lambda: multiply(matrix, matrix), 2.0 * side**3
