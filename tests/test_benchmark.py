@@ -226,11 +226,11 @@ def test_turns_alternate_and_ratios_are_of_rounds(monkeypatch):
   monkeypatch.syspath_prepend("tools")
   from benchmarks import _measure
 
-  calls, peaks = [], iter([100, 150, 150, 151])
-  monkeypatch.setattr(_measure, "_peak_memory", lambda: next(peaks))
+  calls, pages = [], iter([0, 5000, 5000, 5000])
+  monkeypatch.setattr(_measure, "_fresh_pages", lambda: next(pages))
   functions = {name: (lambda name=name: calls.append(name)) for name in "ab"}
   times = _measure.time_in_turns(functions, rounds=3)
-  assert calls == [*"aabb", *"abab", *"abbaab"], "two rounds, one with more memory, don't count"
+  assert calls == [*"aabb", *"abab", *"abbaab"], "two rounds, one with fresh memory, don't count"
   assert [len(seconds) for seconds in times.values()] == [3, 3]
   assert _measure.ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0])[1] == pytest.approx(2)
   np.testing.assert_allclose(_measure.quartiles_ms([0.5]), 500)

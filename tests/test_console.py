@@ -3,12 +3,15 @@
 import io
 import multiprocessing
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import pytest
 from tqdm import tqdm
 
+from gfnet_jax.config_files import load_config
+from gfnet_jax.models import platform
 from gfnet_jax.training import console
 from gfnet_jax.training.console import ProgressBar, Stopwatch
 
@@ -47,6 +50,20 @@ def test_the_first_step_is_not_in_the_rate(clock):
   clock.now += 2.0
   watch.count(None)
   assert watch.read()["images_per_second"] == 4.0
+
+
+@pytest.mark.parametrize(
+  ("precision", "instructions", "said"),
+  [("bf16", True, False), ("bf16", False, True), ("default", False, False)],
+)
+def test_a_run_says_that_a_processor_imitates_bfloat16(
+  monkeypatch, capsys, precision, instructions, said
+):
+  monkeypatch.setattr(platform, "_cpu_has_bfloat16_products", lambda: instructions)
+  config = load_config("digits")
+  config.precision = precision
+  console.describe_run(config, Path("run"), {}, first_step=0, num_steps=1)
+  assert ("--config.precision=default" in capsys.readouterr().out) == said
 
 
 def test_memory_counts_the_workers():

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from gfnet_jax.buckets import BucketPath
 from gfnet_jax.inference.metrics import format_means, format_results
 from gfnet_jax.models.batch_norm import is_statistic
+from gfnet_jax.models.platform import multiplies
 from gfnet_jax.text import printable
 
 LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
@@ -39,6 +40,11 @@ def describe_run(
   print(
     f"Devices:         {jax.device_count()} x {device.device_kind} ({device.platform}){processes}"
   )
+  if config.precision == "bf16" and not multiplies(jax.numpy.bfloat16, device.platform):
+    print(
+      "Precision:       bf16, in which this processor doesn't multiply: factors are rounded to it, "
+      "then multiplied in float32; --config.precision=default is no slower, and more exact"
+    )
   print(f"Data set:        {printable(config.data.name, 400)}")
   print(f"Work directory:  {printable(workdir, 400)}")
   print(f"Steps:           {num_steps}", end="")

@@ -25,6 +25,7 @@ T, U = TypeVar("T"), TypeVar("U")
 
 LOAD_BEFORE = os.getloadavg()[0]  # of the last minute, when this is imported: before any work
 WARM_UP = 10  # rounds
+PAGES_PER_SECOND = 1000  # of fresh memory, 4 MB, whose clearing takes about a hundredth of the time
 FULL = 1.1  # load per core that a benchmark makes by itself, and a quiet machine beside it
 
 
@@ -51,8 +52,8 @@ def time_in_turns(
 ) -> dict[str, list[float]]:
   """Times every function once per round, so that a busy machine slows all alike.
 
-  Rounds that don't count come first, at most WARM_UP of them, as long as the process takes more
-  memory: its first pages cost a training step on a CPU more than its arithmetic.
+  Rounds that don't count come first, at most WARM_UP of them, while the process touches fresh
+  memory: in its first calls that costs a training step on a CPU more than its arithmetic.
 
   Args:
     functions: by name; what they return is waited for if jax computes it.
@@ -67,10 +68,9 @@ def time_in_turns(
     _seconds(function, 1)  # compiles
     repetitions[name] = max(1, int(turn / _seconds(function, 1)))
   for _ in range(WARM_UP):
-    before = _peak_memory()
-    for function in functions.values():
-      _seconds(function, 1)
-    if _peak_memory() < 1.01 * before:
+    before = _fresh_pages()
+    seconds = sum(_seconds(function, 1) for function in functions.values())
+    if _fresh_pages() - before < PAGES_PER_SECOND * seconds:
       break
   times = {name: [] for name in functions}
   for i in progress(range(rounds), "round"):
@@ -79,9 +79,9 @@ def time_in_turns(
   return times
 
 
-def _peak_memory() -> int:
-  """Of this process so far, in a unit of the platform's."""
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _fresh_pages() -> int:
+  """Pages of memory that this process has touched for the first time, so far."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _seconds(function: Callable[[], object], repetitions: int) -> float:
