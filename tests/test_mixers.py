@@ -129,7 +129,8 @@ def test_a_sharded_batch_needs_no_collectives(mixer):
     sharded = jax.jit(call, in_shardings=shardings, out_shardings=shardings[1])
     assert collectives(sharded.lower(params, tokens).compile().as_text()) == {}
     mixed = sharded(params, tokens)
-  np.testing.assert_allclose(mixed, jax.jit(call)(params, tokens), atol=1e-6)
+  alone = jax.jit(call)(params, tokens)  # of another program, whose roundings differ
+  np.testing.assert_allclose(mixed, alone, rtol=0, atol=1e-6 * np.abs(alone).max())
 
 
 @pytest.mark.usefixtures("compiled_as_for_users")

@@ -244,6 +244,27 @@ def test_the_form_for_a_tpu_takes_a_batch_of_explicit_sharding(monkeypatch):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("spec", [(), ("data",)])
+@pytest.mark.parametrize("sizes", [(8, 32), (32, 8)])
+def test_gradients_with_explicit_sharding(devices, spec, sizes):
+  """On a mesh of one device as on one of several."""
+  rng = np.random.default_rng(0)
+  x, kernel, bias, gradient = (
+    rng.standard_normal(shape, np.float32)
+    for shape in ((16, sizes[0]), sizes, sizes[1:], (16, sizes[1]))
+  )
+  mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Explicit,))
+  with jax.set_mesh(mesh):
+    rows = PartitionSpec("data")
+    arguments = jax.device_put((x, kernel, bias), (rows, PartitionSpec(*spec), PartitionSpec()))
+    _, pull_back = jax.vjp(lambda *arguments: linear(*arguments, jnp.float32), *arguments)
+    found = pull_back(jax.device_put(gradient, rows))
+  expected = gradient @ kernel.T, x.T @ gradient, gradient.sum(0)
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 @as_for_users
 def test_sums_over_several_gpus_are_reduced_not_gathered(monkeypatch):
   monkeypatch.setattr(products, "platform_of", lambda _: "gpu")

@@ -86,7 +86,7 @@ def _linear(dtype: jnp.dtype, x_type: jnp.dtype) -> Callable[..., jax.Array]:
     factor = rounded(gradient)
     of_x = multiply(factor, kernel, [x.ndim - 1], [1], out_sharding=_explicit(x))
     rows = _rows(x)
-    if platform_of(kernel) == "cpu" and _on_one_device(kernel):
+    if _on_one_cpu(kernel):
       of_kernel = _from_the_narrow_side(x, factor, multiply)
     else:
       of_kernel = multiply(x, factor, rows, rows, out_sharding=_explicit(kernel))
@@ -102,33 +102,35 @@ def _explicit(x: jax.Array) -> jax.sharding.NamedSharding | None:
   return sharding if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types else None
 
 
+def _on_one_cpu(x: jax.Array) -> bool:
+  """Whether XLA may be told a layout: on several devices it would gather what is sharded."""
+  meshes = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh
+  alone = all(mesh.size <= 1 for mesh in meshes) and not _explicit(x)
+  return alone and platform_of(x) == "cpu"
+
+
 def _from_the_narrow_side(
   x: jax.Array, gradient: jax.Array, multiply: Callable[..., jax.Array]
 ) -> jax.Array:
-  """The gradient of a kernel, from the factors of its product, as a CPU multiplies fastest.
+  """The gradient of a kernel, from the factors of its product, as a CPU computes it fastest.
 
-  That is with the narrower factor on the left, transposed in memory: XLA for CPUs hands only a
-  product of rows by columns to its fast kernels, and others in bfloat16 it computes in float32.
-  Not on several devices: fixing the layout would gather a sharded gradient on each.
+  XLA for CPUs has fast kernels for a product that sums over the last axis of its left factor;
+  others are slower, and those of bfloat16 are computed in float32. So the narrower factor is
+  transposed first.
   """
   x, gradient = (tokens.reshape(-1, tokens.shape[-1]) for tokens in (x, gradient))
   if x.shape[1] <= gradient.shape[1]:
     return multiply(_transposed(x), gradient, [1], [0])
-  return _transposed(multiply(_transposed(gradient), x, [1], [0]))
-
-
-def _on_one_device(x: jax.Array) -> bool:
-  meshes = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh
-  return all(mesh.size <= 1 for mesh in meshes)
+  product = multiply(_transposed(gradient), x, [1], [0])
+  return _transposed(jax.lax.optimization_barrier(product))  # else XLA computes the transpose
 
 
 @jax.jit  # run eagerly, a layout constraint would tie the array to its device
 def _transposed(matrix: jax.Array) -> jax.Array:
-  """The transpose, stored by rows: a product is computed before it, and a factor moved."""
+  """The transpose, stored by rows."""
   # Imported here, so that a change in an experimental module can only break training on a CPU.
   from jax.experimental.layout import Layout, with_layout_constraint
 
-  matrix = jax.lax.optimization_barrier(matrix)  # else XLA computes the transpose
   return with_layout_constraint(matrix.T, Layout((0, 1)))
 
 

@@ -40,10 +40,11 @@ def describe_run(
   print(
     f"Devices:         {jax.device_count()} x {device.device_kind} ({device.platform}){processes}"
   )
-  if config.precision == "bf16" and not multiplies(jax.numpy.bfloat16, device.platform):
+  is_cpu = device.platform == "cpu"
+  if is_cpu and config.precision == "bf16" and not multiplies(jax.numpy.bfloat16, "cpu"):
     print(
-      "Precision:       bf16, in which this processor doesn't multiply: factors are rounded to it, "
-      "then multiplied in float32; --config.precision=default is no slower, and more exact"
+      "Precision:       bf16 without AVX512_BF16 or AMX: factors are rounded to it and multiplied in "
+      "float32; --config.precision=default is as fast and more exact, but needs more memory"
     )
   print(f"Data set:        {printable(config.data.name, 400)}")
   print(f"Work directory:  {printable(workdir, 400)}")

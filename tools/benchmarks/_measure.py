@@ -52,8 +52,8 @@ def time_in_turns(
 ) -> dict[str, list[float]]:
   """Times every function once per round, so that a busy machine slows all alike.
 
-  Rounds that don't count come first, at most WARM_UP of them, while the process touches fresh
-  memory: in its first calls that costs a training step on a CPU more than its arithmetic.
+  Rounds that don't count come first, at most WARM_UP of them, until the process touches hardly any
+  fresh memory: in its first calls that costs a training step on a CPU more than its arithmetic.
 
   Args:
     functions: by name; what they return is waited for if jax computes it.
