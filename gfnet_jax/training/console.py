@@ -43,9 +43,8 @@ def describe_run(
   is_cpu = device.platform == "cpu"
   if is_cpu and config.precision == "bf16" and not multiplies(jax.numpy.bfloat16, "cpu"):
     print(
-      "Precision:       bf16 without AVX512_BF16 or AMX: factors are rounded to it and then "
-      "multiplied in float32; --config.precision=default is no slower and more exact, and takes more "
-      "memory"
+      "Precision:       bf16 without AVX512_BF16 or AMX: factors are rounded to it and multiplied "
+      "in float32; --config.precision=default is no slower and more exact, but takes more memory"
     )
   print(f"Data set:        {printable(config.data.name, 400)}")
   print(f"Work directory:  {printable(workdir, 400)}")
