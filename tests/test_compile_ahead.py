@@ -125,7 +125,9 @@ def test_a_program_of_this_machine_is_read():
     ("v5e:0x4", "expected chips and how they are arranged"),
     ("v5e:2x", "expected chips and how they are arranged"),
     ("v5:2x4", "unknown chip 'v5'.*did you mean v5"),
-    ("h100:2x4", "expected a number of GPUs, h100:8"),
+    ("h100:2x4", "expected a number of GPUs, such as h100:8"),
+    ("v5e:2x4x2", "expected a number of chips along every axis, such as v5e:2x4"),
+    ("v5p:2x2", "expected a number of chips along every axis, such as v5p:2x2x1"),
     ("h100:8\x1b[2J", r"h100:8.{1,2}x1b.* expected chips"),
   ],
 )

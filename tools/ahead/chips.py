@@ -42,6 +42,7 @@ class Chip(NamedTuple):
 
   Attributes:
     name: for people.
+    arrangement: of several that exists, as --topology names it.
     memory: bytes.
     bandwidth: of the memory, bytes per second.
     flops: per second in bfloat16, the peak; None where nothing needs it.
@@ -50,6 +51,7 @@ class Chip(NamedTuple):
   """
 
   name: str
+  arrangement: str
   memory: int
   bandwidth: float
   flops: float | None = None
@@ -89,7 +91,7 @@ def gpu(name: str, capability: int, *, memory: int, bandwidth: int, **sizes: int
     'platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } '
     f'device_description_str: "{name}"'
   )
-  return Chip(name, memory, bandwidth, description=description)
+  return Chip(name, str(GPUS_PER_HOST), memory, bandwidth, description=description)
 
 
 HOPPER = dict(
@@ -101,9 +103,9 @@ AMPERE = dict(
   **dict(shared_memory_per_core=167936, shared_memory_per_block_optin=166912),
 )
 CHIPS = {
-  "v5e": Chip("TPU v5e", int(16e9), 819e9, flops=197e12, clock=1.5e9),
-  "v5p": Chip("TPU v5p", int(95e9), 2765e9, flops=459e12),
-  "v6e": Chip("TPU v6e", int(32e9), 1638e9, flops=918e12),
+  "v5e": Chip("TPU v5e", "2x4", int(16e9), 819e9, flops=197e12, clock=1.5e9),
+  "v5p": Chip("TPU v5p", "2x2x1", int(95e9), 2765e9, flops=459e12),
+  "v6e": Chip("TPU v6e", "2x4", int(32e9), 1638e9, flops=918e12),
   "a100": gpu("NVIDIA A100-SXM4-80GB", 8, memory=85100068864, bandwidth=2039040000000, **AMPERE),
   "h100": gpu("NVIDIA H100 80GB HBM3", 9, memory=84942979072, bandwidth=3352320000000, **HOPPER),
   "h200": gpu("NVIDIA H200 141GB HBM3e", 9, memory=151397597184, bandwidth=4800000000000, **HOPPER),
@@ -121,7 +123,7 @@ def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
   """The chip of "v5e:2x4" or "h100:8", and how many there are along every axis.
 
   Raises:
-    UserError: for another form, or an unknown chip.
+    UserError: for another form, an unknown chip, or one that is not arranged along so many axes.
   """
   found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
   sides = tuple(map(int, found[2].split("x"))) if found else ()
@@ -131,8 +133,11 @@ def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
       "such as v5e:2x4 or h100:8"
     )
   chip = look_up("chip", found[1], CHIPS)
-  if chip.description and len(sides) > 1:
-    raise UserError(f"--topology is {topology!r}, expected a number of GPUs, {found[1]}:8")
+  if len(sides) != 1 + chip.arrangement.count("x"):
+    kind = "a number of GPUs" if chip.description else "a number of chips along every axis"
+    raise UserError(
+      f"--topology is {topology!r}, expected {kind}, such as {found[1]}:{chip.arrangement}"
+    )
   return chip, sides
 
 
@@ -178,5 +183,6 @@ def chips_of(topology: str, chip: Chip, sides: tuple[int, ...]) -> "list[jax.Dev
     return topologies.get_topology_desc(**arguments).devices
   except jax.errors.JaxRuntimeError as error:
     raise UserError(
-      f"--topology is {topology!r}, which the compiler refuses ({printable(error)})"
+      f"--topology is {topology!r}, expected an arrangement that the compiler knows, such as "
+      f"{topology.partition(':')[0]}:{chip.arrangement} ({printable(error)})"
     ) from error
