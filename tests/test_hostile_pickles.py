@@ -63,6 +63,9 @@ def test_deep_and_large_pickles_are_refused(file, instructions):
     (b"\x95" + b"\xff" * 8, "malformed"),
     (b"ios\nsystem\n", "another protocol"),
     (b"Vps\nR", "malformed"),
+    *((value + b"}b", "attributes of a ") for value in (text("w"), b"N", b"K\1", b")", b"]")),
+    (b"c__main__\nKind\n}b", "attributes of a Global|__main__"),
+    (b"(}b", "malformed"),
   ],
 )
 def test_malformed_pickles_are_refused(file, instructions, match):

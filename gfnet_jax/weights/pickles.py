@@ -55,6 +55,7 @@ LITERALS = {  # instructions that push their argument
   *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
   *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BYTEARRAY8"),
 }
+WITHOUT_ATTRIBUTES = (type(None), int, float, str, bytes, bytearray, tuple, list, Global)
 
 
 class Objects(Protocol):
@@ -178,6 +179,8 @@ class _Machine:
         stack.append(self.call(function, arguments))
       case "BUILD":  # attributes, which no weight needs
         self.pop()
+        if isinstance(self.top(), WITHOUT_ATTRIBUTES):
+          raise TypeError(f"attributes of a {type(self.top()).__name__}")
       case "BINPERSID":
         self.charge(_length(stack[-1]))
         stack.append(self.objects.load(self.pop()))
