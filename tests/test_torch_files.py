@@ -202,6 +202,17 @@ def test_truncated_files_are_refused(weights, tmp_path, suffix):
     refused(path, "cannot be used: .* get the file again")
 
 
+def test_an_older_file_says_how_many_numbers_a_storage_has(file):
+  torch.save(dict(w=torch.ones(6)), file, _use_new_zipfile_serialization=False)
+  content = bytearray(file.read_bytes())
+  assert content[-32:-24] == (6).to_bytes(8, "little"), "before the numbers"
+  for count in (0, 1, 2, 3, 5, 7, 12, 24):
+    content[-32] = count
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="not as large as its tensors say"):
+      read_state_dict(file)
+
+
 @pytest.mark.parametrize(
   "start", [b"", b"PK\x03\x04", b"\x80\x02", struct.pack("<Q", 99) + b"{", b"\x1f\x8b"]
 )

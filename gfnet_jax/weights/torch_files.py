@@ -44,10 +44,10 @@ def read_archive(file: BinaryIO) -> Any:
     start, size = extents[f"{folder}/{name}"]
     return content[start : start + size]
 
-  def load_storage(key: str, size: int) -> memoryview:
+  def load_storage(key: str, count: int, size: int) -> memoryview:
     storage = read(f"data/{key}")
-    if len(storage) != size:
-      raise ValueError(f"storage {key} has {len(storage)} bytes, expected {size}")
+    if len(storage) != count * size:
+      raise ValueError(f"storage {key} has {len(storage)} bytes, expected {count * size}")
     return storage
 
   if f"{folder}/byteorder" in extents:
@@ -68,8 +68,8 @@ def read_older_file(file: BinaryIO) -> Any:
   Args, Returns, Raises: as `read_archive`.
   """
   content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-  sizes: dict[str, int] = {}
-  known = TorchObjects(lambda key, size: sizes.update({key: size}))
+  sizes: dict[str, tuple[int, int]] = {}
+  known = TorchObjects(lambda key, *size: sizes.update({key: size}))
   values, position = [], 0
   for _ in range(5):  # magic number, protocol, system, content, keys
     value, length = interpret(bytes(content[position : position + SIZE_LIMIT]), known)
@@ -87,22 +87,26 @@ def read_older_file(file: BinaryIO) -> Any:
     raise DamagedFileError("the pickles at its beginning are not those of torch.save")
   _check_byteorder("little" if system.get("little_endian") is True else "big")
   storages = _locate(content, position, keys, sizes)
-  value, _ = interpret(bytes(content[start:position]), TorchObjects(lambda key, _: storages[key]))
+  value, _ = interpret(bytes(content[start:position]), TorchObjects(lambda key, *_: storages[key]))
   return value
 
 
 def _locate(
-  content: memoryview, position: int, keys: list[Any], sizes: dict[str, int]
+  content: memoryview, position: int, keys: list[Any], sizes: dict[str, tuple[int, int]]
 ) -> dict[str, memoryview]:
-  """The storages by key, which lie behind the pickles in the order of `keys`."""
+  """The storages by key, which lie behind the pickles in the order of `keys`.
+
+  The sizes are numbers of elements, and bytes of each; the number precedes a storage in the file.
+  """
   storages = {}
   for key in keys:
     if not isinstance(key, str) or key not in sizes or key in storages:
       raise DamagedFileError("its list of storages does not fit its tensors")
-    count = int.from_bytes(content[position : position + COUNT], "little")
-    storages[key] = content[position + COUNT : position + COUNT + sizes[key]]
-    position += COUNT + sizes[key]
-    if position > len(content) or (sizes[key] == 0) != (count == 0) or sizes[key] % (count or 1):
+    count, size = sizes[key]
+    found = int.from_bytes(content[position : position + COUNT], "little")
+    storages[key] = content[position + COUNT : position + COUNT + count * size]
+    position += COUNT + count * size
+    if position > len(content) or found != count:
       raise DamagedFileError(f"storage {key} is cut off, or not as large as its tensors say")
   if storages.keys() != sizes.keys() or position != len(content):
     raise DamagedFileError("its storages do not fill it")

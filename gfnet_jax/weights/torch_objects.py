@@ -66,7 +66,7 @@ NO_WEIGHTS = {  # tensors whose values are not plainly in the file
   "qtensor": "a quantized tensor",
 }
 
-LoadStorage = Callable[[str, int], memoryview | None]  # key, bytes
+LoadStorage = Callable[[str, int, int], memoryview | None]
 
 
 class ForbiddenError(Exception):
@@ -92,7 +92,8 @@ class TorchObjects:
   """The `Objects` of PyTorch's pickles.
 
   Args:
-    load_storage: called with key and size in bytes of every storage.
+    load_storage: called with the key of every storage, the number of its elements, and the bytes
+      of each.
 
   Raises:
     ForbiddenError: where a pickle asks for what would run code.
@@ -118,14 +119,14 @@ class TorchObjects:
       ):
         if match := STORAGE.fullmatch(name):
           dtype, size = STORAGES[match[1]]
-          return self._storage(key, dtype, count * size)
+          return self._storage(key, dtype, count, size)
     raise ValueError("a storage of an unknown kind")
 
-  def _storage(self, key: str, dtype: str, size: int) -> Storage:
+  def _storage(self, key: str, dtype: str, count: int, size: int) -> Storage:
     if key not in self.storages:
-      self.storages[key] = Storage(dtype, size, self.load_storage(key, size))
+      self.storages[key] = Storage(dtype, count * size, self.load_storage(key, count, size))
     storage = self.storages[key]
-    if (storage.dtype, storage.size) != (dtype, size):
+    if (storage.dtype, storage.size) != (dtype, count * size):
       raise ValueError("a storage of two kinds")
     return storage
 
